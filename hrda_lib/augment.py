@@ -1,0 +1,158 @@
+"""Colour jitter and blur of mixed images."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+from hrda_lib.geometry import check_generator
+
+
+class StrongAugment:
+    r"""DACS's augmentation of mixed images: colour jitter, then Gaussian blur.
+
+    On images in [0, 1], in a random order, each followed by a clamp to [0, 1]:
+
+    .. math::
+        x + b, \qquad c\,x, \qquad S \cdot s \text{ (HSV)}, \qquad H + h \text{ (HSV, turns)}
+
+    with :math:`b \sim U(\pm 0.2)`, :math:`c, s \sim U(1 \pm 0.2)`, :math:`h \sim U(\pm 0.2)` an image; then a blur
+    with :math:`\sigma \sim U(0.15, 1.15)` an image, a kernel of about a tenth of the side and reflected borders
+    (DACS, arXiv 2007.08702; DAFormer, arXiv 2111.14887, section 4). Whether to jitter and whether to blur, and the
+    order, are drawn once a batch.
+
+    Args:
+        mean, std: three numbers each, what the caller normalised images in [0, 1] with.
+        jitter: probability of the colour jitter.
+        brightness, contrast, saturation, hue: half-widths of the ranges above, in [0, 1] (hue in [0, 0.5]).
+        blur: probability of the blur.
+        sigma: range of the blur's standard deviation in pixels.
+
+    Call it with images (B, 3, H, W), normalised floats, and a CPU generator; it returns the same kind of tensor.
+
+    Raises:
+        ValueError: a setting is out of its range, or the images are not float (B, 3, H, W).
+
+    Example:
+        >>> augment = StrongAugment(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), jitter=1.0)
+        >>> images = torch.zeros(2, 3, 8, 8)
+        >>> out = augment(images, torch.Generator().manual_seed(0))
+        >>> out.shape, bool(out.abs().max() <= 2)
+        (torch.Size([2, 3, 8, 8]), True)
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        jitter: float = 0.8,
+        brightness: float = 0.2,
+        contrast: float = 0.2,
+        saturation: float = 0.2,
+        hue: float = 0.2,
+        blur: float = 0.5,
+        sigma: tuple[float, float] = (0.15, 1.15),
+    ) -> None:
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean and std must be three numbers each, std positive, got {mean} and {std}")
+        limits = {"jitter": 1, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5, "blur": 1}
+        values = (jitter, brightness, contrast, saturation, hue, blur)
+        for (name, limit), value in zip(limits.items(), values, strict=True):
+            if not 0 <= value <= limit:
+                raise ValueError(f"{name} must be in [0, {limit}], got {value}")
+        if not 0 < sigma[0] <= sigma[1]:
+            raise ValueError(f"sigma must be a range 0 < low <= high, got {sigma}")
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.jitter, self.blur, self.sigma = jitter, blur, sigma
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        check_generator(generator)
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(f"images must be float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([self.jitter, self.blur])).tolist()
+        if not jittered and not blurred:
+            return images
+        images = images * std + mean
+        if jittered:
+            widths = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue])
+            factors = (2 * torch.rand(len(images), 4, generator=generator) - 1) * widths
+            images = color_jitter(images, factors.to(images), torch.randperm(4, generator=generator).tolist())
+        if blurred:
+            low, high = self.sigma
+            sigma = low + (high - low) * torch.rand(len(images), generator=generator)
+            images = gaussian_blur(images, sigma)
+        return (images - mean) / std
+
+
+def color_jitter(images: Tensor, shifts: Tensor, order: Sequence[int]) -> Tensor:
+    """Brightness, contrast, saturation and hue of (B, 3, H, W) images in [0, 1], changed in the given ``order``.
+
+    ``shifts`` (B, 4): added brightness, contrast - 1, saturation - 1, added hue in turns.
+    """
+    brightness, contrast, saturation, hue = shifts.T[:, :, None, None]
+    for step in order:
+        if step == 0:
+            images = (images + brightness[:, None]).clamp(0, 1)
+        elif step == 1:
+            images = (images * (1 + contrast[:, None])).clamp(0, 1)
+        else:
+            h, s, v = _rgb_to_hsv(images)
+            s, h = ((s * (1 + saturation)).clamp(0, 1), h) if step == 2 else (s, h + hue)
+            images = _hsv_to_rgb(h, s, v)
+    return images
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur (B, K, H, W) images by one standard deviation (B,) each, with reflected borders.
+
+    The kernel is the largest odd one within about a tenth of the side, as in the released code, cut off where its
+    weights vanish in float32 (beyond six standard deviations).
+    """
+    batch, channels, height, width = images.shape
+    reach = math.ceil(6 * sigma.max().item())
+    vertical, horizontal = (_kernel(min(_tenth(side) // 2, reach), sigma.double()) for side in (height, width))
+    flat = images.reshape(1, batch * channels, height, width)
+    for kernel, shape in ((vertical, (-1, 1)), (horizontal, (1, -1))):
+        weight = kernel.to(images).repeat_interleave(channels, 0).view(batch * channels, 1, *shape)
+        margin = kernel.shape[1] // 2
+        edges = (0, 0, margin, margin) if shape == (-1, 1) else (margin, margin, 0, 0)
+        flat = conv2d(pad(flat, edges, mode="reflect"), weight, groups=batch * channels)
+    return flat.view_as(images)
+
+
+def _tenth(side: int) -> int:
+    tenth = math.ceil(0.1 * side)
+    return math.floor(tenth - 0.5 + tenth % 2)
+
+
+def _kernel(margin: int, sigma: Tensor) -> Tensor:
+    distance = torch.arange(-margin, margin + 1, dtype=sigma.dtype)
+    kernel = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+def _rgb_to_hsv(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue in turns, saturation and value, each (B, H, W)."""
+    red, green, blue = images.unbind(1)
+    value, spread = images.amax(1), images.amax(1) - images.amin(1)
+    safe = torch.where(spread == 0, 1, spread)
+    sector = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    return sector / 6 % 1, spread / torch.where(value == 0, 1, value), value
+
+
+def _hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    chroma = value * saturation
+    channels = []
+    for offset in (5, 3, 1):
+        k = (offset + 6 * hue) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return torch.stack(channels, dim=1)

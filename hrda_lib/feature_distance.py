@@ -1,0 +1,116 @@
+"""Keep the student's features of things close to frozen ImageNet features."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hrda_lib.geometry import check_labels
+
+
+class FeatureDistance(nn.Module):
+    r"""Distance between the student's and a frozen encoder's features, on cells of the chosen classes.
+
+    .. math::
+        L_{FD} = \lambda \frac{\sum_{j} \lVert F_\theta(x)_j - F_0(x)_j \rVert_2\, M_j}{\sum_j M_j}
+
+    where :math:`M_j = 1` if at least ``min_ratio`` of the pixels of cell j carry one and the same class, and that class
+    is chosen (DAFormer, arXiv 2111.14887, eq. 5-7). 0, not NaN, where no cell is.
+
+    Args:
+        reference_encoder: images -> features; copied, frozen and always in eval mode.
+        classes: chosen class ids (the paper: things); None chooses all.
+        num_classes: number of classes of the labels.
+        weight: :math:`\lambda`.
+        min_ratio: share of a cell's pixels that its class must reach, in [0, 1].
+        ignore_index: the label without class.
+
+    Call it with the student's features on ``images`` (a tensor, or a sequence whose last is taken), the images
+    (B, K, h, w) that both encoders see (HRDA: the context crop), and labels (B, H, W) at full resolution, uint8 or
+    int64.
+
+    Raises:
+        ValueError: settings, shapes or types differ from the above.
+
+    Example:
+        >>> encoder = nn.Conv2d(3, 8, 4, stride=4)
+        >>> distance = FeatureDistance(encoder, classes=[1], num_classes=2)
+        >>> images, labels = torch.rand(1, 3, 8, 8), torch.ones(1, 16, 16, dtype=torch.int64)
+        >>> distance(encoder(images) + 1, images, labels).item() > 0
+        True
+        >>> distance(encoder(images) + 1, images, labels - 1).item()
+        0.0
+    """
+
+    selected: Tensor
+
+    def __init__(
+        self,
+        reference_encoder: nn.Module,
+        *,
+        classes: Sequence[int] | None,
+        num_classes: int,
+        weight: float = 0.005,
+        min_ratio: float = 0.75,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        chosen = list(range(num_classes)) if classes is None else list(classes)
+        if not chosen or min(chosen) < 0 or max(chosen) >= num_classes:
+            raise ValueError(f"classes must be ids in [0, {num_classes}), at least one, got {chosen}")
+        if not 0 <= min_ratio <= 1:
+            raise ValueError(f"min_ratio must be in [0, 1], got {min_ratio}")
+        self.num_classes, self.weight, self.min_ratio = num_classes, weight, min_ratio
+        self.ignore_index = ignore_index
+        self.reference_encoder = copy.deepcopy(reference_encoder).requires_grad_(False)
+        selected = torch.zeros(num_classes + 1, dtype=torch.bool)  # the last entry stands for the ignored pixels
+        selected[chosen] = True
+        self.register_buffer("selected", selected, persistent=False)
+        self.train(False)
+
+    def forward(self, features: Tensor | Sequence[Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        feature = _last(features)
+        with torch.no_grad():
+            reference = _last(self.reference_encoder(images))
+        if feature.shape != reference.shape:
+            raise ValueError(
+                f"features must have the reference encoder's shape {tuple(reference.shape)} on the images, "
+                f"got {tuple(feature.shape)}; pass the features of those same images"
+            )
+        mask = self._mask(labels, feature)
+        difference = feature.to(torch.promote_types(feature.dtype, torch.float32)) - reference
+        distance = torch.linalg.vector_norm(difference, dim=1)
+        mean: Tensor = (distance * mask).sum() / mask.sum().clamp(min=1)
+        return self.weight * mean
+
+    def train(self, mode: bool = True) -> "FeatureDistance":
+        super().train(mode)
+        self.reference_encoder.eval()
+        return self
+
+    def _mask(self, labels: Tensor, feature: Tensor) -> Tensor:
+        """M of the equation, (B, h, w)."""
+        batch, _, height, width = feature.shape
+        side = labels.shape[-1] // width
+        if labels.dim() != 3 or len(labels) != batch or side < 1 or labels.shape[1] // side != height:
+            raise ValueError(
+                f"labels must be (B, H, W) of {batch} images, H and W the same whole multiple of the features' "
+                f"{(height, width)}, got {tuple(labels.shape)}"
+            )
+        check_labels("labels", labels, self.num_classes, self.ignore_index)
+        labels = torch.where(labels == self.ignore_index, self.num_classes, labels.long())
+        cells = labels[:, : height * side, : width * side].view(batch, height, side, width, side)
+        cells = cells.transpose(2, 3).reshape(batch, height, width, side * side)
+        counts = feature.new_zeros(batch, height, width, self.num_classes + 1, dtype=torch.float32)
+        count, majority = counts.scatter_add_(3, cells, torch.ones_like(cells, dtype=torch.float32)).max(dim=3)
+        return (count >= self.min_ratio * side * side) & self.selected[majority]
+
+
+def _last(features: Tensor | Sequence[Tensor]) -> Tensor:
+    last = features if isinstance(features, Tensor) else features[-1]
+    if not isinstance(last, Tensor) or last.dim() != 4:
+        raise ValueError(
+            f"features must be a (B, C, h, w) tensor or a sequence whose last is one, got {type(last).__name__}"
+        )
+    return last

@@ -1,0 +1,117 @@
+"""Boxes and windows: the vocabulary that every other room shares, and the checks that go with it."""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class CropBox(NamedTuple):
+    """A rectangle in pixels of the tensor that it is applied to.
+
+    >>> CropBox(top=8, left=16, height=32, width=64).scaled(1 / 8)
+    CropBox(top=1, left=2, height=4, width=8)
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def scaled(self, factor: float) -> "CropBox":
+        """The same box on a grid that is ``factor`` times as fine.
+
+        Raises:
+            ValueError: a coordinate is not a whole number on that grid.
+        """
+        exact = Fraction(factor).limit_denominator(1 << 16)
+        scaled = [value * exact for value in self]
+        if any(value.denominator != 1 for value in scaled):
+            raise ValueError(
+                f"box {tuple(self)} times {exact} does not lie on whole cells; "
+                f"use a box whose coordinates are multiples of {exact.denominator}"
+            )
+        return CropBox(*(int(value) for value in scaled))
+
+
+def crop(tensor: Tensor, box: CropBox) -> Tensor:
+    """Cut ``box`` out of the last two dimensions of ``tensor`` (a view).
+
+    >>> crop(torch.arange(12).view(3, 4), CropBox(1, 2, 2, 2))
+    tensor([[ 6,  7],
+            [10, 11]])
+
+    Raises:
+        ValueError: the box is empty or reaches beyond the tensor.
+    """
+    top, left, height, width = box
+    if tensor.dim() < 2:
+        raise ValueError(f"tensor must have at least two dimensions (..., H, W), got shape {tuple(tensor.shape)}")
+    rows, columns = tensor.shape[-2:]
+    inside = top >= 0 and left >= 0 and height > 0 and width > 0 and top + height <= rows and left + width <= columns
+    if not inside:
+        raise ValueError(f"box {tuple(box)} must be non-empty and lie inside the tensor of {rows}x{columns} pixels")
+    return tensor[..., top : top + height, left : left + width]
+
+
+def window_grid(
+    size: int | tuple[int, int], window: int | tuple[int, int], stride: int | tuple[int, int]
+) -> list[CropBox]:
+    """Windows that cover an image, row by row; the last row and column are shifted inwards.
+
+    A window larger than the image is cut to the image, so all windows have one size.
+
+    Args:
+        size: image size (H, W) in pixels. A single int stands for a square, here and below.
+        window: window size (h, w).
+        stride: step between windows, at most the window (a larger step would leave gaps).
+
+    >>> window_grid((4, 6), (4, 4), (2, 2))
+    [CropBox(top=0, left=0, height=4, width=4), CropBox(top=0, left=2, height=4, width=4)]
+
+    Raises:
+        ValueError: a size is not positive, or the stride exceeds the window.
+    """
+    size, window, stride = pair("size", size), pair("window", window), pair("stride", stride)
+    if stride[0] > window[0] or stride[1] > window[1]:
+        raise ValueError(f"stride {stride} must not exceed the window {window}: pixels between windows would be missed")
+    height, width = min(window[0], size[0]), min(window[1], size[1])
+    rows, columns = _starts(size[0], height, stride[0]), _starts(size[1], width, stride[1])
+    return [CropBox(top, left, height, width) for top in rows for left in columns]
+
+
+def _starts(size: int, window: int, stride: int) -> list[int]:
+    return [*range(0, size - window, stride), size - window]
+
+
+def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """``size`` as (height, width) of positive ints; an int stands for a square."""
+    values = (size, size) if isinstance(size, int) else tuple(size)
+    if len(values) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
+        raise ValueError(f"{name} must be a positive int or two of them (height, width), got {size!r}")
+    return values
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Refuse labels of another type, and (eager mode, CPU) label values that are no class.
+
+    On other devices the values are not looked at: that would make the host wait for the device.
+    """
+    if labels.dtype not in (torch.uint8, torch.int64):
+        raise ValueError(f"{name} must be uint8 or int64, got {labels.dtype}; convert with .long()")
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return
+    outside = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
+    if outside.any():
+        value = int(labels[outside][0])
+        raise ValueError(
+            f"{name} holds the label {value}, outside [0, {num_classes}) and not the ignore_index {ignore_index}; "
+            "map it to a class or to the ignore_index"
+        )
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Boxes, classes and factors are drawn on the CPU, so that no draw waits for a device."""
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"generator must be a CPU generator, got one on {generator.device}; use torch.Generator()")

@@ -1,0 +1,150 @@
+"""Cross-entropy weighted by pseudo-label confidence."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+
+from hrda_lib.geometry import check_labels
+
+Normalize = Literal["all", "valid", "weight"]
+
+
+def confidence_weighted_ce(
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = 255,
+    class_weight: Tensor | Sequence[float] | None = None,
+    normalize: Normalize = "all",
+) -> Tensor:
+    r"""Cross-entropy with a weight a pixel.
+
+    .. math::
+        L = \frac{1}{Z} \sum_{i \in V} q_i\, \kappa_{y_i} \left(-\log \mathrm{softmax}(\hat y_i)_{y_i}\right),
+        \qquad V = \{i : y_i \ne \text{ignore\_index}\}
+
+    (DAFormer, arXiv 2111.14887, eq. 1 and 4), where Z is one of
+
+    - ``"all"``: :math:`B \cdot H \cdot W`, ignored pixels too (DAFormer, HRDA),
+    - ``"valid"``: :math:`|V|`,
+    - ``"weight"``: :math:`\sum_{i \in V} q_i \kappa_{y_i}`.
+
+    Args:
+        logits: (B, C, h, w) raw, at most as large as the target: upsampled bilinearly to it.
+        target: (B, H, W) uint8 or int64 class ids or ``ignore_index``.
+        weight: q, (B, H, W) in [0, 1]; None: 1.
+        ignore_index: the label without loss.
+        class_weight: :math:`\kappa`, one non-negative weight a class; None: 1.
+        normalize: which Z.
+
+    Returns:
+        A scalar, in float32 at least; 0 with zero gradient where nothing counts, never NaN.
+
+    Raises:
+        ValueError: shapes or types differ from the above; on the CPU also for a label that is no class, and for a
+            weight outside [0, 1].
+
+    Example:
+        >>> logits = torch.zeros(1, 4, 2, 2)
+        >>> target = torch.tensor([[[0, 1], [3, 255]]])
+        >>> round(confidence_weighted_ce(logits, target).item(), 4)  # 3/4 log 4
+        1.0397
+    """
+    _check(logits, target, weight, ignore_index, normalize)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.shape[-2:] != target.shape[-2:]:
+        logits = interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
+    kappa = None if class_weight is None else _class_weight(class_weight, logits)
+    target = target.long()
+    loss = cross_entropy(logits, target, weight=kappa, ignore_index=ignore_index, reduction="none")
+    total = (loss if weight is None else loss * weight).sum()
+    if normalize == "all":
+        return total / target.numel()
+    counted = (target != ignore_index).to(loss.dtype)
+    if normalize == "weight":
+        counted = counted if weight is None else counted * weight
+        counted = counted if kappa is None else counted * kappa[torch.where(target == ignore_index, 0, target)]
+    z = counted.sum()
+    return total / torch.where(z > 0, z, 1)
+
+
+class ConfidenceWeightedCE(nn.Module):
+    """:func:`confidence_weighted_ce` with its settings kept.
+
+    Example:
+        >>> criterion = ConfidenceWeightedCE(ignore_index=255)
+        >>> logits = torch.zeros(1, 4, 2, 2, requires_grad=True)
+        >>> target = torch.full((1, 8, 8), 255)
+        >>> criterion(logits, target, torch.ones(1, 8, 8)).item()
+        0.0
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = 255,
+        class_weight: Tensor | Sequence[float] | None = None,
+        normalize: Normalize = "all",
+    ) -> None:
+        super().__init__()
+        _check_normalize(normalize)
+        self.ignore_index, self.normalize = ignore_index, normalize
+        kept = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float32)
+        self.register_buffer("class_weight", kept, persistent=False)
+
+    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return confidence_weighted_ce(
+            logits,
+            target,
+            weight,
+            ignore_index=self.ignore_index,
+            class_weight=self.class_weight,
+            normalize=self.normalize,
+        )
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}, normalize={self.normalize!r}"
+
+
+def _check_normalize(normalize: str) -> None:
+    if normalize not in get_args(Normalize):
+        raise ValueError(f"normalize must be one of {get_args(Normalize)}, got {normalize!r}")
+
+
+def _class_weight(class_weight: Tensor | Sequence[float], logits: Tensor) -> Tensor:
+    kappa = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
+    if tuple(kappa.shape) != (logits.shape[1],):
+        raise ValueError(f"class_weight must be one number a class ({logits.shape[1]},), got {tuple(kappa.shape)}")
+    return kappa
+
+
+def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, normalize: str) -> None:
+    _check_normalize(normalize)
+    if logits.dim() != 4 or not logits.is_floating_point():
+        raise ValueError(f"logits must be float (B, C, h, w), got {logits.dtype} {tuple(logits.shape)}")
+    if target.dim() != 3 or len(target) != len(logits):
+        raise ValueError(f"target must be (B, H, W) with B={len(logits)} like logits, got {tuple(target.shape)}")
+    if target.numel() == 0:
+        raise ValueError(f"target must not be empty, got {tuple(target.shape)}")
+    if logits.shape[-2] > target.shape[-2] or logits.shape[-1] > target.shape[-1]:
+        raise ValueError(
+            f"logits must be at most as large as the target, got {tuple(logits.shape[-2:])} logits "
+            f"for a target of {tuple(target.shape[-2:])}"
+        )
+    check_labels("target", target, logits.shape[1], ignore_index)
+    if weight is None:
+        return
+    if weight.shape != target.shape or not weight.is_floating_point():
+        raise ValueError(
+            f"weight must be float {tuple(target.shape)} like target, got {weight.dtype} {tuple(weight.shape)}"
+        )
+    if torch.compiler.is_compiling() or weight.device.type != "cpu":
+        return
+    if not ((weight >= 0) & (weight <= 1)).all():
+        raise ValueError(f"weight must be in [0, 1], got values from {weight.min():.4g} to {weight.max():.4g}")

@@ -1,0 +1,53 @@
+"""Patch masks for masked image consistency (MIC)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from hrda_lib.geometry import pair
+
+
+def patch_mask(
+    size: int | tuple[int, int],
+    *,
+    batch: int = 1,
+    ratio: float = 0.7,
+    block: int = 64,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Hide square blocks of each image at random.
+
+    .. math::
+        m_{b} = [u_b > r], \qquad u_b \sim U(0, 1)
+
+    a block of a grid of round(H/block) x round(W/block), stretched to the image (MIC, arXiv 2212.01322, eq. 4).
+
+    Args:
+        size: image size (H, W).
+        batch: number of images B, each with a mask of its own.
+        ratio: r, the share that is hidden on average, in [0, 1].
+        block: side of a block in pixels.
+        generator: random generator; the mask is on its device.
+
+    Returns:
+        (B, 1, H, W) bool, True = kept. Multiply the images by it: hidden pixels get the mean colour.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> patch_mask((4, 4), block=2, ratio=0.5, generator=torch.Generator().manual_seed(1))[0, 0].int()
+        tensor([[1, 1, 0, 0],
+                [1, 1, 0, 0],
+                [0, 0, 1, 1],
+                [0, 0, 1, 1]], dtype=torch.int32)
+    """
+    height, width = pair("size", size)
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must be in [0, 1], got {ratio}")
+    if block < 1 or batch < 1:
+        raise ValueError(f"block and batch must be positive, got block={block}, batch={batch}")
+    grid = (max(round(height / block), 1), max(round(width / block), 1))
+    device = generator.device if generator is not None else torch.device("cpu")
+    kept = torch.rand((batch, 1, *grid), generator=generator, device=device) > ratio
+    return interpolate(kept.float(), size=(height, width), mode="nearest").bool()

@@ -1,0 +1,74 @@
+"""Intersection over union from one confusion matrix over all images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrda_lib.geometry import check_labels
+
+
+class ConfusionMatrix:
+    r"""Count how often each class was predicted as each class.
+
+    .. math::
+        \mathrm{IoU}_c = \frac{M_{cc}}{\sum_j M_{cj} + \sum_i M_{ic} - M_{cc}}
+
+    with :math:`M_{ij}` the number of pixels of class i predicted as j, over all images (Cityscapes, arXiv 1604.01685,
+    section 4.1). ``.matrix`` is (C, C) int64, rows the truth, columns the prediction; sum it over processes.
+
+    Args:
+        num_classes: C.
+        ignore_index: target label that is not counted.
+
+    Raises:
+        ValueError: shapes or types differ, or (on the CPU) a label is no class.
+
+    Example:
+        >>> confusion = ConfusionMatrix(3)
+        >>> confusion.update(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 1], [0, 255]]))
+        >>> confusion.iou()
+        tensor([0.5000, 0.5000,    nan])
+        >>> confusion.mean_iou()
+        0.5
+    """
+
+    def __init__(self, num_classes: int, *, ignore_index: int = 255) -> None:
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be positive, got {num_classes}")
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    @torch.no_grad()
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add label maps of one shape, uint8 or int64; a prediction may be anything where the target is ignored."""
+        if prediction.shape != target.shape:
+            raise ValueError(
+                f"prediction and target must have one shape, got {tuple(prediction.shape)} and {tuple(target.shape)}; "
+                "pass labels, not logits: logits.argmax(1)"
+            )
+        check_labels("target", target, self.num_classes, self.ignore_index)
+        ignored = target == self.ignore_index
+        prediction = torch.where(ignored, torch.zeros_like(prediction), prediction)
+        check_labels("prediction", prediction, self.num_classes, 0)
+        cells = self.num_classes**2
+        small = torch.int16 if cells < 2**15 else torch.int64  # bincount over int16 is several times as fast
+        index = target.to(small) * self.num_classes + prediction.to(small)
+        counts = torch.where(ignored, cells, index).flatten().bincount(minlength=cells + 1)
+        self.matrix = self.matrix.to(counts.device) + counts[:cells].view_as(self.matrix)
+
+    def iou(self) -> Tensor:
+        """IoU of each class, (C,) float32 in [0, 1]; nan where a class is neither in a target nor predicted."""
+        correct = self.matrix.diagonal()
+        union = self.matrix.sum(0) + self.matrix.sum(1) - correct
+        return (correct.double() / union.double()).float()
+
+    def mean_iou(self, classes: Sequence[int] | None = None) -> float:
+        """Mean IoU over ``classes`` (None: all) that occur; nan if none does."""
+        iou = self.iou()
+        if classes is None:
+            return iou.nanmean().item()
+        chosen = list(classes)
+        if not chosen or min(chosen) < 0 or max(chosen) >= self.num_classes:
+            raise ValueError(f"classes must be ids in [0, {self.num_classes}), at least one, got {chosen}")
+        return iou[chosen].nanmean().item()

@@ -1,0 +1,86 @@
+"""ClassMix: paste some classes of a source image onto a target image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hrda_lib.geometry import check_generator
+
+
+def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    r"""Take ``source`` where the mask is True, else ``target``.
+
+    .. math::
+        x_m = m \odot x_s + (1 - m) \odot x_t
+
+    (ClassMix, arXiv 2007.07936; DACS, arXiv 2007.08702). Use it for images, labels and weights alike.
+
+    Args:
+        source: (B, K, H, W) or (B, H, W).
+        target: of the same shape and dtype.
+        mask: (B, H, W) bool.
+
+    Raises:
+        ValueError: shapes or dtypes differ.
+
+    Example:
+        >>> mask = torch.tensor([[[True, False]]])
+        >>> class_mix(torch.tensor([[[1, 1]]]), torch.tensor([[[2, 2]]]), mask)
+        tensor([[[1, 2]]])
+    """
+    if source.dim() not in (3, 4) or source.shape != target.shape:
+        raise ValueError(
+            f"source and target must have one shape, (B, K, H, W) or (B, H, W), "
+            f"got {tuple(source.shape)} and {tuple(target.shape)}"
+        )
+    if source.dtype != target.dtype:
+        raise ValueError(f"source and target must have one dtype, got {source.dtype} and {target.dtype}; convert one")
+    expected = (source.shape[0], *source.shape[-2:])
+    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+        raise ValueError(f"mask must be bool {expected}, got {mask.dtype} {tuple(mask.shape)}")
+    return torch.where(mask if source.dim() == 3 else mask[:, None], source, target)
+
+
+def sample_class_mask(
+    labels: Tensor,
+    generator: torch.Generator | None = None,
+    classes: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
+    """True where the label is one of the chosen classes: by default half of those in the image, rounded up.
+
+    Each image's classes are drawn from its own labels; the ignore label counts as a class (DACS, arXiv 2007.08702).
+
+    Args:
+        labels: (B, H, W) uint8 or int64.
+        generator: a CPU generator.
+        classes: one list of class ids an image, instead of drawing.
+
+    Returns:
+        (B, H, W) bool.
+
+    Raises:
+        ValueError: shapes or types differ from the above, or ``classes`` is not one list an image.
+
+    Example:
+        >>> labels = torch.tensor([[[0, 1, 2, 3]]])
+        >>> sample_class_mask(labels, classes=[[1, 3]])
+        tensor([[[False,  True, False,  True]]])
+        >>> sample_class_mask(labels).sum().item()
+        2
+    """
+    check_generator(generator)
+    if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int64):
+        raise ValueError(f"labels must be uint8 or int64 (B, H, W), got {labels.dtype} {tuple(labels.shape)}")
+    if classes is None:
+        chosen = [_half(image.unique(), generator) for image in labels]
+    elif len(classes) != len(labels):
+        raise ValueError(f"classes must hold one list an image ({len(labels)}), got {len(classes)}")
+    else:
+        chosen = [torch.tensor(list(ids), dtype=torch.int64, device=labels.device) for ids in classes]
+    return torch.stack([torch.isin(image, ids) for image, ids in zip(labels, chosen, strict=True)])
+
+
+def _half(present: Tensor, generator: torch.Generator | None) -> Tensor:
+    order = torch.randperm(len(present), generator=generator)
+    return present[order[: (len(present) + 1) // 2].to(present.device)]

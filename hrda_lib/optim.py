@@ -1,0 +1,90 @@
+"""The paper's parameter groups and learning-rate schedule."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+
+def parameter_groups(
+    model: nn.Module, *, lr: float = 6e-5, head_factor: float = 10.0, weight_decay: float = 0.01
+) -> list[dict[str, Any]]:
+    """Encoder at ``lr``, its LayerNorms without weight decay; everything else at ``lr * head_factor``.
+
+    (DAFormer, arXiv 2111.14887, section 4; the released code's groups for MiT and ResNet encoders.) Frozen parameters
+    are left out.
+
+    Args:
+        model: a module with an ``encoder`` attribute.
+
+    Raises:
+        ValueError: the model has no module ``encoder``.
+
+    Example:
+        >>> model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "head": nn.Linear(2, 2)})
+        >>> [(g["name"], g["lr"], g["weight_decay"]) for g in parameter_groups(model, lr=1.0)]
+        [('encoder', 1.0, 0.01), ('encoder norm', 1.0, 0.0), ('head', 10.0, 0.01)]
+    """
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"model must have a module named encoder, got {type(model).__name__}; make the groups by hand")
+    norms = {id(p) for m in encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    in_encoder = {id(p) for p in encoder.parameters()}
+    groups: list[dict[str, Any]] = [
+        {"name": "encoder", "params": [], "lr": lr, "weight_decay": weight_decay},
+        {"name": "encoder norm", "params": [], "lr": lr, "weight_decay": 0.0},
+        {"name": "head", "params": [], "lr": lr * head_factor, "weight_decay": weight_decay},
+    ]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            group = 1 if id(parameter) in norms else 0 if id(parameter) in in_encoder else 2
+            groups[group]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
+
+
+def warmup_poly(
+    optimizer: Optimizer,
+    *,
+    total: int = 40_000,
+    warmup: int = 1_500,
+    warmup_ratio: float = 1e-6,
+    power: float = 1.0,
+) -> LRScheduler:
+    r"""Linear warm-up, then polynomial decay to 0.
+
+    .. math::
+        \eta_t = \eta \left(1 - \frac{t}{T}\right)^{p}
+            \cdot \begin{cases} 1 - (1 - t/W)(1 - r) & t < W \\ 1 & t \ge W \end{cases}
+
+    (DAFormer, arXiv 2111.14887, section 4.) Call ``step()`` after each optimiser step; 0 from step T on.
+
+    Args:
+        total: T, number of steps.
+        warmup: W, number of warm-up steps.
+        warmup_ratio: r, the first factor.
+        power: p.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+        >>> schedule = warmup_poly(optimizer, total=8, warmup=2)
+        >>> [round(schedule.lr_lambdas[0](t), 3) for t in range(9)]
+        [0.0, 0.438, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
+    """
+    if total < 1 or warmup < 0 or not 0 <= warmup_ratio <= 1 or power < 0:
+        raise ValueError(
+            f"total must be positive, warmup and power not negative, warmup_ratio in [0, 1], "
+            f"got {total}, {warmup}, {power}, {warmup_ratio}"
+        )
+
+    def factor(step: int) -> float:
+        if step >= total:
+            return 0.0
+        ramp = 1 - (1 - step / warmup) * (1 - warmup_ratio) if step < warmup else 1.0
+        return ramp * float((1 - step / total) ** power)
+
+    return LambdaLR(optimizer, factor)

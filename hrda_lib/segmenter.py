@@ -1,0 +1,204 @@
+"""HRDA around any encoder, decoder and attention head."""
+
+from fractions import Fraction
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hrda_lib.crops import MultiResCropSampler, downscale
+from hrda_lib.fusion import fuse_scales
+from hrda_lib.geometry import CropBox, crop, pair
+from hrda_lib.sliding_window import Output, SlidingWindowInferer
+
+Detail = Literal["crop", "windows"]
+
+
+class SegmenterOutput(NamedTuple):
+    """One forward pass of :class:`MultiResSegmenter`, B images of (H, W), scale s, output stride o."""
+
+    logits: Tensor
+    """Fused, (B, C, H/o, W/o)."""
+    detail_logits: Tensor
+    """Of the detail crop (B, C, h/o, w/o), or the average over all windows (B, C, H/o, W/o)."""
+    detail_box: CropBox | None
+    """Where the detail crop lies, in image pixels; None for windows."""
+    context_logits: Tensor
+    """Raw, (B, C, H/(s*o), W/(s*o))."""
+    attention: Tensor | float
+    """After the sigmoid, unmasked, (B, C or 1, H/(s*o), W/(s*o)); or the fixed number."""
+    features: Any
+    """What the encoder returned for the context."""
+    context: Tensor
+    """The downscaled images, (B, K, H/s, W/s)."""
+
+
+class MultiResSegmenter(nn.Module):
+    r"""One network at two scales: a downscaled context, and full-resolution detail, fused by attention.
+
+    .. math::
+        \hat y = \mathrm{fuse}(g(f(x_c)),\; g(f(x_d)),\; \sigma(f_A(f(x_c))))
+
+    with encoder f, decoder g and attention head f_A, all shared by both scales
+    (HRDA, arXiv 2204.13132, section 3.2-3.3; the blend itself is :func:`hrda_lib.fuse_scales`).
+
+    Args:
+        encoder: images -> features of any type.
+        decoder: features -> logits at 1/``output_stride`` of the images.
+        attention: features -> attention logits (C or 1 channels, the size of the context logits), or a float in [0, 1]
+            that fixes the mix: 0 context only, 1 detail only, 0.5 the average.
+        detail_size: detail crop and window (h, w) in pixels.
+        scale: s, how much coarser the context is.
+        output_stride: o, image pixels a logit cell.
+        detail_stride: step between detail windows, a multiple of o; None: half a window.
+
+    Image sides must be multiples of scale * output_stride (times the denominator of a fractional scale);
+    :meth:`predict` takes any size.
+
+    Raises:
+        ValueError: sizes do not divide, the box does not lie inside the image, or the modules' answers do not fit.
+
+    Example:
+        >>> encoder, decoder = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 19, 1)
+        >>> model = MultiResSegmenter(encoder, decoder, nn.Conv2d(8, 1, 1), detail_size=(32, 32))
+        >>> out = model(torch.rand(2, 3, 64, 64), CropBox(8, 16, 32, 32))
+        >>> out.logits.shape, out.detail_logits.shape, out.context_logits.shape
+        (torch.Size([2, 19, 16, 16]), torch.Size([2, 19, 8, 8]), torch.Size([2, 19, 8, 8]))
+        >>> model.predict(torch.rand(1, 3, 50, 70), output="labels").shape
+        torch.Size([1, 50, 70])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        attention: nn.Module | float,
+        *,
+        detail_size: int | tuple[int, int],
+        scale: float = 2,
+        output_stride: int = 4,
+        detail_stride: int | tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(attention, int | float) and not 0 <= attention <= 1:
+            raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
+        # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand
+        denominator = Fraction(scale).limit_denominator(1 << 16).denominator
+        self._sampler = MultiResCropSampler(detail_size, scale=scale, output_stride=output_stride * denominator)
+        self.detail_size, self.scale, self.output_stride = self._sampler.detail_size, scale, output_stride
+        height, width = self.detail_size
+        self.detail_stride = (
+            (height // 2, width // 2) if detail_stride is None else pair("detail_stride", detail_stride)
+        )
+        if self.detail_stride[0] % output_stride or self.detail_stride[1] % output_stride:
+            raise ValueError(
+                f"detail_stride must be a multiple of output_stride {output_stride}, got {self.detail_stride}"
+            )
+        self.encoder, self.decoder, self.attention = encoder, decoder, attention
+
+    def forward(
+        self,
+        images: Tensor,
+        box: CropBox | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        detail: Detail | None = None,
+    ) -> SegmenterOutput:
+        """Segment ``images`` (B, K, H, W).
+
+        Args:
+            box: the detail crop in image pixels; None: drawn with ``generator`` where a crop is wanted.
+            detail: "crop" (one) or "windows" (all over the image); None: "crop" while training or with a box,
+                else "windows".
+        """
+        if detail not in ("crop", "windows", None):
+            raise ValueError(f"detail must be 'crop', 'windows' or None, got {detail!r}")
+        if detail == "windows" and box is not None:
+            raise ValueError("box is for detail='crop'; windows cover the whole image")
+        size = self._check_size(images)
+        context = downscale(images, self.scale)
+        features = self.encoder(context)
+        context_logits = self._decode(features, context)
+        attention = self.attention(features).sigmoid() if isinstance(self.attention, nn.Module) else self.attention
+
+        if detail == "crop" or (detail is None and (self.training or box is not None)):
+            box = self._sampler.sample(size, generator)[1] if box is None else CropBox(*box)
+            patch = crop(images, box)
+            cells = box.scaled(1 / self.output_stride)
+            detail_logits = self._decode(self.encoder(patch), patch)
+        else:
+            cells = None
+            detail_logits = self._detail_windows(images)
+        logits = fuse_scales(context_logits, detail_logits, attention, box=cells, scale=self.scale)
+        return SegmenterOutput(logits, detail_logits, box, context_logits, attention, features, context)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Tensor,
+        *,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        output: Output = "logits",
+        batch_size: int | None = 1,
+    ) -> Tensor:
+        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
+
+        Windows of the context's size, each fused from both scales, are averaged (HRDA, section 4.1). Images are padded
+        with 0 (the mean colour) at the bottom and right to whole cells, and the result is cut back.
+
+        Args:
+            images: (B, K, H, W).
+            window: window size, a multiple of scale * output_stride; None: scale * detail_size.
+            stride: step between windows; None: half a window.
+            output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
+            batch_size: windows x images at once: more memory, the same result.
+        """
+        if images.dim() != 4:
+            raise ValueError(f"images must be (B, K, H, W), got {tuple(images.shape)}")
+        height, width = self.detail_size
+        window = pair("window", window or (round(height * self.scale), round(width * self.scale)))
+        if window[0] % self._sampler.cell or window[1] % self._sampler.cell:
+            raise ValueError(f"window must be a multiple of {self._sampler.cell} pixels, got {window}")
+        rows, columns = images.shape[-2:]
+        padded = pad(images, (0, -columns % self._sampler.cell, 0, -rows % self._sampler.cell))
+        infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            return infer(padded, lambda x: self(x, detail="windows").logits)[..., :rows, :columns]
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _detail_windows(self, images: Tensor) -> Tensor:
+        # a batch norm that uses batch statistics must see all windows at once, as in the released code
+        at_once = any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in self.modules())
+        infer = SlidingWindowInferer(
+            self.detail_size, stride=self.detail_stride, batch_size=None if at_once else 4, resize=False
+        )
+        return infer(images, lambda windows: self._decode(self.encoder(windows), windows))
+
+    def _decode(self, features: Any, images: Tensor) -> Tensor:
+        logits = self.decoder(features)
+        size = tuple(side // self.output_stride for side in images.shape[-2:])
+        if not isinstance(logits, Tensor) or logits.dim() != 4 or tuple(logits.shape[-2:]) != size:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"decoder must return logits (B, C, {size[0]}, {size[1]}) for images of {tuple(images.shape[-2:])} at "
+                f"output_stride={self.output_stride}, got {got}"
+            )
+        return logits
+
+    def _check_size(self, images: Tensor) -> tuple[int, int]:
+        if images.dim() != 4 or not images.is_floating_point():
+            raise ValueError(f"images must be float (B, K, H, W), got {images.dtype} {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        if height % self._sampler.cell or width % self._sampler.cell:
+            raise ValueError(
+                f"images must have sides that are multiples of {self._sampler.cell}, got {(height, width)}; "
+                "pad them, or use predict()"
+            )
+        return height, width

@@ -1,0 +1,234 @@
+"""The terms of one self-training step, as losses to call backward on."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from hrda_lib.feature_distance import FeatureDistance
+from hrda_lib.geometry import CropBox, crop
+from hrda_lib.losses import confidence_weighted_ce
+from hrda_lib.masking import patch_mask
+from hrda_lib.mixing import class_mix, sample_class_mask
+from hrda_lib.pseudo_labeling import Per, pseudo_labels
+from hrda_lib.segmenter import SegmenterOutput
+from hrda_lib.teacher import unwrap
+
+Objective = Literal["fused", "context", "detail", "separate"]
+Augment = Callable[[Tensor, torch.Generator | None], Tensor]
+Parts = dict[str, Tensor]
+
+
+class SelfTraining:
+    r"""Source loss, teacher labels and mixed loss of DAFormer and HRDA, one method a term.
+
+    .. math::
+        L = L_S + L_{FD} + L_T, \qquad
+        L_{S|T} = (1 - \lambda_d)\, \mathrm{CE}(\hat y, y, q) + \lambda_d\, \mathrm{CE}(\hat y_d, y[b], q[b])
+
+    with q = 1 on the source and the teacher's confidence on mixed images (HRDA, arXiv 2204.13132, eq. 3, 10-12;
+    DAFormer, arXiv 2111.14887, eq. 4-8). CE divides by all pixels.
+
+    Args:
+        student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
+            ``box`` and ``generator`` where its ``forward`` takes them.
+        teacher: images -> what the student returns, without gradient (:class:`hrda_lib.EMATeacher`).
+        feature_distance: adds :math:`L_{FD}` to the source loss (needs a SegmenterOutput).
+        detail_weight: :math:`\lambda_d` in [0, 1].
+        threshold, per: of :func:`hrda_lib.pseudo_labels`.
+        objective: what is trained, and what the teacher labels with: "fused" (HRDA), "context" or "detail" alone, or
+            "separate": the equation with the context in place of the fused prediction, labels from the mean of both.
+        augment: (images, generator) -> images, applied to mixed images; None: nothing.
+        generator: CPU generator for boxes, classes, masks and ``augment``; None: torch's default.
+
+    ``parts`` are detached scalars by name: "fused", "context", "detail", "logits" (a plain student), before their
+    weights, and "feature_distance", with its weight. Images (B, K, H, W) float, labels (B, H, W) uint8 or int64 with
+    255 ignored, weights (B, H, W) in [0, 1].
+
+    Raises:
+        ValueError: settings or shapes do not fit each other.
+
+    Example: one step. The caller runs ``teacher.update(student)`` at the start of every step but the first.
+        >>> from hrda_lib import EMATeacher
+        >>> student = nn.Conv2d(3, 4, 1)
+        >>> training = SelfTraining(student, EMATeacher(student), generator=torch.Generator().manual_seed(0))
+        >>> source, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+        >>> labels = torch.randint(4, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+        >>> for name, loss in training.losses(source, labels, target):
+        ...     loss.backward()
+        ...     print(name, loss.item() > 0)
+        source True
+        mixed True
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Callable[[Tensor], Any],
+        *,
+        feature_distance: FeatureDistance | None = None,
+        detail_weight: float = 0.1,
+        threshold: float = 0.968,
+        per: Per = "batch",
+        objective: Objective = "fused",
+        augment: Augment | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not 0 <= detail_weight <= 1 or not 0 <= threshold <= 1:
+            raise ValueError(f"detail_weight and threshold must be in [0, 1], got {detail_weight} and {threshold}")
+        for name, value, kinds in (("per", per, Per), ("objective", objective, Objective)):
+            if value not in get_args(kinds):
+                raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
+        self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
+        self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
+        self.augment, self.generator = augment, generator
+        self._takes_box = {"box", "generator"} <= inspect.signature(unwrap(student).forward).parameters.keys()
+
+    def source(self, images: Tensor, labels: Tensor, *, box: CropBox | None = None) -> tuple[Tensor, Parts]:
+        """Supervised loss plus feature distance on labelled images: one graph, one backward."""
+        _check_batch("labels", labels, images)
+        output = self._segment(images, box)
+        loss, parts = self._loss(output, labels, None)
+        if self.feature_distance is not None:
+            if not isinstance(output, SegmenterOutput):
+                raise ValueError("feature_distance needs a student that returns SegmenterOutput, got plain logits")
+            distance = self.feature_distance(output.features, output.context, labels)
+            loss, parts["feature_distance"] = loss + distance, distance.detach()
+        return loss, parts
+
+    @torch.no_grad()
+    def pseudo_label(self, images: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The teacher's labels (B, H, W) and their weight; weight 0 where ``valid`` (B, H, W) bool is False."""
+        logits = self._teacher_logits(self.teacher(images))
+        size = (images.shape[-2], images.shape[-1])
+        return pseudo_labels(logits, size=size, threshold=self.threshold, valid=valid, per=self.per)
+
+    def mixed(
+        self,
+        source_images: Tensor,
+        source_labels: Tensor,
+        target_images: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        *,
+        classes: Sequence[Sequence[int]] | None = None,
+        box: CropBox | None = None,
+    ) -> tuple[Tensor, Parts]:
+        """Loss on target images with some source classes pasted in (weight 1) over the pseudo labels."""
+        _check_batch("source_labels", source_labels, source_images)
+        _check_batch("labels", labels, target_images)
+        mask = sample_class_mask(source_labels, self.generator, classes)
+        images = class_mix(source_images, target_images, mask)
+        labels = class_mix(source_labels.long(), labels.long(), mask)
+        weight = class_mix(torch.ones_like(weight), weight, mask)
+        if self.augment is not None:
+            images = self.augment(images, self.generator)
+        return self._loss(self._segment(images, box), labels, weight)
+
+    def masked(
+        self,
+        target_images: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        *,
+        mask: Tensor | None = None,
+        box: CropBox | None = None,
+    ) -> tuple[Tensor, Parts]:
+        """Loss on patch-masked target images (MIC, arXiv 2212.01322, eq. 5); ``mask`` (B, 1, H, W), None: drawn."""
+        _check_batch("labels", labels, target_images)
+        batch, _, height, width = target_images.shape
+        if mask is None:
+            mask = patch_mask((height, width), batch=batch, generator=self.generator)
+        if tuple(mask.shape) != (batch, 1, height, width):
+            raise ValueError(f"mask must be {(batch, 1, height, width)}, got {tuple(mask.shape)}")
+        return self._loss(self._segment(target_images * mask.to(target_images), box), labels, weight)
+
+    def losses(
+        self,
+        source_images: Tensor,
+        source_labels: Tensor,
+        target_images: Tensor,
+        *,
+        target_valid: Tensor | None = None,
+        source_box: CropBox | None = None,
+        mixed_box: CropBox | None = None,
+        mixed_classes: Sequence[Sequence[int]] | None = None,
+    ) -> Iterator[tuple[str, Tensor]]:
+        """("source", loss), then ("mixed", loss). Call backward on each before asking for the next."""
+        _check_batch("source_labels", source_labels, source_images)
+        if source_images.shape != target_images.shape:
+            raise ValueError(
+                f"source_images and target_images must have one shape, "
+                f"got {tuple(source_images.shape)} and {tuple(target_images.shape)}"
+            )
+
+        def terms() -> Iterator[tuple[str, Tensor]]:
+            yield "source", self.source(source_images, source_labels, box=source_box)[0]
+            labels, weight = self.pseudo_label(target_images, valid=target_valid)
+            yield (
+                "mixed",
+                self.mixed(
+                    source_images, source_labels, target_images, labels, weight, classes=mixed_classes, box=mixed_box
+                )[0],
+            )
+
+        return terms()
+
+    def _segment(self, images: Tensor, box: CropBox | None) -> SegmenterOutput | Tensor:
+        if self._takes_box:
+            output = self.student(images, box=box, generator=self.generator)
+        elif box is not None:
+            raise ValueError("box needs a student whose forward takes box and generator, such as MultiResSegmenter")
+        else:
+            output = self.student(images)
+        return _checked("student", output)
+
+    def _loss(self, output: SegmenterOutput | Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Parts]:
+        if isinstance(output, Tensor):
+            loss = confidence_weighted_ce(output, labels, weight)
+            return loss, {"logits": loss.detach()}
+        losses = {}
+        if self.objective != "detail":
+            main = "fused" if self.objective == "fused" else "context"
+            logits = output.logits if main == "fused" else output.context_logits
+            losses[main] = confidence_weighted_ce(logits, labels, weight)
+        if self.objective != "context":
+            box = output.detail_box or CropBox(0, 0, *labels.shape[-2:])
+            detail_weight = None if weight is None else crop(weight, box)
+            losses["detail"] = confidence_weighted_ce(output.detail_logits, crop(labels, box), detail_weight)
+        parts = {name: loss.detach() for name, loss in losses.items()}
+        if len(losses) == 1:
+            return next(iter(losses.values())), parts
+        main_loss, detail_loss = losses.values()
+        return (1 - self.detail_weight) * main_loss + self.detail_weight * detail_loss, parts
+
+    def _teacher_logits(self, answer: Any) -> Tensor:
+        output = _checked("teacher", answer)
+        if isinstance(output, Tensor):
+            return output
+        if self.objective in ("fused", "context"):
+            return output.logits if self.objective == "fused" else output.context_logits
+        if output.detail_box is not None:
+            raise ValueError(
+                "teacher must predict the detail all over the image (windows), got one crop; call eval() on it"
+            )
+        if self.objective == "detail":
+            return output.detail_logits
+        size = output.detail_logits.shape[-2:]
+        context = interpolate(output.context_logits, size=size, mode="bilinear", align_corners=False)
+        return (context + output.detail_logits) / 2
+
+
+def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
+    if isinstance(output, SegmenterOutput | Tensor):
+        return output
+    raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {type(output).__name__}")
+
+
+def _check_batch(name: str, labels: Tensor, images: Tensor) -> None:
+    expected = (images.shape[0], *images.shape[-2:])
+    if images.dim() != 4 or tuple(labels.shape) != expected:
+        raise ValueError(f"{name} must be {expected} like its images {tuple(images.shape)}, got {tuple(labels.shape)}")

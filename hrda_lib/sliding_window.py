@@ -1,0 +1,158 @@
+"""Overlapping windows over an image of any size, averaged into one prediction."""
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from itertools import product
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from hrda_lib.geometry import CropBox, crop, pair, window_grid
+
+Blend = Literal["constant", "gaussian"]
+Output = Literal["logits", "probs", "labels"]
+Predictor = Callable[[Tensor], Tensor]
+Call = list[tuple[CropBox, int]]  # the windows of one call: where, and in which image
+Progress = Callable[[list[Call]], Iterable[Call]]
+
+
+class SlidingWindowInferer:
+    r"""Run any predictor over overlapping windows of an image and average what it says.
+
+    .. math::
+        \hat y(p) = \frac{\sum_{w \ni p} g_w(p)\, \zeta(f(x[w]))(p)}{\sum_{w \ni p} g_w(p)}
+
+    with :math:`g = 1` (HRDA, arXiv 2204.13132, section 3.3 and its released evaluation) or a Gaussian
+    around the window's centre, :math:`\sigma` = an eighth of the window.
+
+    Args:
+        window: window size (h, w) in image pixels; cut to the image where it is larger.
+        stride: step between windows; None: half a window, rounded up.
+        batch_size: windows x images a call of the predictor; None: all at once. The result does not depend on it.
+        blend: "constant" or "gaussian".
+        output: "logits", "probs" (softmax of the averaged logits) or "labels" (their argmax; uint8 up to 256
+            classes, else int64).
+        resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; False: averaged at the
+            predictor's own resolution.
+        progress: wraps the list of calls, as ``tqdm`` does.
+
+    The predictor maps windows (b, K, h, w) of the image's dtype to float logits (b, C, h', w'). Averages are
+    kept in float32 (float64 for float64 predictions). Gradients flow through; use ``torch.no_grad()`` for inference.
+
+    Raises:
+        ValueError: a setting or the image does not fit, or the predictor's answer has the wrong type, batch size,
+            channels or, with ``resize=False``, a size that does not divide the windows' positions.
+
+    Example:
+        >>> infer = SlidingWindowInferer((4, 4), stride=(2, 2), output="labels")
+        >>> image = torch.zeros(1, 3, 6, 9)
+        >>> labels = infer(image, lambda x: torch.cat([x[:, :1], x[:, :1] + 1], dim=1))
+        >>> labels.shape, labels.dtype, labels.unique().item()
+        (torch.Size([1, 6, 9]), torch.uint8, 1)
+    """
+
+    def __init__(
+        self,
+        window: int | tuple[int, int],
+        *,
+        stride: int | tuple[int, int] | None = None,
+        batch_size: int | None = 4,
+        blend: Blend = "constant",
+        output: Output = "logits",
+        resize: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be positive or None (all at once), got {batch_size}")
+        for name, value, kinds in (("blend", blend, get_args(Blend)), ("output", output, get_args(Output))):
+            if value not in kinds:
+                raise ValueError(f"{name} must be one of {kinds}, got {value!r}")
+        self.window = pair("window", window)
+        self.stride = (
+            ((self.window[0] + 1) // 2, (self.window[1] + 1) // 2) if stride is None else pair("stride", stride)
+        )
+        window_grid(
+            self.window, self.window, self.stride
+        )  # refuses a stride beyond the window now, not at the first image
+        self.batch_size, self.blend, self.output = batch_size, blend, output
+        self.resize, self.progress = resize, progress
+
+    def __call__(self, image: Tensor, predictor: Predictor) -> Tensor:
+        if image.dim() != 4 or 0 in image.shape:
+            raise ValueError(f"image must be (B, K, H, W) and not empty, got {tuple(image.shape)}")
+        boxes = window_grid((image.shape[-2], image.shape[-1]), self.window, self.stride)
+        jobs = list(product(boxes, range(len(image))))
+        step = self.batch_size or len(jobs)
+        calls = [jobs[start : start + step] for start in range(0, len(jobs), step)]
+
+        total = weight = image.new_zeros(0)
+        for call in self.progress(calls) if self.progress else calls:
+            logits = self._predict(image, call, predictor)
+            if not len(total):
+                cells = _to_cells(CropBox(0, 0, *image.shape[-2:]), boxes[0], logits)
+                total = logits.new_zeros(len(image), logits.shape[1], cells.height, cells.width)
+                weight = self._window_weight(logits)
+            if logits.shape[1] != total.shape[1]:
+                raise ValueError(
+                    f"predictor returned {logits.shape[1]} channels for one window and {total.shape[1]} for another; "
+                    "it must return the same classes for every window"
+                )
+            for (box, index), window_logits in zip(call, logits * weight, strict=True):
+                crop(total[index], _to_cells(box, box, logits)).add_(window_logits)
+
+        coverage = total.new_zeros(total.shape[-2:])
+        for box in boxes:
+            crop(coverage, _to_cells(box, box, logits)).add_(weight)
+        return _finish(total / coverage, self.output)
+
+    def _predict(self, image: Tensor, call: Call, predictor: Predictor) -> Tensor:
+        windows = torch.stack([crop(image[index], box) for box, index in call])
+        size, logits = windows.shape[-2:], predictor(windows)
+        if not isinstance(logits, Tensor) or logits.dim() != 4 or not logits.is_floating_point():
+            got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"predictor must return float logits (b, C, h, w), got {got}; "
+                "for a model with another output pass a function, e.g. lambda x: model(x)['out']"
+            )
+        if len(logits) != len(call):
+            raise ValueError(f"predictor returned a batch of {len(logits)} for {len(call)} windows")
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.resize and logits.shape[-2:] != size:
+            logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits
+
+    def _window_weight(self, logits: Tensor) -> Tensor:
+        """g of the equation, (h, w) in cells of the logits."""
+        height, width = logits.shape[-2:]
+        if self.blend == "constant":
+            return logits.new_ones(height, width)
+        rows, columns = (_gaussian(length).to(logits) for length in (height, width))
+        return rows[:, None] * columns
+
+
+def _gaussian(length: int) -> Tensor:
+    distance = torch.arange(length) - (length - 1) / 2
+    return torch.exp(-0.5 * (distance / (length / 8)) ** 2)
+
+
+def _to_cells(box: CropBox, window: CropBox, logits: Tensor) -> CropBox:
+    """``box`` in cells of what the predictor returned for ``window``."""
+    height, width = logits.shape[-2:]
+    factor = Fraction(height, window.height)
+    if factor * window.width != width or any(value * factor % 1 for value in box):
+        raise ValueError(
+            f"predictor returned {(height, width)} cells for windows of {(window.height, window.width)} pixels, which "
+            f"do not line up with the box {tuple(box)}; with resize=False the image, the window and the stride must be "
+            "multiples of the predictor's output stride"
+        )
+    return CropBox(*(int(value * factor) for value in box))
+
+
+def _finish(logits: Tensor, output: Output) -> Tensor:
+    if output == "logits":
+        return logits
+    if output == "probs":
+        return logits.softmax(dim=1)
+    return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int64)

@@ -1,0 +1,155 @@
+"""The mean teacher: an exponential moving average of the student."""
+
+import copy
+import warnings
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+Buffers = Literal["keep", "copy", "average"]
+BatchNormMode = Literal["train", "eval"]
+
+
+class EMATeacher(nn.Module):
+    r"""A frozen copy of the student whose parameters follow it slowly.
+
+    .. math::
+        \phi_k = \alpha_k \phi_{k-1} + (1 - \alpha_k)\,\theta, \qquad \alpha_k = \min(1 - 1/(k+1),\ \alpha)
+
+    (Tarvainen & Valpola 2017; DAFormer, arXiv 2111.14887, section 3.2). Construction is the copy :math:`\phi_0`;
+    the k-th :meth:`update` uses :math:`\alpha_k`, so 0.5 first.
+
+    Args:
+        student: the module to copy and follow; ``DistributedDataParallel`` and ``torch.compile`` are unwrapped.
+        decay: :math:`\alpha` in [0, 1).
+        warmup: False uses :math:`\alpha` from the first update.
+        buffers: "keep" the teacher's own (the paper), "copy" the student's at each update, or "average" them too.
+        batch_norm: what batch norm layers use after ``train()`` (the state after construction): statistics of
+            the "train" batch (the paper) or, with "eval", the running ones. Every Dropout and DropPath is always off.
+
+    ``eval()`` is pure inference and leaves all buffers alone. Calls run without gradient and return whatever the
+    student returns; ``.module`` is the averaged copy. The step counter and the settings are part of ``state_dict``
+    and come back with ``load_state_dict``; to change a setting after a resume, set the attribute.
+
+    Raises:
+        ValueError: a setting is unknown, or a student's names or shapes differ from the teacher's.
+
+    Example:
+        >>> student = nn.BatchNorm2d(2)  # weight 1, bias 0
+        >>> teacher = EMATeacher(student, decay=0.99)
+        >>> with torch.no_grad():
+        ...     _ = student.bias.add_(1.0)
+        >>> teacher.update(student)
+        >>> teacher.module.bias.tolist()
+        [0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        decay: float = 0.999,
+        warmup: bool = True,
+        buffers: Buffers = "keep",
+        batch_norm: BatchNormMode = "train",
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        for name, value, kinds in (("buffers", buffers, Buffers), ("batch_norm", batch_norm, BatchNormMode)):
+            if value not in get_args(kinds):
+                raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
+        self.decay, self.warmup, self.buffer_policy, self.batch_norm = decay, warmup, buffers, batch_norm
+        self.step = 0
+        self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
+        self.train()
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Move the average towards ``student``, on whatever device and in whatever dtype it is."""
+        student = unwrap(student)
+        mine, theirs = _matched(dict(self.module.named_parameters()), dict(student.named_parameters()), "parameters")
+        own_buffers, new_buffers = _matched(dict(self.module.named_buffers()), dict(student.named_buffers()), "buffers")
+        self.step += 1
+        decay = min(1 - 1 / (self.step + 1), self.decay) if self.warmup else self.decay
+        _warn_of_rounding(mine, decay)
+        _average(mine, theirs, decay)
+        if self.buffer_policy != "keep":
+            _average(own_buffers, new_buffers, decay if self.buffer_policy == "average" else 0.0)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "EMATeacher":
+        super().train(mode)
+        self.module.eval()
+        for layer in self.module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.training = mode and self.batch_norm == "train"
+        return self
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "decay": self.decay,
+            "warmup": self.warmup,
+            "buffers": self.buffer_policy,
+            "batch_norm": self.batch_norm,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.step, self.decay, self.warmup = state["step"], state["decay"], state["warmup"]
+        self.buffer_policy, self.batch_norm = state["buffers"], state["batch_norm"]
+        self.train(self.training)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
+    while True:
+        if isinstance(module, DistributedDataParallel | DataParallel):
+            module = module.module
+        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def _matched(mine: dict[str, Tensor], theirs: dict[str, Tensor], kind: str) -> tuple[list[Tensor], list[Tensor]]:
+    mine = {name.replace("_orig_mod.", ""): tensor for name, tensor in mine.items()}
+    theirs = {name.replace("_orig_mod.", ""): tensor for name, tensor in theirs.items()}
+    if mine.keys() != theirs.keys():
+        missing, unexpected = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+        raise ValueError(
+            f"student must have the teacher's {kind}: missing {missing[:5]}, unexpected {unexpected[:5]}; "
+            "update with the module that the teacher was built from"
+        )
+    for name, tensor in mine.items():
+        if tensor.shape != theirs[name].shape:
+            raise ValueError(
+                f"student's {name} must have the teacher's shape {tuple(tensor.shape)}, got {tuple(theirs[name].shape)}"
+            )
+    return list(mine.values()), [theirs[name] for name in mine]
+
+
+def _average(mine: list[Tensor], theirs: list[Tensor], decay: float) -> None:
+    pairs = [(m, t.to(m, non_blocking=True)) for m, t in zip(mine, theirs, strict=True)]
+    floats = [(m, t) for m, t in pairs if m.is_floating_point() or m.is_complex()]
+    if floats:
+        torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], 1 - decay)
+    for m, t in pairs:
+        if not (m.is_floating_point() or m.is_complex()):
+            m.copy_(t)
+
+
+def _warn_of_rounding(parameters: list[Tensor], decay: float) -> None:
+    coarse = [p for p in parameters if p.is_floating_point() and torch.finfo(p.dtype).eps > 1 - decay]
+    if coarse:
+        warnings.warn(
+            f"the teacher's {coarse[0].dtype} parameters cannot follow with decay {decay:.6g}: the change is rounded "
+            "away; keep the teacher in float32 with teacher.float()",
+            stacklevel=3,
+        )
