@@ -1,0 +1,202 @@
+"""Adapt a segmentation network from labelled to unlabelled images: two folders in, a run folder out.
+
+    python examples/own_data.py --source DIR --target DIR --out RUN
+
+--source: DIR/images and DIR/labels (single-channel PNGs of class ids, 255 ignored). --target: DIR/images; whatever else
+lies there is never opened. Several source folders may be given, for example a few labelled images of the target domain.
+
+Methods, all with the same network, the same number of steps and rare-class sampling:
+    source      labelled images only, without colour augmentation
+    source-aug  the control: with colour augmentation, no target image
+    hrda        source-aug for the warm-up, then self-training on the target images as well
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hrda_lib import EMATeacher, MultiResSegmenter, SelfTraining, StrongAugment
+from hrda_lib.data import (
+    Concatenated,
+    Folders,
+    RareClasses,
+    SourceCrops,
+    TargetCrops,
+    UnlabeledImages,
+    check_classes,
+    count_labels,
+)
+from hrda_lib.optim import warmup_poly
+from support.networks import build
+from support.plots import draw_curves, draw_panel
+from support.run_files import MEAN, STD, load_weights, normalize, read_metrics, save, start_run, write_metrics
+
+VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that one may want to change; each is an option of the command line."""
+
+    source: list[Path]
+    target: Path
+    out: Path
+    method: str = "hrda"
+    steps: int = 600  # after the warm-up
+    warmup: int = -1  # source steps before, in every method; -1: twice the steps
+    seed: int = 0
+    classes: Path | None = None  # a name a line, the first is id 0; "void" marks ids to ignore; None: ids as found
+    encoder: str = "mini"  # or a timm name
+    encoder_weights: Path | None = None
+    init: Path | None = None  # last.pt of another run, for a warm start
+    batch_size: int = 2  # of each domain
+    crop: tuple[int, int] = (0, 0)  # context crop; 0: four fifths of the first source image, at most 512
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    clip: float = 5.0
+    ema_decay: float = 0.99
+    threshold: float = 0.9
+    per: str = "pixel"
+    temperature: float = 0.05  # of rare-class sampling
+    min_pixels: int = 200
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What :func:`prepare` found."""
+
+    source: Concatenated
+    target: UnlabeledImages
+    names: list[str]
+    ignore: list[int]
+    rare_classes: RareClasses
+    crop: tuple[int, int]
+
+
+def prepare(config: Config) -> Data:
+    """Read every source label once, and refuse what would fail later."""
+    names = [line.strip() for line in config.classes.read_text().splitlines()] if config.classes else []
+    ignore = [i for i, name in enumerate(names) if name.lower() in VOID]
+    while names and names[-1].lower() in VOID:
+        names.pop()
+    source = Concatenated([Folders(root, ignore=ignore) for root in config.source])
+    target = Folders(config.target).unlabeled()
+    counts = count_labels(source, cache=config.out / "label_counts.json", progress=lambda r: tqdm(r, "reading labels"))
+    if not config.classes:
+        names = [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
+    check_classes(source, counts, len(names))
+    rare_classes = RareClasses(counts[:, : len(names)], temperature=config.temperature, min_pixels=config.min_pixels)
+    size = source[0].label.shape
+    crop = tuple(side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
+    return Data(source, target, names, ignore, rare_classes, (crop[0], crop[1]))
+
+
+def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
+    """The loop; returns the number of steps taken. Ctrl-C ends it early."""
+    warmup = 2 * config.steps if config.warmup < 0 else config.warmup
+    total, device = warmup + config.steps, torch.device(config.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    augment = StrongAugment(mean=MEAN, std=STD)
+    student.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = warmup_poly(optimizer, total=total, warmup=min(50, total // 2), power=0.9)
+    source = SourceCrops(
+        data.source, data.crop, length=total * config.batch_size, seed=config.seed, rare_classes=data.rare_classes
+    )
+    target = TargetCrops(data.target, data.crop, length=max(config.steps, 1) * config.batch_size, seed=config.seed)
+    source_batches, target_batches = (iter(DataLoader(x, config.batch_size)) for x in (source, target))
+    teacher = training = None
+    step, began, progress = 0, time.monotonic(), tqdm(range(total), config.method)
+    try:
+        for step in progress:
+            adapting = config.method == "hrda" and step >= warmup
+            if adapting and teacher is None:
+                teacher = EMATeacher(student, decay=config.ema_decay)
+            elif teacher is not None:
+                teacher.update(student)
+            training = SelfTraining(
+                student,
+                teacher or student,
+                threshold=config.threshold,
+                per=config.per,
+                augment=augment,
+                generator=generator,
+            )
+
+            images, labels = next(source_batches)
+            images, labels = normalize(images.to(device)), labels.to(device)
+            seen = images if config.method == "source" else augment(images, generator)
+            loss, _ = training.source(seen, labels)
+            loss.backward()
+            values = {"loss_source": loss.item()}
+
+            if adapting:
+                target_images, valid = next(target_batches)
+                target_images, valid = normalize(target_images.to(device)), valid.to(device)
+                pseudo_labels, weight = training.pseudo_label(target_images, valid=valid)
+                loss, _ = training.mixed(images, labels, target_images, pseudo_labels, weight)
+                loss.backward()
+                values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
+
+            torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip, error_if_nonfinite=True)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            progress.set_postfix(values)
+            write_metrics(config.out, {"step": step, **values, "seconds": time.monotonic() - began})
+    except KeyboardInterrupt:
+        progress.close()
+        return step
+    return total
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    config = parse(arguments)
+    torch.manual_seed(config.seed)
+    try:
+        data = prepare(config)
+        detail_size = (data.crop[0] // 2, data.crop[1] // 2)
+        student = build(config.encoder, len(data.names), detail_size=detail_size, weights=config.encoder_weights)
+        if config.init:
+            load_weights(student, config.init)
+    except (ValueError, OSError) as error:
+        print(f"own_data.py: {error}", file=sys.stderr)
+        return 2
+    network = {"encoder": config.encoder, "class_names": data.names, "detail_size": detail_size, "ignore": data.ignore}
+    start_run(config.out, {**asdict(config), "crop": data.crop, "network": network})
+    steps = train(config, data, student)
+    save(config.out, student.cpu(), network, steps)
+    draw_curves(config.out / "curves.png", read_metrics(config.out))
+    images = [data.target[i].image for i in range(0, len(data.target), max(len(data.target) // 4, 1))][:4]
+    draw_panel(config.out / "panel.png", student, images, data.names, threshold=config.threshold)
+    print(f"{config.out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {steps} steps")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> Config:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, nargs="+", required=True)
+    parser.add_argument("--target", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
+    parser.add_argument("--per", choices=("batch", "image", "pixel"), default=Config.per)
+    parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=Config.crop)
+    for name in ("classes", "encoder_weights", "init"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
+    for field in fields(Config):
+        if field.type in (int, float, str) and field.name not in ("method", "per"):
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+    options = parser.parse_args(arguments)
+    return Config(**{**vars(options), "crop": tuple(options.crop)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Networks of the examples: a small one to train from scratch, or any timm encoder, under one decoder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from hrda_lib import MultiResSegmenter, ScaleAttentionHead
+
+
+def build(
+    encoder: str, num_classes: int, *, detail_size: tuple[int, int], weights: Path | None = None
+) -> MultiResSegmenter:
+    """HRDA around "mini" or a timm encoder; ``weights`` initialises the encoder.
+
+    Raises:
+        ValueError: timm has no such encoder, it gives no feature pyramid from stride 4, or the weights do not fit.
+    """
+    if encoder == "mini":
+        network: nn.Module = MiniEncoder()
+        channels = MiniEncoder.channels
+        if weights is not None:
+            _load(network, weights)
+    else:
+        network = TimmEncoder(encoder, weights)
+        channels = network.channels
+    decoder = PyramidDecoder(channels, num_classes)
+    attention = ScaleAttentionHead(channels, num_classes, embed_dims=16)
+    return MultiResSegmenter(network, decoder, attention, detail_size=detail_size)
+
+
+class MiniEncoder(nn.Module):
+    """Three levels at strides 4, 8 and 16, 0.5 M parameters."""
+
+    channels = (32, 64, 96)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = _conv(3, 16, stride=2)
+        widths = (16, *self.channels)
+        self.stages = nn.ModuleList(
+            nn.Sequential(_conv(below, width, stride=2), *(ResidualBlock(width) for _ in range(depth)))
+            for below, width, depth in zip(widths, self.channels, (1, 2, 2), strict=False)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x, features = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside the identity; starts close to it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = _conv(width, width), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.GroupNorm(8, width)
+        nn.init.constant_(self.norm.weight, 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.norm(self.second(self.first(x)))).relu()
+
+
+class PyramidDecoder(nn.Module):
+    """Embed every level, add the image's mean and a dilated view of the coarsest, and fuse at the finest."""
+
+    def __init__(self, channels: Sequence[int], num_classes: int, *, width: int = 48) -> None:
+        super().__init__()
+        self.embed = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+        self.pooled = nn.Conv2d(channels[-1], width, 1)
+        self.dilated = _conv(channels[-1], width, dilation=3)
+        self.fuse = nn.Sequential(_conv((len(channels) + 1) * width, width, kernel=1), _conv(width, width))
+        self.classifier = nn.Conv2d(width, num_classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        levels = [embed(feature) for embed, feature in zip(self.embed, features, strict=True)]
+        levels[-1] = levels[-1] + self.pooled(features[-1].mean(dim=(2, 3), keepdim=True))
+        levels.append(self.dilated(features[-1]))
+        size = features[0].shape[-2:]
+        fused = torch.cat([interpolate(x, size=size, mode="bilinear", align_corners=False) for x in levels], dim=1)
+        logits: Tensor = self.classifier(self.fuse(fused))
+        return logits
+
+
+class TimmEncoder(nn.Module):
+    """The levels of a timm encoder from stride 4 on, channels first."""
+
+    def __init__(self, name: str, weights: Path | None) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ImportError:
+            raise ValueError(f"encoder {name!r} needs timm: pip install 'hrda_lib[timm]'") from None
+        settings: dict[str, Any] = {"features_only": True}
+        if weights is not None:
+            settings |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
+        try:
+            self.body = timm.create_model(name, **settings)
+        except (RuntimeError, OSError, KeyError, AttributeError) as error:
+            raise ValueError(f"encoder {name!r} (weights {weights}): {error}") from None
+        reductions = self.body.feature_info.reduction()
+        if 4 not in reductions:
+            raise ValueError(
+                f"encoder {name!r} has levels at strides {reductions}; the decoder needs them from stride 4 on"
+            )
+        self.first = reductions.index(4)
+        self.channels = tuple(self.body.feature_info.channels()[self.first :])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        levels = self.body(images)[self.first :]
+        return [
+            x if x.shape[1] == channels else x.permute(0, 3, 1, 2)
+            for x, channels in zip(levels, self.channels, strict=True)
+        ]
+
+
+def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, dilation * (kernel // 2), dilation, bias=False),
+        nn.GroupNorm(8, outputs),
+        nn.ReLU(),
+    )
+
+
+def _load(encoder: nn.Module, weights: Path) -> None:
+    try:
+        encoder.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise ValueError(f"{weights}: not a state dict of this encoder ({error})") from None

@@ -1,0 +1,87 @@
+"""What a run leaves behind: settings, metrics and a checkpoint."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import hrda_lib
+from hrda_lib import MultiResSegmenter
+from support.networks import build
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to what the networks take."""
+    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
+
+
+def start_run(run: Path, settings: dict[str, Any]) -> None:
+    """A new ``config.json`` (settings, seed and versions) and an empty ``metrics.jsonl``."""
+    run.mkdir(parents=True, exist_ok=True)
+    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
+    versions = {"hrda_lib": hrda_lib.__version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    text = json.dumps({**settings, "versions": versions}, indent=2, default=str)
+    (run / "config.json").write_text(text + "\n")
+    (run / "metrics.jsonl").write_text("")
+
+
+def write_metrics(run: Path, values: dict[str, Any]) -> None:
+    """One more line of ``metrics.jsonl``."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def save(run: Path, model: nn.Module, network: dict[str, Any], step: int) -> None:
+    """``last.pt``: weights, and what :func:`load` needs to build their network. Never half-written."""
+    part = run / "last.pt.part"
+    torch.save({"model": model.state_dict(), "network": network, "step": step}, part)
+    os.replace(part, run / "last.pt")
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Start from the weights of another run's ``last.pt``.
+
+    Raises:
+        ValueError: the file is not one of ours, or of another network.
+    """
+    try:
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+    except Exception as error:
+        raise ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {error})") from None
+
+
+def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
+    """The network of a run in eval mode, and its settings: encoder, class_names, detail_size, ignore.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is not one of ours.
+    """
+    file = run / "last.pt"
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; a run folder of own_data.py is expected")
+    try:
+        kept = torch.load(file, map_location="cpu", weights_only=True)
+        network = kept["network"]
+        model = build(network["encoder"], len(network["class_names"]), detail_size=tuple(network["detail_size"]))
+    except Exception as error:
+        raise ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {error})") from None
+    load_weights(model, file)
+    return model.eval(), network

@@ -1,0 +1,166 @@
+"""Endless, resumable streams of training crops from a source and a target."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.utils.data import Dataset
+
+from hrda_lib.data.folders import LabeledImages, UnlabeledImages
+from hrda_lib.data.rare_class import RareClasses
+from hrda_lib.geometry import CropBox, crop, pair
+
+
+class SourceCrop(NamedTuple):
+    """(3, h, w) uint8 and (h, w) uint8."""
+
+    image: Tensor
+    label: Tensor
+
+
+class TargetCrop(NamedTuple):
+    """(3, h, w) uint8, and (h, w) bool: False in margins and padding, where no pseudo label is wanted."""
+
+    image: Tensor
+    valid: Tensor
+
+
+class SourceCrops(Dataset[SourceCrop]):
+    """Random crops of labelled images, flipped half of the time.
+
+    Sample k depends on (seed, k) alone: the stream is the same for any number of workers, and a run resumes at any k.
+    A crop is drawn anew, up to ``tries`` times, while one class fills more than ``max_class_share`` of its labelled
+    pixels, or (with ``rare_classes``) while it has at most ``min_crop_pixels`` of the drawn class (DAFormer,
+    arXiv 2111.14887, section 4). Images smaller than the crop are padded with 0 and label 255, bottom and right.
+
+    Args:
+        dataset: labelled images.
+        size: crop (h, w).
+        length: number of samples; a training loop of S steps takes S times the batch size.
+        seed: seed of the stream.
+        rare_classes: how to draw images; None: uniformly.
+        min_crop_pixels: see above; None: half of ``rare_classes.min_pixels``.
+        max_class_share: see above, in (0, 1]; 1 takes every crop.
+        tries: at least 1.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        dataset: LabeledImages,
+        size: int | tuple[int, int],
+        *,
+        length: int,
+        seed: int = 0,
+        rare_classes: RareClasses | None = None,
+        min_crop_pixels: int | None = None,
+        max_class_share: float = 0.75,
+        tries: int = 10,
+    ) -> None:
+        if not 0 < max_class_share <= 1 or tries < 1:
+            raise ValueError(f"max_class_share must be in (0, 1] and tries positive, got {max_class_share}, {tries}")
+        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _positive(length), seed
+        self.rare_classes, self.max_class_share, self.tries = rare_classes, max_class_share, tries
+        half = rare_classes.min_pixels // 2 if rare_classes else 0
+        self.min_crop_pixels = half if min_crop_pixels is None else min_crop_pixels
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: int) -> SourceCrop:
+        generator = _generator(self.seed, k, stream=0)
+        wanted = None
+        if self.rare_classes is None:
+            index = int(torch.randint(len(self.dataset), (), generator=generator))
+        else:
+            index, wanted = self.rare_classes.draw(generator)
+        image, label, _ = self.dataset[index]
+        image, label = _padded(image, self.size, 0), _padded(label, self.size, 255)
+        for _ in range(self.tries):
+            box = _random_box(label, self.size, generator)
+            if self._accepts(crop(label, box), wanted):
+                break
+        return SourceCrop(*_flipped((crop(image, box), crop(label, box)), generator))
+
+    def _accepts(self, label: Tensor, wanted: int | None) -> bool:
+        counts = label.flatten().bincount(minlength=256)[:255]
+        if counts.max() > self.max_class_share * counts.sum():
+            return False
+        return wanted is None or int(counts[wanted]) > self.min_crop_pixels
+
+
+class TargetCrops(Dataset[TargetCrop]):
+    """Random crops of unlabelled images, flipped half of the time; sample k depends on (seed, k) alone.
+
+    Args:
+        dataset: images without labels.
+        size: crop (h, w).
+        length: number of samples.
+        seed: seed of the stream.
+        margins: pixels (top, bottom, left, right) of the full image where no pseudo label is wanted, for example the
+            bonnet of the car (DAFormer, arXiv 2111.14887, section 4).
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        dataset: UnlabeledImages,
+        size: int | tuple[int, int],
+        *,
+        length: int,
+        seed: int = 0,
+        margins: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> None:
+        if len(margins) != 4 or min(margins) < 0:
+            raise ValueError(f"margins must be four numbers of pixels (top, bottom, left, right), got {margins}")
+        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _positive(length), seed
+        self.margins = margins
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: int) -> TargetCrop:
+        generator = _generator(self.seed, k, stream=1)
+        image = self.dataset[int(torch.randint(len(self.dataset), (), generator=generator))].image
+        top, bottom, left, right = self.margins
+        valid = torch.zeros(image.shape[1:], dtype=torch.bool)
+        valid[top : valid.shape[0] - bottom, left : valid.shape[1] - right] = True
+        image, valid = _padded(image, self.size, 0), _padded(valid, self.size, 0)
+        box = _random_box(valid, self.size, generator)
+        return TargetCrop(*_flipped((crop(image, box), crop(valid, box)), generator))
+
+
+def _generator(seed: int, k: int, *, stream: int) -> torch.Generator:
+    state = np.random.SeedSequence((seed, stream, k)).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _positive(length: int) -> int:
+    if length < 1:
+        raise ValueError(f"length must be positive, got {length}")
+    return length
+
+
+def _padded(x: Tensor, size: tuple[int, int], value: int) -> Tensor:
+    rows, columns = (max(want - have, 0) for want, have in zip(size, x.shape[-2:], strict=True))
+    return pad(x, (0, columns, 0, rows), value=value) if rows or columns else x
+
+
+def _random_box(x: Tensor, size: tuple[int, int], generator: torch.Generator) -> CropBox:
+    top, left = (
+        int(torch.randint(have - want + 1, (), generator=generator))
+        for want, have in zip(size, x.shape[-2:], strict=True)
+    )
+    return CropBox(top, left, *size)
+
+
+def _flipped(tensors: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    flip = bool(torch.rand((), generator=generator) < 0.5)
+    first, second = (tensor.flip(-1) if flip else tensor.contiguous() for tensor in tensors)
+    return first, second

@@ -1,0 +1,130 @@
+"""Rare-class sampling: how often each class occurs, and which image to show next."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hrda_lib.data.folders import LabeledImages
+from hrda_lib.geometry import check_generator
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+def count_labels(
+    dataset: LabeledImages, *, cache: str | Path | None = None, progress: Progress | None = None
+) -> Tensor:
+    """Pixels of each label id in each image, (N, 256) int64. Opens every label once; images are not read.
+
+    Args:
+        dataset: labelled images.
+        cache: a JSON file that keeps the counts; used again while the labels are unchanged.
+        progress: wraps the range of images, as ``tqdm`` does.
+
+    Raises:
+        ValueError: a label cannot be read.
+    """
+    path = None if cache is None else Path(cache)
+    fingerprint = dataset.fingerprint() if path else ""
+    if path and (kept := _load(path, fingerprint)) is not None:
+        return kept
+    indices = range(len(dataset))
+    counts = torch.stack(
+        [dataset.label(i).flatten().bincount(minlength=256) for i in (progress(indices) if progress else indices)]
+    )
+    if path:
+        _save(path, fingerprint, counts)
+    return counts
+
+
+def check_classes(dataset: LabeledImages, counts: Tensor, num_classes: int, *, ignore_index: int = 255) -> None:
+    """Refuse label ids outside [0, num_classes), other than ``ignore_index``.
+
+    Raises:
+        ValueError: names the first file and the id.
+    """
+    outside = counts.clone()
+    outside[:, :num_classes] = 0
+    outside[:, ignore_index] = 0
+    found = outside.nonzero()
+    if len(found):
+        index, label = found[0].tolist()
+        raise ValueError(
+            f"{dataset.label_file(index)}: label {label} is outside the {num_classes} classes 0..{num_classes - 1} "
+            f"(and not the ignored {ignore_index})"
+        )
+
+
+class RareClasses:
+    r"""Draw a class, rare ones more often, then an image that shows enough of it.
+
+    .. math::
+        P(c) \propto \exp((1 - f_c) / T)
+
+    with :math:`f_c` the share of class c among all counted pixels (DAFormer, arXiv 2111.14887, eq. 9-10). A class that
+    no image shows enough of is never drawn.
+
+    Args:
+        counts: (N, C) pixels of each class in each image (:func:`count_labels`, cut to the classes).
+        temperature: T; the larger, the more even.
+        min_pixels: an image is drawn for a class if it has more pixels of it.
+
+    ``.probabilities`` is P, (C,) float64.
+
+    Raises:
+        ValueError: a setting is out of its range, or no image has more than ``min_pixels`` of any class.
+
+    Example:
+        >>> rare = RareClasses(torch.tensor([[9000, 0], [4000, 5000]]), temperature=0.1)
+        >>> [round(p, 3) for p in rare.probabilities.tolist()]
+        [0.012, 0.988]
+        >>> index, label = rare.draw(torch.Generator().manual_seed(0))
+        >>> index, label
+        (1, 1)
+    """
+
+    def __init__(self, counts: Tensor, *, temperature: float = 0.01, min_pixels: int = 3000) -> None:
+        if counts.dim() != 2 or 0 in counts.shape:
+            raise ValueError(f"counts must be (images, classes) and not empty, got {tuple(counts.shape)}")
+        if not temperature > 0 or min_pixels < 0:
+            raise ValueError(
+                f"temperature must be positive and min_pixels not negative, got {temperature}, {min_pixels}"
+            )
+        self.min_pixels = min_pixels
+        self._images = [(column > min_pixels).nonzero().flatten() for column in counts.T]
+        shown = torch.tensor([len(images) > 0 for images in self._images])
+        if not shown.any():
+            raise ValueError(
+                f"no image has more than min_pixels={min_pixels} pixels of any class; choose a smaller number"
+            )
+        shares = counts.sum(dim=0).double() / counts.sum()
+        self.probabilities = torch.where(shown, (1 - shares) / temperature, -torch.inf).softmax(dim=0)
+
+    def draw(self, generator: torch.Generator | None = None) -> tuple[int, int]:
+        """(image index, class)."""
+        check_generator(generator)
+        label = int(torch.multinomial(self.probabilities, 1, generator=generator))
+        images = self._images[label]
+        return int(images[torch.randint(len(images), (), generator=generator)]), label
+
+
+def _load(path: Path, fingerprint: str) -> Tensor | None:
+    """Counts of the same files, or None: a missing, older or broken cache is counted anew."""
+    try:
+        kept = json.loads(path.read_text())
+        if kept["fingerprint"] != fingerprint:
+            return None
+        counts = torch.tensor(kept["counts"], dtype=torch.int64)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return counts if counts.dim() == 2 and counts.shape[1] == 256 else None
+
+
+def _save(path: Path, fingerprint: str, counts: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps({"fingerprint": fingerprint, "counts": counts.tolist()}))
+    os.replace(part, path)

@@ -1,0 +1,18 @@
+"""Settings that hold for every test."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# a fixed example sequence: the order of tests is random (its seed is printed), the examples are not
+settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

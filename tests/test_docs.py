@@ -1,0 +1,31 @@
+"""The Python blocks of the documentation run, page by page, from top to bottom."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = ["quickstart.md", "assemble.md", "differences.md"]
+
+
+def python_blocks(page: Path) -> str:
+    """The blocks of one page as one source, each on its own lines, so that errors name the line of the page."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * len(text.splitlines())
+    for match in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        first = text.count("\n", 0, match.start(1))
+        block = match.group(1).splitlines()
+        lines[first : first + len(block)] = block
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_python_blocks_of_a_page_run_from_top_to_bottom(name: str) -> None:
+    page = DOCS / name
+    source = python_blocks(page)
+    assert source.strip(), f"{name} has no ```python block"
+
+    torch.manual_seed(0)
+    exec(compile(source, str(page), "exec"), {"__name__": "docs"})

@@ -1,0 +1,144 @@
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from hrda_lib import class_mix, sample_class_mask
+
+
+def chosen(labels: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
+    """The classes under the mask, an image, after checking that each is there as a whole or not at all."""
+    sets = []
+    for image, kept in zip(labels.tolist(), mask.tolist(), strict=True):
+        pairs = {pair for row, flags in zip(image, kept, strict=True) for pair in zip(row, flags, strict=True)}
+        assert len(pairs) == len({label for label, _ in pairs})
+        sets.append(tuple(sorted(label for label, flag in pairs if flag)))
+    return sets
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.float64], ids=str)
+def test_mix_equals_loop(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> None:
+    source, target = (torch.randint(200, shape, generator=generator).to(dtype) for _ in range(2))
+    mask = torch.rand(2, 4, 5, generator=generator) < 0.5
+    mixed = class_mix(source, target, mask)
+    assert (mixed.dtype, mixed.shape) == (dtype, shape)
+    for b in range(2):
+        for i in range(4):
+            for j in range(5):
+                taken = source if mask[b, i, j] else target
+                assert torch.equal(mixed[b, ..., i, j], taken[b, ..., i, j])
+
+
+def test_mix_gradient(generator: torch.Generator) -> None:
+    source, target = (torch.rand(1, 2, 3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    mask = torch.rand(1, 3, 3, generator=generator) < 0.5
+    inputs = (source.requires_grad_(), target.requires_grad_())
+    assert torch.autograd.gradcheck(lambda a, b: class_mix(a, b, mask), inputs)
+
+
+@given(st.lists(st.booleans(), min_size=6, max_size=6))
+def test_mix_with_the_opposite_mask_swaps_the_sides(flags: list[bool]) -> None:
+    source, target = torch.arange(6).view(1, 2, 3), torch.arange(6, 12).view(1, 2, 3)
+    mask = torch.tensor(flags).view(1, 2, 3)
+    assert torch.equal(class_mix(source, target, mask), class_mix(target, source, ~mask))
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0, 1, 2, 5, 18, 255]), min_size=8, max_size=8), min_size=1, max_size=3),
+    st.integers(0, 999),
+    st.sampled_from([torch.uint8, torch.int64]),
+)
+def test_half_of_each_images_own_classes(images: list[list[int]], seed: int, dtype: torch.dtype) -> None:
+    labels = torch.tensor(images, dtype=dtype).view(-1, 2, 4)
+    mask = sample_class_mask(labels, torch.Generator().manual_seed(seed))
+    assert (mask.dtype, mask.shape) == (torch.bool, labels.shape)
+    for image, classes in zip(images, chosen(labels, mask), strict=True):
+        assert len(classes) == -(-len(set(image)) // 2)
+
+
+def test_every_set_of_classes_is_equally_likely(generator: torch.Generator) -> None:
+    labels = torch.tensor([[[0, 3, 7, 11, 255, 255, 255, 3]]])
+    counts = Counter(chosen(labels, sample_class_mask(labels, generator))[0] for _ in range(2000))
+    assert len(counts) == 10  # 3 of 5, the ignore label like any other
+    assert min(counts.values()) > 130  # 200 expected, standard deviation 13.4
+    assert max(counts.values()) < 270
+
+
+def test_images_are_drawn_apart(generator: torch.Generator) -> None:
+    labels = torch.tensor([0, 1, 2, 255]).expand(2, 1, 4)
+    equal = 0
+    for _ in range(600):
+        first, second = chosen(labels, sample_class_mask(labels, generator))
+        equal += first == second
+    assert 50 < equal < 150  # one in six expected
+
+
+def test_same_generator_same_mask() -> None:
+    labels = torch.arange(64).view(1, 8, 8)
+    first, second, other = (sample_class_mask(labels, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    torch.manual_seed(3)
+    first = sample_class_mask(labels)
+    torch.manual_seed(3)
+    assert torch.equal(first, sample_class_mask(labels))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64], ids=str)
+def test_given_classes(dtype: torch.dtype) -> None:
+    labels = torch.tensor([[[0, 1, 255]], [[2, 1, 1]], [[0, 1, 2]]], dtype=dtype)
+    mask = sample_class_mask(labels, classes=[[255, 0], (1, 18, 300), []])
+    assert mask.tolist() == [[[True, False, True]], [[False, True, True]], [[False, False, False]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5), torch.ones(2, 4, 4).bool()),
+            "source and target must have one shape, (B, K, H, W) or (B, H, W), got (2, 3, 4, 4) and (2, 3, 4, 5)",
+        ),
+        ((torch.zeros(4, 4), torch.zeros(4, 4), torch.ones(4, 4).bool()), "got (4, 4) and (4, 4)"),
+        (
+            (torch.zeros(2, 4, 4).byte(), torch.zeros(2, 4, 4).long(), torch.ones(2, 4, 4).bool()),
+            "source and target must have one dtype, got torch.uint8 and torch.int64; convert one",
+        ),
+        (
+            (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4).bool()),
+            "mask must be bool (2, 4, 4), got torch.bool (2, 1, 4, 4)",
+        ),
+        (
+            (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.ones(1, 4, 4).bool()),
+            "mask must be bool (2, 4, 4), got torch.bool (1, 4, 4)",
+        ),
+        (
+            (torch.zeros(2, 4, 4), torch.zeros(2, 4, 4), torch.ones(2, 4, 4)),
+            "mask must be bool (2, 4, 4), got torch.float32 (2, 4, 4)",
+        ),
+    ],
+    ids=["shape", "dimensions", "dtype", "mask dimensions", "mask batch", "mask dtype"],
+)
+def test_mix_refuses(arguments: tuple[Tensor, Tensor, Tensor], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        class_mix(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (torch.zeros(2, 4, 4), None, "labels must be uint8 or int64 (B, H, W), got torch.float32 (2, 4, 4)"),
+        (torch.zeros(4, 4).long(), None, "labels must be uint8 or int64 (B, H, W), got torch.int64 (4, 4)"),
+        (torch.zeros(2, 4, 4).long(), [[1]], "classes must hold one list an image (2), got 1"),
+        (torch.zeros(2, 4, 4).long(), [1, 2], "classes must hold one list an image (2)"),
+    ],
+    ids=["dtype", "dimensions", "one list for two images", "a list of ids"],
+)
+def test_sampling_refuses(labels: Tensor, classes: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sample_class_mask(labels, classes=classes)
