@@ -66,5 +66,11 @@ def resolve_short_name(app: Any, env: Any, node: Any, content: Any) -> Any:
     return domain.resolve_any_xref(env, node["refdoc"], app.builder, names[0], node, content)[0][1]
 
 
+def drop_field_numbers(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Python's own words for a named tuple's field, which say nothing."""
+    lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
+
+
 def setup(app: Any) -> None:
     app.connect("missing-reference", resolve_short_name)
+    app.connect("autodoc-process-docstring", drop_field_numbers)

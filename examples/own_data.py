@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -63,7 +64,7 @@ class Config:
     clip: float = 5.0
     ema_decay: float = 0.99
     threshold: float = 0.9
-    per: str = "pixel"
+    per: Literal["batch", "image", "pixel"] = "pixel"
     temperature: float = 0.05  # of rare-class sampling
     min_pixels: int = 200
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,7 +106,7 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
     total, device = warmup + config.steps, torch.device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
     augment = StrongAugment(mean=MEAN, std=STD)
-    student.to(device, memory_format=torch.channels_last).train()
+    student.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = warmup_poly(optimizer, total=total, warmup=min(50, total // 2), power=0.9)
     source = SourceCrops(
@@ -113,23 +114,18 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
     )
     target = TargetCrops(data.target, data.crop, length=max(config.steps, 1) * config.batch_size, seed=config.seed)
     source_batches, target_batches = (iter(DataLoader(x, config.batch_size)) for x in (source, target))
-    teacher = training = None
+    training = SelfTraining(
+        student, student, threshold=config.threshold, per=config.per, augment=augment, generator=generator
+    )
+    teacher: EMATeacher | None = None
     step, began, progress = 0, time.monotonic(), tqdm(range(total), config.method)
     try:
         for step in progress:
             adapting = config.method == "hrda" and step >= warmup
             if adapting and teacher is None:
-                teacher = EMATeacher(student, decay=config.ema_decay)
+                training.teacher = teacher = EMATeacher(student, decay=config.ema_decay)
             elif teacher is not None:
                 teacher.update(student)
-            training = SelfTraining(
-                student,
-                teacher or student,
-                threshold=config.threshold,
-                per=config.per,
-                augment=augment,
-                generator=generator,
-            )
 
             images, labels = next(source_batches)
             images, labels = normalize(images.to(device)), labels.to(device)

@@ -45,9 +45,7 @@ def test_every_pair_of_boxes_is_equally_likely(generator: torch.Generator) -> No
 
 
 @pytest.mark.parametrize(("scale", "stride"), SCALES_AND_STRIDES)
-def test_offsets_reach_every_multiple_of_k_and_the_last(
-    scale: float, stride: int, generator: torch.Generator
-) -> None:
+def test_offsets_reach_every_multiple_of_k_and_the_last(scale: float, stride: int, generator: torch.Generator) -> None:
     k = int(scale * stride)
     sampler = MultiResCropSampler((k, 2 * k), context_size=(3 * k, 4 * k), scale=scale, output_stride=stride)
     image = (5 * k + k // 2, 7 * k)  # rows: the last k/2 pixels are no whole cell

@@ -1,6 +1,7 @@
 """The Python blocks of the documentation run, page by page, from top to bottom."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,15 @@ import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ["quickstart.md", "assemble.md", "differences.md"]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads cost tiny tensors more than they gain, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def python_blocks(page: Path) -> str:
@@ -21,6 +31,7 @@ def python_blocks(page: Path) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", PAGES)
 def test_python_blocks_of_a_page_run_from_top_to_bottom(name: str) -> None:
     page = DOCS / name

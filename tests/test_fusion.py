@@ -115,7 +115,11 @@ def test_gradients_of_all_three_inputs(box: CropBox | None, scale: float, maps: 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_other_dtypes_round_and_nothing_more(dtype: torch.dtype) -> None:
     box = CropBox(2, 2, 4, 4)
-    inputs = [random(1, 3, 4, 4).to(dtype), random(1, 3, 4, 4, seed=1).to(dtype), random(1, 1, 4, 4).sigmoid().to(dtype)]
+    inputs = [
+        random(1, 3, 4, 4).to(dtype),
+        random(1, 3, 4, 4, seed=1).to(dtype),
+        random(1, 1, 4, 4).sigmoid().to(dtype),
+    ]
     fused = fuse_scales(*inputs, box=box)
     context, detail, attention = (x.double() for x in inputs)
     expected = fuse_by_hand(context, detail, attention.expand_as(context), box, 2)
@@ -140,9 +144,7 @@ def test_module_takes_attention_logits_and_a_box_in_pixels() -> None:
 
 
 @pytest.mark.parametrize(("scale", "stride"), [(s, o) for s in (1, 2, 4) for o in (1, 4, 8)])
-def test_module_accepts_every_box_that_the_sampler_draws(
-    scale: int, stride: int, generator: torch.Generator
-) -> None:
+def test_module_accepts_every_box_that_the_sampler_draws(scale: int, stride: int, generator: torch.Generator) -> None:
     k = scale * stride
     sampler = MultiResCropSampler((k, 2 * k), scale=scale, output_stride=stride)
     fusion = ScaleAttentionFusion(scale=scale, output_stride=stride)
@@ -314,7 +316,7 @@ def test_head_starts_near_an_even_mix() -> None:
         (torch.zeros(2, 3, 4, 4), "(2, 3, 4, 4)"),
         ([], "[]"),
         ([torch.zeros(1, 2, 4, 4), None], "[2, None]"),
-        ([torch.zeros(2, 4, 4), torch.zeros(3, 2, 2)], ""),
+        ([torch.zeros(2, 4, 4), torch.zeros(3, 2, 2)], "["),
     ],
     ids=["too few", "too many", "order", "a tensor", "a tensor of two", "none", "no tensor", "no batch"],
 )

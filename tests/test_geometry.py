@@ -61,7 +61,9 @@ def test_scaled_up_and_down_is_the_same_box(values: tuple[int, int, int, int], f
 def test_crop_takes_every_pixel_of_the_box_as_a_view() -> None:
     codes = torch.arange(2 * 3 * 5 * 7).view(2, 3, 5, 7)
     part = crop(codes, CropBox(1, 2, 3, 4))
-    expected = [[[[codes[b, k, i, j].item() for j in range(2, 6)] for i in range(1, 4)] for k in range(3)] for b in (0, 1)]
+    expected = [
+        [[[codes[b, k, i, j].item() for j in range(2, 6)] for i in range(1, 4)] for k in range(3)] for b in (0, 1)
+    ]
     assert part.tolist() == expected
     assert part.data_ptr() == codes[0, 0, 1, 2:].data_ptr()
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bilinear import resize
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -26,24 +27,6 @@ def draw(size: tuple[int, int] = (4, 6), seed: int = 0) -> tuple[Tensor, Tensor,
     return logits, torch.where(target == 3, 255, target), weight
 
 
-def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, align_corners=False: pixel i of n looks at (i + 0.5) * m / n - 0.5 among m cells."""
-
-    def neighbours(pixel: int, pixels: int, cells: int) -> tuple[int, int, float]:
-        place = max((pixel + 0.5) * cells / pixels - 0.5, 0.0)
-        low = int(place)
-        return low, min(low + 1, cells - 1), place - low
-
-    out = np.empty((*maps.shape[:2], *size))
-    for i, j in np.ndindex(*size):
-        top, bottom, y = neighbours(i, size[0], maps.shape[2])
-        left, right, x = neighbours(j, size[1], maps.shape[3])
-        upper = (1 - x) * maps[:, :, top, left] + x * maps[:, :, top, right]
-        lower = (1 - x) * maps[:, :, bottom, left] + x * maps[:, :, bottom, right]
-        out[:, :, i, j] = (1 - y) * upper + y * lower
-    return out
-
-
 def oracle(
     logits: Tensor,
     target: Tensor,
@@ -53,7 +36,7 @@ def oracle(
     class_weight: Sequence[float] | None = None,
     normalize: str = "all",
 ) -> float:
-    scores = upsample(logits.double().numpy(), (target.shape[1], target.shape[2]))
+    scores = resize(logits.double().numpy(), (target.shape[1], target.shape[2]))
     total = z = 0.0
     for b, i, j in np.ndindex(*target.shape):
         y = int(target[b, i, j])

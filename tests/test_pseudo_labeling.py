@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bilinear import resize
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,22 +19,8 @@ def draw(seed: int = 0) -> Tensor:
     return 3 * torch.randn(2, 3, 3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def upsample(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, align_corners=False, one axis after the other."""
-    for axis, pixels in zip((2, 3), size, strict=True):
-        cells = maps.shape[axis]
-        rows = []
-        for pixel in range(pixels):
-            place = max((pixel + 0.5) * cells / pixels - 0.5, 0.0)
-            low = int(place)
-            high = min(low + 1, cells - 1)
-            rows.append(maps.take(low, axis) * (low + 1 - place) + maps.take(high, axis) * (place - low))
-        maps = np.stack(rows, axis)
-    return maps
-
-
 def oracle(logits: Tensor, size: tuple[int, int], threshold: float, per: str) -> tuple[np.ndarray, np.ndarray]:
-    scores = upsample(logits.double().numpy(), size)
+    scores = resize(logits.double().numpy(), size)
     labels = np.zeros((len(logits), *size), dtype=np.int64)
     confident = np.zeros(labels.shape)
     for b, i, j in np.ndindex(*labels.shape):

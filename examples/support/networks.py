@@ -47,7 +47,8 @@ class MiniEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x, features = self.stem(images), []
+        x: Tensor = self.stem(images)
+        features: list[Tensor] = []
         for stage in self.stages:
             x = stage(x)
             features.append(x)
@@ -64,7 +65,8 @@ class ResidualBlock(nn.Module):
         nn.init.constant_(self.norm.weight, 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x + self.norm(self.second(self.first(x)))).relu()
+        out: Tensor = x + self.norm(self.second(self.first(x)))
+        return out.relu()
 
 
 class PyramidDecoder(nn.Module):

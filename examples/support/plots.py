@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
-from hrda_lib import MultiResSegmenter, pseudo_labels
+from hrda_lib import MultiResSegmenter, SegmenterOutput, pseudo_labels
 from support.run_files import normalize
 
 matplotlib.use("Agg")
@@ -33,7 +33,8 @@ def palette(count: int) -> Picture:
 
 def colour(labels: Tensor, count: int) -> Picture:
     """(H, W) class ids to (H, W, 3)."""
-    return palette(count)[labels.numpy()]
+    picture: Picture = palette(count)[labels.numpy()]
+    return picture
 
 
 def overlay(image: Tensor, labels: Tensor, count: int) -> Picture:
@@ -65,27 +66,33 @@ def draw_panel(
 @torch.no_grad()
 def _pictures(model: MultiResSegmenter, image: Tensor, count: int, threshold: float) -> list[Any]:
     x = normalize(image[None])
-    height, width = x.shape[-2:]
-    cell = round(model.scale * model.output_stride)
-    out = model(pad(x, (0, -width % cell, 0, -height % cell)), detail="windows")
-    size = (height + -height % cell, width + -width % cell)
-    labels = [pseudo_labels(logits, size=size)[0] for logits in (out.context_logits, out.detail_logits)]
+    out, (height, width) = _whole(model, x), image.shape[1:]
+    size = out.logits.shape[-2] * model.output_stride, out.logits.shape[-1] * model.output_stride
+    context, detail = (pseudo_labels(logits, size=size)[0] for logits in (out.context_logits, out.detail_logits))
     pseudo, weight = pseudo_labels(out.logits, size=size, threshold=threshold, per="pixel")
-    attention = out.attention
-    if isinstance(attention, Tensor):  # of the class that the context predicts there
-        index = out.context_logits.argmax(1, keepdim=True) % attention.shape[1]
-        shown = attention.gather(1, index)[0, 0]
-    else:
-        shown = torch.full(out.context_logits.shape[-2:], float(attention))
-    prediction = model.predict(x, output="labels")
-    coloured = [colour(m[0, :height, :width], count) for m in (prediction, *labels)]
-    return [
-        image.permute(1, 2, 0).numpy(),
-        *coloured,
-        shown.numpy(),
-        colour(pseudo[0, :height, :width], count),
-        weight[0, :height, :width].numpy(),
-    ]
+    maps = [colour(x[0, :height, :width], count) for x in (model.predict(x, output="labels"), context, detail, pseudo)]
+    attention = attention_map(model, x).numpy()
+    return [image.permute(1, 2, 0).numpy(), *maps[:3], attention, maps[3], weight[0, :height, :width].numpy()]
+
+
+@torch.no_grad()
+def attention_map(model: MultiResSegmenter, x: Tensor) -> Tensor:
+    """(H, W) in [0, 1] for one image (1, 3, H, W): how far the detail decides about the class predicted there."""
+    out, (height, width) = _whole(model, x), x.shape[-2:]
+    if not isinstance(out.attention, Tensor):
+        return torch.full((height, width), float(out.attention))
+    side = round(model.scale * model.output_stride)
+    attention = interpolate(out.attention, scale_factor=side, mode="bilinear", align_corners=False)
+    labels = pseudo_labels(out.logits, size=(attention.shape[-2], attention.shape[-1]))[0][:, None] % attention.shape[1]
+    return attention.gather(1, labels)[0, 0, :height, :width]
+
+
+def _whole(model: MultiResSegmenter, x: Tensor) -> SegmenterOutput:
+    """One pass over the whole image, padded to whole cells."""
+    cell = round(model.scale * model.output_stride)
+    padded = pad(x, (0, -x.shape[-1] % cell, 0, -x.shape[-2] % cell))
+    out: SegmenterOutput = model.eval()(padded, detail="windows")
+    return out
 
 
 def draw_curves(file: Path, metrics: Sequence[dict[str, Any]]) -> None:

@@ -38,6 +38,7 @@ class LabeledImages(Protocol):
 
     def label_file(self, index: int) -> Path:
         """Where it stands, for messages."""
+
     def fingerprint(self) -> str:
         """Changes when any label does, for caches."""
 

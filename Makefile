@@ -1,0 +1,39 @@
+# Every target does all of its own set-up: Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PYTHONWARNINGS ?=
+export MPLBACKEND := Agg
+
+.PHONY: help test lint verify docs clean
+
+help:
+	@echo "make test    lint, types, tests with doctests and examples, docs"
+	@echo "make verify  the long proofs; writes the tables that the docs show"
+	@echo "make docs    build the docs into docs/_build/html"
+	@echo "make clean   remove the environment and everything built"
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
+	touch $@
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest -m 'not slow'
+	$(MAKE) docs
+
+docs: $(VENV)/ready
+	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
+
+verify: $(VENV)/ready
+	$(BIN)/pytest -m slow
+	$(BIN)/python tests/verify.py
+
+clean:
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

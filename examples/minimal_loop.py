@@ -1,0 +1,60 @@
+"""HRDA in a plain PyTorch loop around a torchvision segmentation model.
+
+Its networks return dictionaries; two one-line modules say which entry is meant. Random tensors stand for the data:
+replace ``batches`` by two data loaders, and give the model pretrained weights.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
+
+from hrda_lib import EMATeacher, MultiResSegmenter, ScaleAttentionHead, SelfTraining, StrongAugment
+
+CLASSES, STEPS = 19, 2
+
+
+class Last(nn.Module):
+    """The entry "out" of torchvision's features, as a list for the attention head or as it is for the classifier."""
+
+    def __init__(self, head: nn.Module, *, as_list: bool = False) -> None:
+        super().__init__()
+        self.head, self.as_list = head, as_list
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        last = features["out"]
+        logits: Tensor = self.head([last] if self.as_list else last)
+        return logits
+
+
+def batches(step: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    source, target = torch.randn(2, 2, 3, 128, 128, generator=generator)
+    return source, torch.randint(CLASSES, (2, 128, 128), generator=generator), target
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    network = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
+    attention = Last(ScaleAttentionHead([960], CLASSES), as_list=True)
+    student = MultiResSegmenter(
+        network.backbone, Last(network.classifier), attention, detail_size=(64, 64), output_stride=16
+    )
+    teacher = EMATeacher(student)
+    augment = StrongAugment(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    training = SelfTraining(student, teacher, augment=augment)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=6e-5, weight_decay=0.01)
+
+    for step in range(STEPS):
+        if step > 0:
+            teacher.update(student)
+        for name, loss in training.losses(*batches(step)):
+            loss.backward()
+            print(f"step {step} {name} {loss.item():.3f}")
+        optimizer.step()
+        optimizer.zero_grad()
+
+    print(student.predict(torch.randn(1, 3, 200, 300), output="labels").shape)
+
+
+if __name__ == "__main__":
+    main()

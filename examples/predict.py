@@ -1,0 +1,88 @@
+"""Segment images of any size with the network of a run.
+
+    python examples/predict.py RUN INPUT... --out DIR
+
+RUN is a run folder of own_data.py, an INPUT an image or a folder of images. For each image, DIR gets NAME.png (class
+ids) and NAME_overlay.png (colours). A file that cannot be read is reported, the rest go on, and the exit status is 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from hrda_lib import MultiResSegmenter
+from hrda_lib.data.folders import image_files, read_image
+from support.plots import attention_map, overlay
+from support.run_files import load, normalize
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        model, network = load(options.run)
+        files = find(options.inputs)
+        options.out.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
+        print(f"predict.py: {error}", file=sys.stderr)
+        return 2
+    model.to(options.device)
+    failed = 0
+    for file in tqdm(files, "predicting"):
+        try:
+            write(file, model, len(network["class_names"]), options)
+        except (ValueError, OSError) as error:
+            tqdm.write(f"predict.py: {error}", file=sys.stderr)
+            failed += 1
+    print(f"{options.out}: {len(files) - failed} of {len(files)} images")
+    return 1 if failed else 0
+
+
+def write(file: Path, model: MultiResSegmenter, classes: int, options: argparse.Namespace) -> None:
+    """All output of one image."""
+    image = read_image(file)
+    x = normalize(image[None].to(options.device))
+    labels = predict(model, x, flip=options.flip)[0].cpu()
+    Image.fromarray(labels.numpy()).save(options.out / f"{file.stem}.png")
+    Image.fromarray(overlay(image, labels, classes)).save(options.out / f"{file.stem}_overlay.png")
+    if options.save_attention:
+        attention = attention_map(model, x).cpu()
+        Image.fromarray((255 * attention).byte().numpy()).save(options.out / f"{file.stem}_attention.png")
+
+
+def predict(model: MultiResSegmenter, x: Tensor, *, flip: bool) -> Tensor:
+    """Labels (B, H, W); ``flip`` averages the probabilities with those of the mirrored image."""
+    if not flip:
+        return model.predict(x, output="labels")
+    probs = model.predict(x, output="probs") + model.predict(x.flip(-1), output="probs").flip(-1)
+    return probs.argmax(dim=1).byte()
+
+
+def find(inputs: Sequence[Path]) -> list[Path]:
+    """Image files of all inputs; a folder's results must not overwrite another's."""
+    files = [file for path in inputs for file in (image_files(path) if path.is_dir() else [path])]
+    stems = [file.stem for file in files]
+    twice = next((file for i, file in enumerate(files) if file.stem in stems[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{twice}: two inputs are named {twice.stem}, their results would overwrite each other")
+    return files
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
+    parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

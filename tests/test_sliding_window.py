@@ -1,0 +1,396 @@
+import re
+from collections.abc import Callable, Iterator
+from math import ceil, exp
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bilinear import resize
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d, interpolate
+
+from hrda_lib import SlidingWindowInferer
+
+Predictor = Callable[[Tensor], Tensor]
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def strided(stride: int, classes: int = 3) -> Predictor:
+    """Logits at ``stride`` that depend on the image, the class and the place inside the window."""
+
+    def predict(windows: Tensor) -> Tensor:
+        cells = avg_pool2d(windows.double().mean(dim=1, keepdim=True), stride, ceil_mode=True)
+        place = torch.arange(cells[0, 0].numel()).view(cells.shape[-2:]).double()
+        return torch.cat([cells * (c + 1) + place * 0.1 * c for c in range(classes)], dim=1)
+
+    return predict
+
+
+def starts_by_hand(size: int, window: int, stride: int) -> list[int]:
+    starts = [0]
+    while starts[-1] + window < size:
+        starts.append(min(starts[-1] + stride, size - window))
+    return starts
+
+
+def infer_by_hand(
+    image: Tensor,
+    predictor: Predictor,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    *,
+    gaussian: bool = False,
+    cell: int | None = None,
+) -> np.ndarray:
+    """The equation, window by window and pixel by pixel; at pixels, or at the predictor's ``cell`` pixels a cell."""
+    height, width = (min(w, side) for w, side in zip(window, image.shape[-2:], strict=True))
+    unit = cell or 1
+    rows, columns = height // unit, width // unit
+    total = coverage = 0.0
+    for top in starts_by_hand(image.shape[-2], height, stride[0]):
+        for left in starts_by_hand(image.shape[-1], width, stride[1]):
+            logits = predictor(image[:, :, top : top + height, left : left + width].clone()).double().numpy()
+            logits = logits if cell else resize(logits, (height, width))
+            if isinstance(total, float):
+                total = np.zeros((*logits.shape[:2], image.shape[-2] // unit, image.shape[-1] // unit))
+                coverage = np.zeros(total.shape[-2:])
+            for i in range(rows):
+                for j in range(columns):
+                    y, x = (i - (rows - 1) / 2) / (rows / 8), (j - (columns - 1) / 2) / (columns / 8)
+                    weight = exp(-(y * y + x * x) / 2) if gaussian else 1.0
+                    total[:, :, top // unit + i, left // unit + j] += weight * logits[:, :, i, j]
+                    coverage[top // unit + i, left // unit + j] += weight
+    return total / coverage
+
+
+GEOMETRY = {
+    "several windows": ((13, 9), (6, 4), (3, 2)),
+    "last ones shifted": ((11, 10), (5, 7), (4, 6)),
+    "no overlap": ((8, 12), (4, 6), (4, 6)),
+    "every pixel": ((5, 4), (3, 2), (1, 1)),
+    "smaller than the window": ((5, 4), (9, 6), (3, 5)),
+    "wide and low": ((3, 14), (6, 5), (6, 2)),
+    "one window": ((6, 4), (6, 4), (3, 2)),
+}
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize("output_stride", [1, 2, 3])
+@pytest.mark.parametrize(("size", "window", "stride"), GEOMETRY.values(), ids=GEOMETRY)
+def test_average_at_pixels(
+    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int], output_stride: int, blend: Any
+) -> None:
+    image, predictor = random(2, 3, *size), strided(output_stride)
+    result = SlidingWindowInferer(window, stride=stride, blend=blend)(image, predictor)
+    expected = infer_by_hand(image, predictor, window, stride, gaussian=blend == "gaussian")
+    assert result.dtype == torch.float64
+    np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "output_stride"),
+    [
+        ((8, 12), (4, 8), (2, 4), 2),
+        ((12, 20), (8, 12), (4, 8), 4),
+        ((6, 9), (12, 6), (6, 3), 3),
+        ((5, 4), (3, 2), (1, 2), 1),
+    ],
+)
+def test_average_at_the_predictors_resolution(
+    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int], output_stride: int, blend: Any
+) -> None:
+    image, predictor = random(2, 3, *size), strided(output_stride)
+    result = SlidingWindowInferer(window, stride=stride, blend=blend, resize=False)(image, predictor)
+    expected = infer_by_hand(image, predictor, window, stride, gaussian=blend == "gaussian", cell=output_stride)
+    assert result.shape[-2:] == (size[0] // output_stride, size[1] // output_stride)
+    np.testing.assert_allclose(result, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_predictor_may_answer_finer_than_its_window() -> None:
+    image = random(1, 2, 4, 6)
+
+    def finer(windows: Tensor) -> Tensor:
+        return windows.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+    at_cells = SlidingWindowInferer((2, 4), resize=False)(image, finer)
+    torch.testing.assert_close(at_cells, finer(image))
+    at_pixels = SlidingWindowInferer((2, 4))(image, finer)
+    np.testing.assert_allclose(at_pixels, infer_by_hand(image, finer, (2, 4), (1, 2)), rtol=1e-11, atol=1e-11)
+
+
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(1, 14), st.integers(1, 14)),
+    st.sampled_from(["constant", "gaussian"]),
+    st.data(),
+)
+def test_every_pixel_is_covered(
+    size: tuple[int, int], window: tuple[int, int], blend: Any, data: st.DataObject
+) -> None:
+    stride = tuple(data.draw(st.integers(1, side)) for side in window)
+    image = random(1, 2, *size)
+    result = SlidingWindowInferer(window, stride=stride, blend=blend)(image, lambda x: x)
+    np.testing.assert_allclose(result, image, rtol=1e-11, atol=1e-11)
+
+
+def test_stride_defaults_to_half_a_window_rounded_up() -> None:
+    image, windows = random(1, 1, 9, 12), []
+
+    def predictor(x: Tensor) -> Tensor:
+        windows.extend(x)
+        return x
+
+    SlidingWindowInferer((5, 4))(image, predictor)
+    corners = [(top, left) for top in (0, 3, 4) for left in (0, 2, 4, 6, 8)]
+    assert len(windows) == len(corners)
+    for window, (top, left) in zip(windows, corners, strict=True):
+        assert torch.equal(window, image[0, :, top : top + 5, left : left + 4])
+
+
+def test_an_int_window_is_a_square() -> None:
+    image = random(1, 1, 9, 12)
+    by_int = SlidingWindowInferer(4, stride=3)(image, strided(2))
+    assert torch.equal(by_int, SlidingWindowInferer((4, 4), stride=(3, 3))(image, strided(2)))
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize("images", [1, 3])
+def test_batch_size_does_not_change_a_bit(images: int, blend: Any) -> None:
+    image = random(images, 3, 7, 9).float()
+    sizes: list[int] = []
+
+    def one_by_one(windows: Tensor) -> Tensor:
+        sizes.append(len(windows))
+        return torch.stack([avg_pool2d(window.sin(), 2, ceil_mode=True) for window in windows])
+
+    results = {}
+    for batch_size in (1, 2, 3, None):
+        sizes.clear()
+        results[batch_size] = SlidingWindowInferer((4, 5), batch_size=batch_size, blend=blend)(image, one_by_one)
+        assert sum(sizes) == images * 9
+        assert max(sizes) == (batch_size or images * 9)
+    assert all(torch.equal(result, results[1]) for result in results.values())
+
+
+def own_buffer() -> Predictor:
+    """A predictor that answers in one buffer each time."""
+    buffer = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+
+    def predict(windows: Tensor) -> Tensor:
+        return buffer[: len(windows)].copy_(windows * 2)
+
+    return predict
+
+
+def in_place(windows: Tensor) -> Tensor:
+    return windows.mul_(2)
+
+
+@pytest.mark.parametrize("resize_back", [True, False])
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize(
+    ("predictor", "factor"),
+    [(lambda x: x, 1), (lambda x: x[:, 1:], 1), (own_buffer(), 2), (in_place, 2)],
+    ids=["its input", "a view of its input", "one buffer", "in place"],
+)
+def test_nothing_of_the_callers_is_written(predictor: Predictor, factor: int, blend: Any, resize_back: bool) -> None:
+    image = random(1, 3, 7, 9)
+    before, answers = image.clone(), []
+
+    def watched(windows: Tensor) -> Tensor:
+        if answers:
+            assert torch.equal(*answers[-1])
+        answer = predictor(windows)
+        answers.append((answer, answer.clone()))
+        return answer
+
+    inferer = SlidingWindowInferer(4, batch_size=2, blend=blend, resize=resize_back)
+    result = inferer(image, watched)
+    assert torch.equal(image, before)
+    assert torch.equal(*answers[-1])
+    np.testing.assert_allclose(result, factor * before[:, -result.shape[1] :], rtol=1e-11)
+
+
+def test_one_window_is_no_alias_of_the_image() -> None:
+    image = random(1, 3, 4, 4)
+    before = image.clone()
+    SlidingWindowInferer(4)(image, in_place).zero_()
+    assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_image_dtypes(dtype: torch.dtype) -> None:
+    image = (random(2, 3, 7, 9).abs() * 50).to(dtype)
+
+    def predictor(windows: Tensor) -> Tensor:
+        assert windows.dtype == dtype
+        answer = avg_pool2d(windows.float() / 255, 2, ceil_mode=True)
+        return answer.to(dtype) if dtype.is_floating_point else answer
+
+    result = SlidingWindowInferer((4, 5), stride=1)(image, predictor)
+    expected = infer_by_hand(image, predictor, (4, 5), (1, 1))
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    assert result.dtype == wide  # also for half precision, whose own rounding would show here
+    np.testing.assert_allclose(result.double(), expected, rtol=0, atol=8 * torch.finfo(wide).eps)
+
+
+def test_outputs() -> None:
+    image, window, stride = random(2, 3, 7, 9), (4, 5), (2, 3)
+    logits = infer_by_hand(image, strided(2), window, stride)
+    exponentials = np.exp(logits)
+
+    probs = SlidingWindowInferer(window, stride=stride, output="probs")(image, strided(2))
+    np.testing.assert_allclose(probs, exponentials / exponentials.sum(axis=1, keepdims=True), rtol=1e-11)
+    np.testing.assert_allclose(probs.sum(dim=1), 1, rtol=1e-12)
+
+    labels = SlidingWindowInferer(window, stride=stride, output="labels")(image, strided(2))
+    assert labels.shape == (2, 7, 9)
+    assert labels.dtype == torch.uint8
+    np.testing.assert_array_equal(labels, logits.argmax(axis=1))
+
+
+@pytest.mark.parametrize(("classes", "dtype"), [(1, torch.uint8), (256, torch.uint8), (257, torch.int64)])
+def test_labels_are_as_small_as_the_classes_allow(classes: int, dtype: torch.dtype) -> None:
+    def last_class(windows: Tensor) -> Tensor:
+        return torch.arange(classes).float().view(1, -1, 1, 1).expand(len(windows), classes, 1, 1)
+
+    labels = SlidingWindowInferer(4, output="labels")(torch.zeros(1, 3, 5, 6), last_class)
+    assert labels.dtype == dtype
+    assert labels.unique().tolist() == [classes - 1]
+
+
+@pytest.mark.parametrize(("batch_size", "calls"), [(1, 18), (4, 5), (None, 1)])
+def test_progress_sees_sized_calls(batch_size: int | None, calls: int) -> None:
+    image, seen = random(2, 3, 7, 9), []
+
+    def progress(items: list) -> Iterator:
+        seen.append(len(items))
+        for item in items:
+            seen.append("call")
+            yield item
+
+    settings = {"stride": (2, 3), "batch_size": batch_size}
+    result = SlidingWindowInferer((4, 5), **settings, progress=progress)(image, strided(2))
+    assert calls == ceil(18 / (batch_size or 18))
+    assert seen == [calls, *["call"] * calls]
+    assert torch.equal(result, SlidingWindowInferer((4, 5), **settings)(image, strided(2)))
+
+
+@pytest.mark.parametrize("resize_back", [True, False])
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_gradients_flow_to_image_and_predictor(blend: Any, resize_back: bool) -> None:
+    image, weight = random(1, 2, 4, 6).requires_grad_(), random(2, 2, 2, 2, seed=1).requires_grad_()
+    inferer = SlidingWindowInferer((2, 4), stride=2, batch_size=2, blend=blend, output="probs", resize=resize_back)
+
+    def infer(image: Tensor, weight: Tensor) -> Tensor:
+        return inferer(image, lambda windows: conv2d(windows, weight, stride=2))
+
+    assert torch.autograd.gradcheck(infer, (image, weight))
+
+
+def test_no_grad_and_inference_mode() -> None:
+    image = random(1, 3, 7, 9).requires_grad_()
+    expected = SlidingWindowInferer(4)(image, strided(2))
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            result = SlidingWindowInferer(4)(image, strided(2))
+        assert not result.requires_grad
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": 0}, "window must be a positive int or two of them (height, width), got 0"),
+        ({"window": (4, 4.0)}, "window must be a positive int or two of them (height, width), got (4, 4.0)"),
+        ({"stride": (2, 0)}, "stride must be a positive int or two of them (height, width), got (2, 0)"),
+        ({"stride": 5}, "stride (5, 5) must not exceed the window (4, 4): pixels between windows would be missed"),
+        ({"batch_size": 0}, "batch_size must be positive or None (all at once), got 0"),
+        ({"blend": "hann"}, "blend must be one of ('constant', 'gaussian'), got 'hann'"),
+        ({"output": "label"}, "output must be one of ('logits', 'probs', 'labels'), got 'label'"),
+    ],
+    ids=str,
+)
+def test_inferer_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SlidingWindowInferer(**{"window": 4, **settings})
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (0, 3, 8, 8), (1, 3, 0, 8)])
+def test_inferer_refuses_images(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"image must be (B, K, H, W) and not empty, got {shape}")):
+        SlidingWindowInferer(4)(torch.zeros(shape), lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("predictor", "message"),
+    [
+        (lambda x: {"out": x}, "predictor must return float logits (b, C, h, w), got dict; for a model with another"),
+        (lambda x: x[:, 0], "predictor must return float logits (b, C, h, w), got torch.float32 (2, 4, 4)"),
+        (lambda x: x.long(), "predictor must return float logits (b, C, h, w), got torch.int64 (2, 3, 4, 4)"),
+        (lambda x: x[:1], "predictor returned a batch of 1 for 2 windows"),
+        (lambda x: torch.cat([x, x]), "predictor returned a batch of 4 for 2 windows"),
+    ],
+    ids=["dict", "no classes", "labels", "smaller batch", "larger batch"],
+)
+def test_inferer_refuses_answers(predictor: Predictor, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SlidingWindowInferer(4, batch_size=2)(torch.zeros(1, 3, 8, 8), predictor)
+
+
+def answering(*shapes: tuple[int, int, int]) -> Predictor:
+    """A predictor whose k-th call answers with the k-th shape (C, h, w)."""
+    queue = iter(shapes)
+    return lambda windows: torch.ones(len(windows), *next(queue))
+
+
+@pytest.mark.parametrize(("first", "second"), [(3, 2), (2, 3), (3, 1), (1, 3)])
+def test_inferer_refuses_other_channels_for_another_window(first: int, second: int) -> None:
+    message = f"predictor returned {second} channels for one window and {first} for another"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        SlidingWindowInferer(4, batch_size=1)(torch.zeros(1, 3, 8, 8), answering((first, 4, 4), (second, 4, 4)))
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_without_resize_every_window_has_one_resolution(first: int, second: int) -> None:
+    answers = [(3, first, first)] + [(3, second, second)] + [(3, first, first)] * 14
+    inferer = SlidingWindowInferer(4, stride=4, batch_size=1, resize=False)
+    with pytest.raises(ValueError, match="predictor returned"):
+        inferer(torch.zeros(1, 3, 16, 16), answering(*answers))
+
+
+def test_with_resize_windows_may_differ_in_resolution() -> None:
+    inferer = SlidingWindowInferer(4, stride=4, batch_size=1)
+    result = inferer(torch.zeros(1, 3, 8, 8), answering((2, 1, 1), (2, 4, 4), (2, 2, 3), (2, 8, 8)))
+    assert torch.equal(result, torch.ones(1, 2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "answer", "where"),
+    [
+        ((8, 8), 4, 1, (2, 2), "box (0, 1, 4, 4)"),
+        ((8, 9), 4, 4, (2, 2), "box (0, 0, 8, 9)"),
+        ((8, 8), 5, 3, (3, 3), "box (0, 0, 8, 8)"),
+        ((8, 8), (4, 8), 4, (2, 2), "box (0, 0, 8, 8)"),
+    ],
+    ids=["stride", "image", "window", "other stride in width"],
+)
+def test_without_resize_everything_must_lie_on_cells(
+    size: tuple[int, int], window: Any, stride: int, answer: tuple[int, int], where: str
+) -> None:
+    def predictor(windows: Tensor) -> Tensor:
+        return interpolate(windows, size=answer)
+
+    height, width = (window, window) if isinstance(window, int) else window
+    message = f"predictor returned {answer} cells for windows of {(height, width)} pixels, which do not line up"
+    inferer = SlidingWindowInferer(window, stride=stride, resize=False)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        inferer(torch.zeros(1, 3, *size), predictor)
+    assert where in str(caught.value)

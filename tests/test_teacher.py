@@ -1,0 +1,434 @@
+import copy
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hrda_lib import EMATeacher
+
+
+class DropPath(nn.Module):
+    """Drops whole samples, as the DropPath of a transformer does: a module that only knows ``self.training``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.randint(0, 2, (len(x), 1, 1, 1)) * 2 if self.training else x
+
+
+def make_student(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout2d(0.5), DropPath(), nn.Conv2d(4, 2, 1))
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.randn(4, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def move(student: nn.Module, seed: int) -> None:
+    """A stand-in for an optimiser step, and for what a forward pass does to the buffers."""
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in student.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator).to(tensor))
+        else:
+            tensor.add_(seed + 1)
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.parametrize("decay", [0.0, 0.7, 0.999])
+def test_update_is_the_moving_average(decay: float, warmup: bool) -> None:
+    student = make_student().double()
+    teacher = EMATeacher(student, decay=decay, warmup=warmup)
+    expected = {name: p.flatten().tolist() for name, p in student.named_parameters()}
+    for k in range(1, 9):
+        move(student, seed=k)
+        before = snapshot(student)
+        teacher.update(student)
+        assert_same(snapshot(student), before)
+
+        alpha = min(1 - 1 / (k + 1), decay) if warmup else decay
+        for name, p in student.named_parameters():
+            new = p.flatten().tolist()
+            expected[name] = [alpha * e + (1 - alpha) * n for e, n in zip(expected[name], new, strict=True)]
+        for name, p in teacher.module.named_parameters():
+            assert p.flatten().tolist() == pytest.approx(expected[name], rel=1e-12, abs=1e-12), (k, name)
+    assert teacher.step == 8
+
+
+def test_construction_copies_and_shares_nothing() -> None:
+    student = make_student()
+    teacher = EMATeacher(student)
+    assert_same(snapshot(teacher.module), snapshot(student))
+    before = snapshot(teacher.module)
+    move(student, seed=1)
+    assert_same(snapshot(teacher.module), before)
+    assert student.training
+    assert all(p.requires_grad for p in student.parameters())
+
+
+@pytest.mark.parametrize("policy", ["keep", "copy", "average"])
+def test_buffers(policy: str) -> None:
+    student = make_student()
+    teacher = EMATeacher(student, buffers=policy)
+    old = {name: buffer.double() for name, buffer in snapshot(teacher.module).items()}
+    for k in range(1, 4):
+        move(student, seed=k)
+        teacher.update(student)
+        new = snapshot(student)
+        alpha = 1 - 1 / (k + 1)
+        for name, buffer in teacher.module.named_buffers():
+            average = new[name] if name.endswith("num_batches_tracked") else alpha * old[name] + (1 - alpha) * new[name]
+            old[name] = {"keep": old[name], "copy": new[name], "average": average}[policy].double()
+            torch.testing.assert_close(buffer.double(), old[name], rtol=1e-6, atol=1e-6)
+            assert buffer.dtype == new[name].dtype
+    assert teacher.module[1].num_batches_tracked == (0 if policy == "keep" else 2 + 3 + 4)
+
+
+@pytest.mark.parametrize("stale", [float("-inf"), float("nan"), 0.0])
+def test_copied_buffers_are_the_students_to_the_bit(stale: float) -> None:
+    student = nn.Linear(2, 2)
+    student.register_buffer("mask", torch.tensor([stale, 1.0]))
+    teacher = EMATeacher(student, buffers="copy")
+    student.mask.copy_(torch.tensor([float("-inf"), 0.1]))
+    teacher.update(student)
+    assert torch.equal(teacher.module.mask, student.mask)
+
+
+def test_averaged_buffers_keep_an_infinite_mask() -> None:
+    student = nn.Linear(2, 2)
+    student.register_buffer("mask", torch.tensor([float("-inf"), 1.0]))
+    teacher = EMATeacher(student, buffers="average")
+    teacher.update(student)
+    assert torch.equal(teacher.module.mask, student.mask)
+
+
+def run(teacher: EMATeacher, student: nn.Module, steps: range) -> Iterator[Tensor]:
+    for step in steps:
+        move(student, seed=step)
+        teacher.update(student)
+        yield teacher(images(step))
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "eval"])
+@pytest.mark.parametrize("policy", ["keep", "average"])
+def test_resume_equals_an_uninterrupted_run(policy: str, batch_norm: str) -> None:
+    settings = {"decay": 0.75, "warmup": True, "buffers": policy, "batch_norm": batch_norm}
+    student = make_student()
+    whole = EMATeacher(student, **settings)
+    for _ in run(whole, student, range(2)):
+        pass
+    file = io.BytesIO()
+    torch.save({"teacher": whole.state_dict(), "student": student.state_dict()}, file)
+    whole_outputs = list(run(whole, student, range(2, 6)))  # the warm-up ends in there
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    student = make_student(seed=5)
+    other = {
+        "decay": 0.1,
+        "warmup": False,
+        "buffers": "copy",
+        "batch_norm": {"train": "eval", "eval": "train"}[batch_norm],
+    }
+    resumed = EMATeacher(student, **other)
+    student.load_state_dict(saved["student"])
+    resumed.load_state_dict(saved["teacher"])
+    assert resumed.step == 2
+    resumed_outputs = list(run(resumed, student, range(2, 6)))
+
+    assert resumed.get_extra_state() == whole.get_extra_state() == {"step": 6, **settings}
+    assert_same(snapshot(resumed), snapshot(whole))
+    assert all(torch.equal(one, two) for one, two in zip(whole_outputs, resumed_outputs, strict=True))
+
+
+def test_loading_keeps_the_mode_of_the_teacher() -> None:
+    saved = EMATeacher(make_student(), batch_norm="train").state_dict()
+    teacher = EMATeacher(make_student(), batch_norm="eval").eval()
+    teacher.load_state_dict(saved)
+    assert not teacher.module[1].training
+    assert teacher.train().module[1].training
+
+
+def test_parameters_are_frozen_and_calls_have_no_gradient() -> None:
+    student = make_student()
+    teacher = EMATeacher(student)
+    inputs = images().requires_grad_()
+    output = teacher(inputs)
+    assert not output.requires_grad
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+    (student(images()).sum() + output.sum()).backward()
+    teacher.update(student)
+    assert inputs.grad is None
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_calls_pass_arguments_and_answers_through() -> None:
+    class Student(nn.Module):
+        def forward(self, x: Tensor, *, factor: int) -> dict[str, Tensor]:
+            return {"logits": x * factor, "input": x}
+
+    x = torch.ones(2)
+    answer = EMATeacher(Student())(x, factor=3)
+    assert answer.keys() == {"logits", "input"}
+    assert answer["input"] is x
+    assert answer["logits"].tolist() == [3, 3]
+
+
+def by_hand(module: nn.Sequential, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """The student without Dropout and DropPath, normalised by the given statistics."""
+    first, norm, *_, last = module
+    hidden = torch.einsum("ec,bchw->behw", first.weight[:, :, 0, 0], x) + first.bias[:, None, None]
+    normal = (hidden - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
+    normal = normal * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return torch.einsum("ec,bchw->behw", last.weight[:, :, 0, 0], normal) + last.bias[:, None, None]
+
+
+def batch_statistics(module: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    first = module[0]
+    hidden = torch.einsum("ec,bchw->behw", first.weight[:, :, 0, 0], x) + first.bias[:, None, None]
+    return hidden.mean(dim=(0, 2, 3)), hidden.var(dim=(0, 2, 3), unbiased=False)
+
+
+def test_in_training_batch_norm_uses_the_batch_and_its_own_buffers() -> None:
+    student = make_student().double()
+    move(student, seed=1)
+    before = snapshot(student)
+    teacher = EMATeacher(student)
+    x = images().double()
+    mean, variance = batch_statistics(teacher.module, x)
+
+    torch.testing.assert_close(teacher(x), by_hand(teacher.module, x, mean, variance))
+    norm, count = teacher.module[1], x.numel() // 3
+    torch.testing.assert_close(norm.running_mean, 0.9 * before["1.running_mean"] + 0.1 * mean)
+    torch.testing.assert_close(norm.running_var, 0.9 * before["1.running_var"] + 0.1 * variance * count / (count - 1))
+    assert norm.num_batches_tracked == before["1.num_batches_tracked"] + 1
+    assert_same(snapshot(student), before)
+
+    kept = snapshot(teacher.module)
+    teacher.update(student)
+    assert torch.equal(norm.running_mean, kept["1.running_mean"])
+
+
+@pytest.mark.parametrize("batch_norm", ["train", "eval"])
+def test_eval_uses_running_statistics_and_leaves_all_buffers_alone(batch_norm: str) -> None:
+    student = make_student().double()
+    move(student, seed=1)
+    teacher = EMATeacher(student, batch_norm=batch_norm).eval()
+    if batch_norm == "eval":
+        teacher.train()  # running statistics there too
+    before = snapshot(teacher)
+    x, norm = images().double(), teacher.module[1]
+    torch.testing.assert_close(teacher(x), by_hand(teacher.module, x, norm.running_mean, norm.running_var))
+    assert_same(snapshot(teacher), before)
+
+
+def test_train_and_eval_round_trips_inside_another_module() -> None:
+    teacher = EMATeacher(make_student())
+    trainer = nn.ModuleDict({"teacher": teacher})
+    assert teacher.training  # as built
+    for training in (False, True, True, False, True):
+        trainer.train(training)
+        assert teacher.training == training
+        on = [type(layer).__name__ for layer in teacher.module.modules() if layer.training]
+        assert on == (["BatchNorm2d"] if training else [])
+    trainer.eval()
+    before = snapshot(teacher)
+    teacher(images())
+    assert_same(snapshot(teacher), before)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm1d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2)], ids=lambda x: type(x).__name__
+)
+def test_every_kind_of_batch_norm_counts(layer: nn.Module) -> None:
+    teacher = EMATeacher(nn.Sequential(layer, nn.InstanceNorm2d(2, track_running_stats=True)))
+    assert teacher.module[0].training
+    assert not teacher.module[1].training
+
+
+@pytest.mark.parametrize("mode", ["built", "train", "eval", "student in eval"])
+def test_dropout_and_drop_path_are_always_off(mode: str) -> None:
+    student = make_student()
+    if mode == "student in eval":
+        student.eval()
+    teacher = EMATeacher(student)
+    if mode in ("train", "eval"):
+        teacher.train(mode == "train")
+    assert not torch.equal(student.train()(images()), student(images()))
+    first = teacher(images())
+    if mode == "eval":
+        norm = teacher.module[1]
+        statistics = (norm.running_mean, norm.running_var)
+    else:
+        statistics = batch_statistics(teacher.module, images())
+    torch.testing.assert_close(first, by_hand(teacher.module, images(), *statistics), rtol=1e-4, atol=1e-5)
+    assert torch.equal(teacher(images()), first)
+
+
+def check_follows(teacher: EMATeacher, wrapped: nn.Module, student: nn.Module) -> None:
+    """One update with the wrapped student is the mean of what teacher and student were."""
+    old = [p.clone() for p in teacher.module.parameters()]
+    move(student, seed=3)
+    teacher.update(wrapped)
+    for mine, before, theirs in zip(teacher.module.parameters(), old, student.parameters(), strict=True):
+        torch.testing.assert_close(mine, (before + theirs) / 2)
+
+
+@pytest.mark.parametrize("built_from_wrapped", [True, False])
+def test_compiled_student(built_from_wrapped: bool) -> None:
+    student = make_student()
+    compiled = torch.compile(student, backend="eager")
+    compiled(images())
+    teacher = EMATeacher(compiled if built_from_wrapped else student)
+    assert_same(snapshot(teacher), snapshot(EMATeacher(student)))
+    check_follows(teacher, compiled, student)
+    mean, variance = batch_statistics(teacher.module, images())
+    torch.testing.assert_close(
+        teacher(images()), by_hand(teacher.module, images(), mean, variance), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_compiled_part_of_a_student(when: str) -> None:
+    student = nn.ModuleDict({"encoder": make_student(), "head": nn.Linear(2, 2)})
+    plain = EMATeacher(student)
+    compiled = nn.ModuleDict({"encoder": torch.compile(student["encoder"], backend="eager"), "head": student["head"]})
+    teacher = EMATeacher(compiled, buffers="average") if when == "before" else plain
+    check_follows(teacher, compiled, student)
+    if when == "before":
+        assert not torch.equal(teacher.module["head"].weight, student["head"].weight)
+        layers = [type(layer).__name__ for layer in teacher.module.modules() if layer.training]
+        assert layers == ["BatchNorm2d"]
+        output = teacher.module["encoder"](images())
+        assert torch.equal(teacher.module["encoder"](images()), output)  # Dropout and DropPath are off
+
+
+@pytest.fixture
+def gloo(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("gloo")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_distributed_student(compiled: bool) -> None:
+    student = make_student()
+    wrapped = nn.parallel.DistributedDataParallel(torch.compile(student, backend="eager") if compiled else student)
+    teacher = EMATeacher(wrapped)
+    assert_same(snapshot(teacher), snapshot(EMATeacher(student)))
+    wrapped(images()).sum().backward()
+    check_follows(teacher, wrapped, student)
+    check_follows(EMATeacher(student), wrapped, student)
+
+
+def test_data_parallel_student() -> None:
+    student = make_student()
+    wrapped = nn.DataParallel(student)
+    check_follows(EMATeacher(wrapped), wrapped, student)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_float32_teacher_of_a_student_in_another_dtype(dtype: torch.dtype) -> None:
+    student = make_student().to(dtype)
+    teacher = EMATeacher(student, decay=0.999, warmup=False).float()
+    expected = [p.detach().double().clone() for p in student.parameters()]
+    for k in range(3):
+        move(student, seed=k)
+        teacher.update(student)
+        expected = [
+            0.999 * e + 0.001 * p.detach().double() for e, p in zip(expected, student.parameters(), strict=True)
+        ]
+    for p, e in zip(teacher.module.parameters(), expected, strict=True):
+        assert p.dtype == torch.float32
+        assert not p.requires_grad
+        torch.testing.assert_close(p.double(), e, rtol=1e-6, atol=1e-6)
+    assert teacher(images()).dtype == torch.float32
+
+
+def test_a_teacher_that_rounds_the_change_away_warns() -> None:
+    student = make_student().bfloat16()
+    teacher = EMATeacher(student, warmup=False)
+    message = "the teacher's torch.bfloat16 parameters cannot follow with decay 0.999: the change is rounded away; "
+    with pytest.warns(UserWarning, match=re.escape(message)) as caught:
+        teacher.update(student)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__  # the warning points at the caller's line
+
+
+def test_no_warning_while_the_change_is_large_enough() -> None:
+    student = make_student().bfloat16()
+    teacher = EMATeacher(student)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(5):
+            teacher.update(student)
+        EMATeacher(make_student(), decay=0.9999, warmup=False).update(make_student())
+
+
+def altered(change: str) -> nn.Module:
+    student = make_student()
+    if change == "name":
+        return nn.Sequential(*student[:4], nn.Identity(), student[4])
+    if change == "parameter shape":
+        student[4] = nn.Conv2d(4, 3, 1)
+    if change == "missing parameter":
+        student[0] = nn.Conv2d(3, 4, 1, bias=False)
+    if change == "missing buffer":
+        student[1] = nn.BatchNorm2d(4, track_running_stats=False)
+    if change == "buffer shape":
+        student[1].running_mean = torch.zeros(5)
+    return student
+
+
+@pytest.mark.parametrize("policy", ["copy", "average"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("name", "the teacher's parameters: missing ['4.bias', '4.weight'], unexpected ['5.bias', '5.weight']"),
+        ("missing parameter", "student must have the teacher's parameters: missing ['0.bias'], unexpected []"),
+        ("parameter shape", "student's 4.weight must have the teacher's shape (2, 4, 1, 1), got (3, 4, 1, 1)"),
+        ("missing buffer", "teacher's buffers: missing ['1.num_batches_tracked', '1.running_mean', '1.running_var']"),
+        ("buffer shape", "student's 1.running_mean must have the teacher's shape (4,), got (5,)"),
+    ],
+)
+def test_another_student_is_refused_and_changes_nothing(change: str, message: str, policy: str) -> None:
+    teacher = EMATeacher(make_student(), buffers=policy)
+    before = copy.deepcopy(teacher)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        teacher.update(altered(change))
+    assert_same(snapshot(teacher), snapshot(before))
+    assert teacher.step == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decay": 1.0}, "decay must be in [0, 1), got 1.0"),
+        ({"decay": -0.1}, "decay must be in [0, 1), got -0.1"),
+        ({"decay": float("nan")}, "decay must be in [0, 1), got nan"),
+        ({"buffers": "mean"}, "buffers must be one of ('keep', 'copy', 'average'), got 'mean'"),
+        ({"batch_norm": True}, "batch_norm must be one of ('train', 'eval'), got True"),
+    ],
+    ids=str,
+)
+def test_teacher_refuses(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EMATeacher(make_student(), **settings)
