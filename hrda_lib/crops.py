@@ -25,7 +25,7 @@ class MultiResCropSampler:
     .. math::
         x_c = \zeta(x[b_c],\, 1/s), \qquad x_d = x[b_c][b_d]
 
-    where :math:`\zeta` is bilinear resizing (HRDA, arXiv 2204.13132, eq. 5-7). Offsets of both boxes are
+    where :math:`\zeta` is bilinear resizing (HRDA, arXiv 2204.13132, section 3.2). Offsets of both boxes are
     uniform over *every* multiple of :math:`k = s \cdot o` that fits, the last included, so that a box has
     whole cells in the context logits (:math:`o`: output stride).
 
@@ -120,5 +120,5 @@ def downscale(image: Tensor, scale: float) -> Tensor:
     """Bilinear resizing of (B, K, H, W) to 1/scale (no antialias, as in the released code)."""
     if scale == 1:
         return image
-    size = [round(side / scale) for side in image.shape[-2:]]
+    size = CropBox(0, 0, *image.shape[-2:]).scaled(1 / scale)[2:]
     return interpolate(image, size=size, mode="bilinear", align_corners=False)

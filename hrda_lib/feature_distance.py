@@ -16,7 +16,7 @@ class FeatureDistance(nn.Module):
         L_{FD} = \lambda \frac{\sum_{j} \lVert F_\theta(x)_j - F_0(x)_j \rVert_2\, M_j}{\sum_j M_j}
 
     where :math:`M_j = 1` if at least ``min_ratio`` of the pixels of cell j carry one and the same class, and that class
-    is chosen (DAFormer, arXiv 2111.14887, eq. 5-7). 0, not NaN, where no cell is.
+    is chosen (DAFormer, arXiv 2111.14887, section 3.3). 0, not NaN, where no cell is.
 
     Args:
         reference_encoder: images -> features; copied, frozen and always in eval mode.

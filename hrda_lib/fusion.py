@@ -24,7 +24,7 @@ def fuse_scales(
         a' = a \text{ inside the box}, 0 \text{ elsewhere}
 
     with :math:`\hat y_d'` the detail logits padded with zeros to the context's extent and :math:`\zeta(\cdot, s)`
-    bilinear upsampling (HRDA, arXiv 2204.13132, eq. 8-9). The mask comes before upsampling, so the blend
+    bilinear upsampling (HRDA, arXiv 2204.13132, section 3.3). The mask comes before upsampling, so the blend
     reaches one cell past the edge of the box.
 
     Args:
@@ -34,7 +34,7 @@ def fuse_scales(
             inside the box, 0.5 averages.
         box: where the detail lies, in detail-logit cells, of the size of ``detail_logits``;
             None: the detail covers the whole context.
-        scale: s.
+        scale: s of the equation.
 
     Returns:
         Fused logits (B, C, h*s, w*s).
@@ -104,7 +104,7 @@ class ScaleAttentionFusion(nn.Module):
 
 
 class ScaleAttentionHead(nn.Module):
-    """Predict scale-attention logits from encoder features: the paper's light head (HRDA, section 3.3 and 4.1).
+    """Predict scale-attention logits from encoder features: the paper's light head (HRDA, section 3.3).
 
     Each feature is embedded by a 1x1 convolution and upsampled to the finest; their concatenation, fine to coarse,
     goes through 1x1 convolution, batch norm, ReLU, dropout (0.1, whole channels) and a 1x1 convolution.

@@ -25,14 +25,14 @@ class CropBox(NamedTuple):
         Raises:
             ValueError: a coordinate is not a whole number on that grid.
         """
-        exact = Fraction(factor).limit_denominator(1 << 16)
-        scaled = [value * exact for value in self]
-        if any(value.denominator != 1 for value in scaled):
+        up, down = Fraction(factor).limit_denominator(1 << 16).as_integer_ratio()
+        top, left, height, width = (value * up for value in self)
+        if top % down or left % down or height % down or width % down:
             raise ValueError(
-                f"box {tuple(self)} times {exact} does not lie on whole cells; "
-                f"use a box whose coordinates are multiples of {exact.denominator}"
+                f"box {tuple(self)} times {Fraction(up, down)} does not lie on whole cells; "
+                f"use a box whose coordinates are multiples of {down}"
             )
-        return CropBox(*(int(value) for value in scaled))
+        return CropBox(top // down, left // down, height // down, width // down)
 
 
 def crop(tensor: Tensor, box: CropBox) -> Tensor:

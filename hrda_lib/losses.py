@@ -27,7 +27,7 @@ def confidence_weighted_ce(
         L = \frac{1}{Z} \sum_{i \in V} q_i\, \kappa_{y_i} \left(-\log \mathrm{softmax}(\hat y_i)_{y_i}\right),
         \qquad V = \{i : y_i \ne \text{ignore\_index}\}
 
-    (DAFormer, arXiv 2111.14887, eq. 1 and 4), where Z is one of
+    (DAFormer, arXiv 2111.14887, section 3.1), where Z is one of
 
     - ``"all"``: :math:`B \cdot H \cdot W`, ignored pixels too (DAFormer, HRDA),
     - ``"valid"``: :math:`|V|`,

@@ -20,7 +20,7 @@ def patch_mask(
     .. math::
         m_{b} = [u_b > r], \qquad u_b \sim U(0, 1)
 
-    a block of a grid of round(H/block) x round(W/block), stretched to the image (MIC, arXiv 2212.01322, eq. 4).
+    a block of a grid of round(H/block) x round(W/block), stretched to the image (MIC, arXiv 2212.01322, section 3.2).
 
     Args:
         size: image size (H, W).

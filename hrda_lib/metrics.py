@@ -18,7 +18,7 @@ class ConfusionMatrix:
     section 4.1). ``.matrix`` is (C, C) int64, rows the truth, columns the prediction; sum it over processes.
 
     Args:
-        num_classes: C.
+        num_classes: number of classes C.
         ignore_index: target label that is not counted.
 
     Raises:

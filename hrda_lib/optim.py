@@ -63,7 +63,7 @@ def warmup_poly(
         total: T, number of steps.
         warmup: W, number of warm-up steps.
         warmup_ratio: r, the first factor.
-        power: p.
+        power: the exponent p.
 
     Raises:
         ValueError: a setting is out of its range.

@@ -25,7 +25,7 @@ def pseudo_labels(
     .. math::
         \hat y_i = \arg\max_c p_{ic}, \qquad q = \frac{1}{N} \sum_{i=1}^{N} [\max_c p_{ic} \ge \tau]
 
-    with p the softmax of the logits (DACS, arXiv 2007.08702; DAFormer, arXiv 2111.14887, eq. 2-3).
+    with p the softmax of the logits (DACS, arXiv 2007.08702; DAFormer, arXiv 2111.14887, section 3.1).
 
     Args:
         logits: (B, C, h, w).

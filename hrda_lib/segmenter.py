@@ -42,7 +42,7 @@ class MultiResSegmenter(nn.Module):
         \hat y = \mathrm{fuse}(g(f(x_c)),\; g(f(x_d)),\; \sigma(f_A(f(x_c))))
 
     with encoder f, decoder g and attention head f_A, all shared by both scales
-    (HRDA, arXiv 2204.13132, section 3.2-3.3; the blend itself is :func:`hrda_lib.fuse_scales`).
+    (HRDA, arXiv 2204.13132, section 3.2 and 3.3; the blend itself is :func:`hrda_lib.fuse_scales`).
 
     Args:
         encoder: images -> features of any type.
@@ -118,19 +118,18 @@ class MultiResSegmenter(nn.Module):
         if detail == "windows" and box is not None:
             raise ValueError("box is for detail='crop'; windows cover the whole image")
         size = self._check_size(images)
+        if detail == "crop" or (detail is None and (self.training or box is not None)):
+            box = self._sampler.sample(size, generator)[1] if box is None else self._check_box(images, CropBox(*box))
         context = downscale(images, self.scale)
         features = self.encoder(context)
         context_logits = self._decode(features, context)
         attention = self.attention(features).sigmoid() if isinstance(self.attention, nn.Module) else self.attention
 
-        if detail == "crop" or (detail is None and (self.training or box is not None)):
-            box = self._sampler.sample(size, generator)[1] if box is None else CropBox(*box)
-            patch = crop(images, box)
-            cells = box.scaled(1 / self.output_stride)
-            detail_logits = self._decode(self.encoder(patch), patch)
+        if box is None:
+            cells, detail_logits = None, self._detail_windows(images)
         else:
-            cells = None
-            detail_logits = self._detail_windows(images)
+            patch, cells = crop(images, box), box.scaled(1 / self.output_stride)
+            detail_logits = self._decode(self.encoder(patch), patch)
         logits = fuse_scales(context_logits, detail_logits, attention, box=cells, scale=self.scale)
         return SegmenterOutput(logits, detail_logits, box, context_logits, attention, features, context)
 
@@ -146,7 +145,7 @@ class MultiResSegmenter(nn.Module):
     ) -> Tensor:
         """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
 
-        Windows of the context's size, each fused from both scales, are averaged (HRDA, section 4.1). Images are padded
+        Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). Images are padded
         with 0 (the mean colour) at the bottom and right to whole cells, and the result is cut back.
 
         Args:
@@ -191,6 +190,11 @@ class MultiResSegmenter(nn.Module):
                 f"output_stride={self.output_stride}, got {got}"
             )
         return logits
+
+    def _check_box(self, images: Tensor, box: CropBox) -> CropBox:
+        crop(images, box)
+        box.scaled(1 / self._sampler.cell)
+        return box
 
     def _check_size(self, images: Tensor) -> tuple[int, int]:
         if images.dim() != 4 or not images.is_floating_point():

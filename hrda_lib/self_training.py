@@ -29,8 +29,8 @@ class SelfTraining:
         L = L_S + L_{FD} + L_T, \qquad
         L_{S|T} = (1 - \lambda_d)\, \mathrm{CE}(\hat y, y, q) + \lambda_d\, \mathrm{CE}(\hat y_d, y[b], q[b])
 
-    with q = 1 on the source and the teacher's confidence on mixed images (HRDA, arXiv 2204.13132, eq. 3, 10-12;
-    DAFormer, arXiv 2111.14887, eq. 4-8). CE divides by all pixels.
+    with q = 1 on the source and the teacher's confidence on mixed images (HRDA, arXiv 2204.13132, section 3.3;
+    DAFormer, arXiv 2111.14887, section 3.1 and 3.3). CE divides by all pixels.
 
     Args:
         student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
@@ -51,7 +51,9 @@ class SelfTraining:
     Raises:
         ValueError: settings or shapes do not fit each other.
 
-    Example: one step. The caller runs ``teacher.update(student)`` at the start of every step but the first.
+    The caller runs ``teacher.update(student)`` at the start of every step but the first.
+
+    Example:
         >>> from hrda_lib import EMATeacher
         >>> student = nn.Conv2d(3, 4, 1)
         >>> training = SelfTraining(student, EMATeacher(student), generator=torch.Generator().manual_seed(0))
@@ -137,7 +139,7 @@ class SelfTraining:
         mask: Tensor | None = None,
         box: CropBox | None = None,
     ) -> tuple[Tensor, Parts]:
-        """Loss on patch-masked target images (MIC, arXiv 2212.01322, eq. 5); ``mask`` (B, 1, H, W), None: drawn."""
+        """Loss on patch-masked target images (MIC, arXiv 2212.01322, section 3.2); ``mask`` (B, 1, H, W)."""
         _check_batch("labels", labels, target_images)
         batch, _, height, width = target_images.shape
         if mask is None:

@@ -1,7 +1,6 @@
 """Overlapping windows over an image of any size, averaged into one prediction."""
 
 from collections.abc import Callable, Iterable
-from fractions import Fraction
 from itertools import product
 from typing import Literal, get_args
 
@@ -24,7 +23,7 @@ class SlidingWindowInferer:
     .. math::
         \hat y(p) = \frac{\sum_{w \ni p} g_w(p)\, \zeta(f(x[w]))(p)}{\sum_{w \ni p} g_w(p)}
 
-    with :math:`g = 1` (HRDA, arXiv 2204.13132, section 3.3 and its released evaluation) or a Gaussian
+    with :math:`g = 1` (HRDA, arXiv 2204.13132, section 3.4) or a Gaussian
     around the window's centre, :math:`\sigma` = an eighth of the window.
 
     Args:
@@ -140,14 +139,14 @@ def _gaussian(length: int) -> Tensor:
 def _to_cells(box: CropBox, window: CropBox, logits: Tensor) -> CropBox:
     """``box`` in cells of what the predictor returned for ``window``."""
     height, width = logits.shape[-2:]
-    factor = Fraction(height, window.height)
-    if factor * window.width != width or any(value * factor % 1 for value in box):
+    scaled = [value * height for value in box]
+    if height * window.width != width * window.height or any(value % window.height for value in scaled):
         raise ValueError(
             f"predictor returned {(height, width)} cells for windows of {(window.height, window.width)} pixels, which "
             f"do not line up with the box {tuple(box)}; with resize=False the image, the window and the stride must be "
             "multiples of the predictor's output stride"
         )
-    return CropBox(*(int(value * factor) for value in box))
+    return CropBox(*(value // window.height for value in scaled))
 
 
 def _finish(logits: Tensor, output: Output) -> Tensor:

@@ -19,7 +19,7 @@ class EMATeacher(nn.Module):
     .. math::
         \phi_k = \alpha_k \phi_{k-1} + (1 - \alpha_k)\,\theta, \qquad \alpha_k = \min(1 - 1/(k+1),\ \alpha)
 
-    (Tarvainen & Valpola 2017; DAFormer, arXiv 2111.14887, section 3.2). Construction is the copy :math:`\phi_0`;
+    (Tarvainen & Valpola 2017; DAFormer, arXiv 2111.14887, section 3.1). Construction is the copy :math:`\phi_0`;
     the k-th :meth:`update` uses :math:`\alpha_k`, so 0.5 first.
 
     Args:

@@ -82,7 +82,7 @@ def test_equals_loop(min_ratio: float, classes: list[int], size: tuple[int, int]
 
 
 def test_default_settings_are_those_of_the_paper() -> None:
-    features, images, labels = draw()
+    features, images, labels = draw(32, 40)
     encoder = make_encoder()
     expected = oracle(features, encoder(images), labels, classes=[1, 2], weight=0.005, min_ratio=0.75)
     assert expected > 0

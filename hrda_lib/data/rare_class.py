@@ -64,8 +64,8 @@ class RareClasses:
     .. math::
         P(c) \propto \exp((1 - f_c) / T)
 
-    with :math:`f_c` the share of class c among all counted pixels (DAFormer, arXiv 2111.14887, eq. 9-10). A class that
-    no image shows enough of is never drawn.
+    with :math:`f_c` the share of class c among all counted pixels (DAFormer, arXiv 2111.14887, section 3.3). A class
+    that no image shows enough of is never drawn.
 
     Args:
         counts: (N, C) pixels of each class in each image (:func:`count_labels`, cut to the classes).

@@ -1,0 +1,63 @@
+"""The package as a user meets it: built, installed, imported."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torchvision", "timm", "matplotlib", "PIL", "einops", "kornia", "hrda_lib.data")
+
+
+def python(code: str, executable: Path | str = sys.executable, cwd: Path | None = None) -> str:
+    done = subprocess.run([executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_loads_torch_and_nothing_heavier() -> None:
+    out = python(f"import sys, torch, hrda_lib; print([m for m in {HEAVY} if m in sys.modules])")
+    assert out == "[]"
+
+
+def test_import_adds_few_modules_to_torchs() -> None:
+    # a count, because time is noisy: what hrda_lib brings is its own files and nothing else
+    code = "import sys, torch; before = set(sys.modules); import hrda_lib; print(*sorted(set(sys.modules) - before))"
+    names = {name.split(".")[0].lstrip("_") for name in python(code).split()}
+    assert names - sys.stdlib_module_names == {"hrda_lib"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_holds_the_package_alone(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    top = {name.split("/")[0] for name in names}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"hrda_lib"}
+    assert "hrda_lib/py.typed" in names
+    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith("METADATA"))).decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_wheel_installs_elsewhere_and_imports(wheel: Path, tmp_path: Path) -> None:
+    # torch itself comes from the environment that runs the tests: a .pth file stands for gigabytes of installation
+    venv.create(tmp_path / "venv", with_pip=True)
+    executable = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    subprocess.run([executable, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    site = Path(python("import sysconfig; print(sysconfig.get_paths()['purelib'])", executable))
+    (site / "torch.pth").write_text(python("import sysconfig; print(sysconfig.get_paths()['purelib'])") + "\n")
+    code = "import hrda_lib; print(hrda_lib.__version__, hrda_lib.__file__)"
+    version, file = python(code, executable, cwd=tmp_path).split(maxsplit=1)
+    assert version == python("import hrda_lib; print(hrda_lib.__version__)")
+    assert Path(file).is_relative_to(site)

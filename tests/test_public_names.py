@@ -1,0 +1,94 @@
+"""Public names, parameters and defaults. Renaming one breaks people's code: see CONTRIBUTING.md."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+import hrda_lib
+import hrda_lib.data
+import hrda_lib.optim
+
+SIGNATURES = {
+    "CropBox": "(top, left, height, width)",
+    "crop": "(tensor, box)",
+    "window_grid": "(size, window, stride)",
+    "MultiResCropSampler": "(detail_size, *, context_size=None, scale=2, output_stride=4)",
+    "MultiResCropSampler.sample": "(self, size, generator=None)",
+    "MultiResCropSampler.__call__": "(self, image, generator=None)",
+    "MultiResCrops": "(context, detail, context_box, detail_box)",
+    "fuse_scales": "(context_logits, detail_logits, attention, *, box=None, scale=2)",
+    "ScaleAttentionFusion": "(*, scale=2, output_stride=4)",
+    "ScaleAttentionFusion.forward": "(self, context_logits, detail_logits, attention_logits, box=None)",
+    "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256)",
+    "ScaleAttentionHead.forward": "(self, features)",
+    "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
+    "progress=None)",
+    "SlidingWindowInferer.__call__": "(self, image, predictor)",
+    "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='keep', batch_norm='train')",
+    "EMATeacher.update": "(self, student)",
+    "confidence_weighted_ce": "(logits, target, weight=None, *, ignore_index=255, class_weight=None, normalize='all')",
+    "ConfidenceWeightedCE": "(*, ignore_index=255, class_weight=None, normalize='all')",
+    "ConfidenceWeightedCE.forward": "(self, logits, target, weight=None)",
+    "pseudo_labels": "(logits, *, size=None, threshold=0.968, valid=None, per='batch')",
+    "patch_mask": "(size, *, batch=1, ratio=0.7, block=64, generator=None)",
+    "class_mix": "(source, target, mask)",
+    "sample_class_mask": "(labels, generator=None, classes=None)",
+    "StrongAugment": "(*, mean, std, jitter=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, blur=0.5, "
+    "sigma=(0.15, 1.15))",
+    "StrongAugment.__call__": "(self, images, generator=None)",
+    "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255)",
+    "FeatureDistance.forward": "(self, features, images, labels)",
+    "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, detail_stride=None)",
+    "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
+    "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1)",
+    "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
+    "SelfTraining": "(student, teacher, *, feature_distance=None, detail_weight=0.1, threshold=0.968, per='batch', "
+    "objective='fused', augment=None, generator=None)",
+    "SelfTraining.source": "(self, images, labels, *, box=None)",
+    "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
+    "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
+    "box=None)",
+    "SelfTraining.masked": "(self, target_images, labels, weight, *, mask=None, box=None)",
+    "SelfTraining.losses": "(self, source_images, source_labels, target_images, *, target_valid=None, source_box=None, "
+    "mixed_box=None, mixed_classes=None)",
+    "ConfusionMatrix": "(num_classes, *, ignore_index=255)",
+    "ConfusionMatrix.update": "(self, prediction, target)",
+    "ConfusionMatrix.iou": "(self)",
+    "ConfusionMatrix.mean_iou": "(self, classes=None)",
+    "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01)",
+    "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",
+    "data.Folders": "(root, *, ignore=())",
+    "data.Folders.unlabeled": "(self)",
+    "data.Sample": "(image, label, name)",
+    "data.UnlabeledSample": "(image, name)",
+    "data.Concatenated": "(datasets)",
+    "data.count_labels": "(dataset, *, cache=None, progress=None)",
+    "data.check_classes": "(dataset, counts, num_classes, *, ignore_index=255)",
+    "data.RareClasses": "(counts, *, temperature=0.01, min_pixels=3000)",
+    "data.RareClasses.draw": "(self, generator=None)",
+    "data.SourceCrops": "(dataset, size, *, length, seed=0, rare_classes=None, min_crop_pixels=None, "
+    "max_class_share=0.75, tries=10)",
+    "data.TargetCrops": "(dataset, size, *, length, seed=0, margins=(0, 0, 0, 0))",
+}
+
+
+def signature(name: str) -> str:
+    found: Any = hrda_lib
+    for part in name.split("."):
+        found = getattr(found, part)
+    parameters = inspect.signature(found).parameters.values()
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+    return str(inspect.Signature([p.replace(name=p.name.removeprefix("_")) for p in bare]))
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    assert signature(name) == SIGNATURES[name]
+
+
+def test_exported_names() -> None:
+    top = {name for name in SIGNATURES if "." not in name}
+    assert set(hrda_lib.__all__) == top
+    inner = {name.split(".")[1] for name in SIGNATURES if name.startswith("data.")}
+    assert set(hrda_lib.data.__all__) == inner | {"SourceCrop", "TargetCrop", "UnlabeledImages"}

@@ -1,0 +1,345 @@
+"""SelfTraining against the loss written out by hand."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+
+from hrda_lib import (
+    CropBox,
+    EMATeacher,
+    FeatureDistance,
+    MultiResSegmenter,
+    SegmenterOutput,
+    SelfTraining,
+    class_mix,
+    crop,
+    pseudo_labels,
+)
+
+CLASSES, SIZE = 5, 32
+SOURCE_BOX, MIXED_BOX = CropBox(8, 0, 16, 16), CropBox(16, 8, 16, 16)
+
+
+def images(seed: int) -> Tensor:
+    return torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def labels(seed: int) -> Tensor:
+    y = torch.randint(CLASSES, (2, SIZE, SIZE), generator=torch.Generator().manual_seed(seed))
+    y[:, :3] = 255
+    return y
+
+
+def student(attention: nn.Module | float | None = None) -> MultiResSegmenter:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8))
+    decoder = nn.Conv2d(8, CLASSES, 1)
+    head = nn.Conv2d(8, 1, 1) if attention is None else attention
+    return MultiResSegmenter(encoder, decoder, head, detail_size=(16, 16))
+
+
+def setup(net: nn.Module | None = None, **settings: Any) -> SelfTraining:
+    net = net or student()
+    settings = {"threshold": 0.3, "generator": torch.Generator().manual_seed(0), **settings}
+    return SelfTraining(net, EMATeacher(net), **settings)
+
+
+def naive_ce(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    up = interpolate(logits, size=target.shape[-2:], mode="bilinear")
+    ce = cross_entropy(up, target, ignore_index=255, reduction="none")
+    return (ce if weight is None else ce * weight).mean()
+
+
+def test_source_is_fused_plus_detail_plus_feature_distance() -> None:
+    net = student()
+    reference = nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8))
+    distance = FeatureDistance(reference, classes=None, num_classes=CLASSES, min_ratio=0.2)
+    x, y = images(1), labels(2)
+    loss, parts = setup(net, feature_distance=distance, detail_weight=0.3).source(x, y, box=SOURCE_BOX)
+    out = net(x, SOURCE_BOX)
+    fused, detail = naive_ce(out.logits, y), naive_ce(out.detail_logits, crop(y, SOURCE_BOX))
+    far = distance(out.features, out.context, y)
+    assert far > 0
+    torch.testing.assert_close(loss, 0.7 * fused + 0.3 * detail + far)
+    assert list(parts) == ["fused", "detail", "feature_distance"]
+    torch.testing.assert_close(torch.stack(list(parts.values())), torch.stack([fused, detail, far]).detach())
+    assert not any(part.requires_grad for part in parts.values())
+
+
+def test_mixed_by_hand() -> None:
+    net = student()
+    training = setup(net)
+    xs, ys, xt = images(1), labels(2), images(3)
+    yt, q = training.pseudo_label(xt)
+    loss, parts = training.mixed(xs, ys, xt, yt, q, classes=[[1, 255], [0, 2]], box=MIXED_BOX)
+    mask = torch.stack([(ys[0] == 1) | (ys[0] == 255), (ys[1] == 0) | (ys[1] == 2)])
+    x, y, w = class_mix(xs, xt, mask), torch.where(mask, ys, yt), torch.where(mask, 1.0, q)
+    out = net(x, MIXED_BOX)
+    fused = naive_ce(out.logits, y, w)
+    detail = naive_ce(out.detail_logits, crop(y, MIXED_BOX), crop(w, MIXED_BOX))
+    torch.testing.assert_close(loss, 0.9 * fused + 0.1 * detail)
+    assert list(parts) == ["fused", "detail"]
+
+
+def test_pseudo_label_is_the_teachers_over_windows() -> None:
+    training, x = setup(), images(3)
+    valid = torch.ones(2, SIZE, SIZE, dtype=torch.bool)
+    valid[:, 20:] = False
+    got, weight = training.pseudo_label(x, valid=valid)
+    expected = training.teacher(x)
+    assert expected.detail_box is None
+    y, q = pseudo_labels(expected.logits, size=SIZE, threshold=0.3, valid=valid)
+    assert torch.equal(got, y)
+    torch.testing.assert_close(weight, q)
+    assert weight[:, 20:].max() == 0 < weight[:, :20].min()
+
+
+def test_masked_by_hand() -> None:
+    net = student()
+    training, x = setup(net), images(3)
+    y, q = training.pseudo_label(x)
+    mask = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+    mask[..., 8:] = True
+    loss, _ = training.masked(x, y, q, mask=mask, box=MIXED_BOX)
+    out = net(torch.where(mask, x, 0.0), MIXED_BOX)
+    expected = 0.9 * naive_ce(out.logits, y, q) + 0.1 * naive_ce(
+        out.detail_logits, crop(y, MIXED_BOX), crop(q, MIXED_BOX)
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_losses_equal_the_methods_called_one_by_one() -> None:
+    xs, ys, xt = images(1), labels(2), images(3)
+    valid = torch.ones(2, SIZE, SIZE, dtype=torch.bool)
+    chosen = {"source_box": SOURCE_BOX, "mixed_box": MIXED_BOX, "mixed_classes": [[1], [2]], "target_valid": valid}
+    got = dict(setup().losses(xs, ys, xt, **chosen))
+    training = setup()
+    source, _ = training.source(xs, ys, box=SOURCE_BOX)
+    y, q = training.pseudo_label(xt, valid=valid)
+    mixed, _ = training.mixed(xs, ys, xt, y, q, classes=[[1], [2]], box=MIXED_BOX)
+    assert list(got) == ["source", "mixed"]
+    assert torch.equal(got["source"], source)
+    assert torch.equal(got["mixed"], mixed)
+
+
+def test_backward_before_the_next_term_adds_gradients_and_frees_the_graph() -> None:
+    net = student()
+    xs, ys, xt = images(1), labels(2), images(3)
+    terms = setup(net).losses(xs, ys, xt, source_box=SOURCE_BOX, mixed_box=MIXED_BOX, mixed_classes=[[1], [2]])
+    _, source = next(terms)
+    source.backward()
+    first = net.decoder.weight.grad.clone()
+    _, mixed = next(terms)
+    (second,) = torch.autograd.grad(mixed, net.decoder.weight, retain_graph=True)
+    mixed.backward()
+    torch.testing.assert_close(net.decoder.weight.grad, first + second)
+    assert next(terms, None) is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "parts"),
+    [
+        ("fused", ["fused", "detail"]),
+        ("context", ["context"]),
+        ("detail", ["detail"]),
+        ("separate", ["context", "detail"]),
+    ],
+)
+def test_objectives(objective: str, parts: list[str]) -> None:
+    net = student()
+    training = setup(net, objective=objective, detail_weight=0.4)
+    x, y, xt = images(1), labels(2), images(3)
+    loss, got = training.source(x, y, box=SOURCE_BOX)
+    assert list(got) == parts
+    out = net(x, SOURCE_BOX)
+    terms = {
+        "fused": naive_ce(out.logits, y),
+        "context": naive_ce(out.context_logits, y),
+        "detail": naive_ce(out.detail_logits, crop(y, SOURCE_BOX)),
+    }
+    expected = terms[parts[0]] if len(parts) == 1 else 0.6 * terms[parts[0]] + 0.4 * terms[parts[1]]
+    torch.testing.assert_close(loss, expected)
+
+    said = training.teacher(xt)
+    mean = (interpolate(said.context_logits, scale_factor=2, mode="bilinear") + said.detail_logits) / 2
+    logits = {
+        "fused": said.logits,
+        "context": said.context_logits,
+        "detail": said.detail_logits,
+        "separate": mean,
+    }[objective]
+    assert torch.equal(training.pseudo_label(xt)[0], pseudo_labels(logits, size=SIZE)[0])
+
+
+@pytest.mark.parametrize(("objective", "untrained"), [("context", True), ("separate", True), ("fused", False)])
+def test_attention_is_trained_by_the_fused_loss_alone(objective: str, untrained: bool) -> None:
+    net = student()
+    setup(net, objective=objective).source(images(1), labels(2))[0].backward()
+    assert (net.attention.weight.grad is None) == untrained
+
+
+@pytest.mark.parametrize("attention", [0.0, 0.5, 1.0])
+def test_fixed_attention(attention: float) -> None:
+    for _, loss in setup(student(attention)).losses(images(1), labels(2), images(3)):
+        loss.backward()
+        assert loss > 0
+
+
+def test_a_student_with_plain_logits() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, CLASSES, 4, stride=4))
+    training, x, y = setup(net), images(1), labels(2)
+    loss, parts = training.source(x, y)
+    assert list(parts) == ["logits"]
+    torch.testing.assert_close(loss, naive_ce(net(x), y))
+    assert [name for name, _ in training.losses(x, y, images(3))] == ["source", "mixed"]
+
+
+def test_augment_sees_the_mixed_images_and_the_generator() -> None:
+    seen = []
+
+    def augment(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        seen.append((x, generator))
+        return x * 0
+
+    net = student()
+    training = setup(net, augment=augment)
+    xs, ys, xt = images(1), labels(2), images(3)
+    y, q = training.pseudo_label(xt)
+    training.source(xs, ys)
+    assert seen == []
+    loss, _ = training.mixed(xs, ys, xt, y, q, classes=[[1], [2]], box=MIXED_BOX)
+    mask = torch.stack([ys[0] == 1, ys[1] == 2])
+    assert torch.equal(seen[0][0], class_mix(xs, xt, mask))
+    assert seen[0][1] is training.generator
+    out = net(xs * 0, MIXED_BOX)
+    w, m = torch.where(mask, 1.0, q), torch.where(mask, ys, y)
+    expected = 0.9 * naive_ce(out.logits, m, w) + 0.1 * naive_ce(
+        out.detail_logits, crop(m, MIXED_BOX), crop(w, MIXED_BOX)
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_generator_decides_everything() -> None:
+    def total(seed: int) -> float:
+        training = setup(generator=torch.Generator().manual_seed(seed))
+        return sum(loss.item() for _, loss in training.losses(images(1), labels(2), images(3)))
+
+    assert total(0) == total(0)
+    assert len({total(seed) for seed in range(4)}) > 1
+
+
+def test_uint8_labels_count_like_int64() -> None:
+    args = {"source_box": SOURCE_BOX, "mixed_box": MIXED_BOX, "mixed_classes": [[1], [2]]}
+    small = dict(setup().losses(images(1), labels(2).byte(), images(3), **args))
+    large = dict(setup().losses(images(1), labels(2), images(3), **args))
+    assert small["source"] == large["source"]
+    assert small["mixed"] == large["mixed"]
+
+
+def test_a_compiled_student_takes_boxes() -> None:
+    net = student()
+    training = SelfTraining(torch.compile(net, backend="eager"), EMATeacher(net))
+    x, y = images(1), labels(2)
+    torch.testing.assert_close(training.source(x, y, box=SOURCE_BOX)[0], setup(net).source(x, y, box=SOURCE_BOX)[0])
+
+
+def test_a_batch_with_labelled_target_images_is_a_longer_source_batch() -> None:
+    net = student()
+    training = setup(net)
+    x, y = torch.cat([images(1), images(3)[:1]]), torch.cat([labels(2), labels(4)[:1]])
+    assert training.source(x, y)[0] > 0
+
+
+def test_warm_start_is_one_line() -> None:
+    trained, net = student(), student()
+    with torch.no_grad():
+        trained.decoder.weight.add_(1)
+    net.load_state_dict(trained.state_dict())
+    assert torch.equal(EMATeacher(net).module.decoder.weight, trained.decoder.weight)
+
+
+X, Y, Q = torch.zeros(2, 3, SIZE, SIZE), torch.zeros(2, SIZE, SIZE, dtype=torch.int64), torch.zeros(2, SIZE, SIZE)
+PLAIN = nn.Conv2d(3, CLASSES, 1)
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "detail weight": (
+        lambda: setup(detail_weight=1.5),
+        "detail_weight and threshold must be in [0, 1], got 1.5 and 0.3",
+    ),
+    "per": (lambda: setup(per="class"), "per must be one of ('batch', 'image', 'pixel'), got 'class'"),
+    "objective": (
+        lambda: setup(objective="both"),
+        "objective must be one of ('fused', 'context', 'detail', 'separate'), got 'both'",
+    ),
+    "source labels": (
+        lambda: setup().source(X, Y[:, :8]),
+        "labels must be (2, 32, 32) like its images (2, 3, 32, 32), got (2, 8, 32)",
+    ),
+    "target shape, at the call": (
+        lambda: setup().losses(X, Y, X[:1]),
+        "source_images and target_images must have one shape, got (2, 3, 32, 32) and (1, 3, 32, 32)",
+    ),
+    "label shape, at the call": (
+        lambda: setup().losses(X, Y[:1], X),
+        "source_labels must be (2, 32, 32) like its images (2, 3, 32, 32), got (1, 32, 32)",
+    ),
+    "mixed weight": (
+        lambda: setup().mixed(X, Y, X, Y, Q[:1]),
+        "mask must be bool (1, 32, 32), got torch.bool (2, 32, 32)",
+    ),
+    "mixed classes": (
+        lambda: setup().mixed(X, Y, X, Y, Q, classes=[[1]]),
+        "classes must hold one list an image (2), got 1",
+    ),
+    "box for a plain student": (
+        lambda: setup(PLAIN).source(X, Y, box=SOURCE_BOX),
+        "box needs a student whose forward takes box and generator, such as MultiResSegmenter",
+    ),
+    "feature distance for a plain student": (
+        lambda: setup(
+            PLAIN, feature_distance=FeatureDistance(nn.Conv2d(3, 8, 4), classes=[0], num_classes=CLASSES)
+        ).source(X, Y),
+        "feature_distance needs a student that returns SegmenterOutput, got plain logits",
+    ),
+    "student answer": (
+        lambda: setup(Dictionary()).source(X, Y),
+        "student must return SegmenterOutput or a logits tensor, got dict",
+    ),
+    "teacher answer": (
+        lambda: SelfTraining(PLAIN, Dictionary()).pseudo_label(X),
+        "teacher must return SegmenterOutput or a logits tensor, got dict",
+    ),
+    "teacher with one crop": (
+        lambda: SelfTraining(student(), student(), objective="detail").pseudo_label(X),
+        "teacher must predict the detail all over the image (windows), got one crop; call eval() on it",
+    ),
+    "mask": (
+        lambda: setup().masked(X, Y, Q, mask=torch.ones(2, SIZE, SIZE)),
+        "mask must be (2, 1, 32, 32), got (2, 32, 32)",
+    ),
+    "valid": (
+        lambda: setup().pseudo_label(X, valid=torch.ones(2, SIZE, SIZE)),
+        "valid must be bool (2, 32, 32), got torch.float32 (2, 32, 32)",
+    ),
+}
+
+
+class Dictionary(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": x}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case: str) -> None:
+    call, text = BAD[case]
+    with pytest.raises(ValueError, match=re.escape(text)):
+        call()
+
+
+def test_output_names() -> None:
+    assert isinstance(student()(images(1)), SegmenterOutput)
