@@ -27,7 +27,8 @@ class MultiResCropSampler:
 
     where :math:`\zeta` is bilinear resizing (HRDA, arXiv 2204.13132, section 3.2). Offsets of both boxes are
     uniform over *every* multiple of :math:`k = s \cdot o` that fits, the last included, so that a box has
-    whole cells in the context logits (:math:`o`: output stride).
+    whole cells in the context logits (:math:`o`: output stride). Fusing at a fractional scale needs whole cells in the
+    detail logits too: give the sampler the output stride times the denominator of the scale then.
 
     Args:
         detail_size: detail crop (h, w) in high-resolution pixels, a multiple of k.
@@ -55,8 +56,8 @@ class MultiResCropSampler:
         scale: float = 2,
         output_stride: int = 4,
     ) -> None:
-        if not scale >= 1:
-            raise ValueError(f"scale must be at least 1, got {scale}")
+        if not 1 <= scale < float("inf"):
+            raise ValueError(f"scale must be at least 1 and finite, got {scale}")
         if not isinstance(output_stride, int) or output_stride < 1:
             raise ValueError(f"output_stride must be a positive int, got {output_stride!r}")
         cell = Fraction(scale).limit_denominator(1 << 16) * output_stride

@@ -99,7 +99,8 @@ class FeatureDistance(nn.Module):
                 f"{(height, width)}, got {tuple(labels.shape)}"
             )
         check_labels("labels", labels, self.num_classes, self.ignore_index)
-        labels = torch.where(labels == self.ignore_index, self.num_classes, labels.long())
+        labels = labels.long()
+        labels = torch.where(labels == self.ignore_index, self.num_classes, labels)
         cells = labels[:, : height * side, : width * side].view(batch, height, side, width, side)
         cells = cells.transpose(2, 3).reshape(batch, height, width, side * side)
         counts = feature.new_zeros(batch, height, width, self.num_classes + 1, dtype=torch.float32)
@@ -108,7 +109,7 @@ class FeatureDistance(nn.Module):
 
 
 def _last(features: Tensor | Sequence[Tensor]) -> Tensor:
-    last = features if isinstance(features, Tensor) else features[-1]
+    last = features[-1] if isinstance(features, Sequence) and len(features) else features
     if not isinstance(last, Tensor) or last.dim() != 4:
         raise ValueError(
             f"features must be a (B, C, h, w) tensor or a sequence whose last is one, got {type(last).__name__}"

@@ -1,6 +1,7 @@
 """Scale attention: fuse context and detail predictions (HRDA, arXiv 2204.13132, section 3.3)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +49,13 @@ def fuse_scales(
         >>> fused[0, 0, 3].tolist()
         [0.0, 0.0, 0.75, 1.0, 1.0, 0.75, 0.0, 0.0]
     """
+    _check_logits(context_logits, detail_logits)
     if isinstance(attention, int | float):
         if not 0 <= attention <= 1:
             raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
         attention = context_logits.new_full((len(context_logits), 1, *context_logits.shape[-2:]), attention)
     fine = _fine_size(context_logits, scale)
-    _check_shapes(context_logits, detail_logits, attention, fine, box)
+    _check_sizes(context_logits, detail_logits, attention, fine, box)
     if box is not None:
         attention = _mask_outside(attention, box.scaled(1 / scale))
     fused = _resize((1 - attention) * context_logits, fine)
@@ -82,8 +84,8 @@ class ScaleAttentionFusion(nn.Module):
 
     def __init__(self, *, scale: float = 2, output_stride: int = 4) -> None:
         super().__init__()
-        if not scale >= 1:
-            raise ValueError(f"scale must be at least 1, got {scale}")
+        if not 1 <= scale < float("inf"):
+            raise ValueError(f"scale must be at least 1 and finite, got {scale}")
         if not isinstance(output_stride, int) or output_stride < 1:
             raise ValueError(f"output_stride must be a positive int, got {output_stride!r}")
         self.scale, self.output_stride = scale, output_stride
@@ -140,16 +142,21 @@ class ScaleAttentionHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expected = [embedding.in_channels for embedding in self.embeddings]
-        got = [f.shape[1] if isinstance(f, Tensor) and f.dim() == 4 else f for f in features]
-        if isinstance(features, Tensor) or got != expected:
-            kind = tuple(features.shape) if isinstance(features, Tensor) else got
-            raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {kind}")
+        got = tuple(features.shape) if isinstance(features, Tensor) else [_channels(feature) for feature in features]
+        if got != expected:
+            raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
         finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
         embedded = [
             _resize(embedding(feature), finest) for embedding, feature in zip(self.embeddings, features, strict=True)
         ]
         logits: Tensor = self.classifier(self.dropout(self.fuse(torch.cat(embedded, dim=1))))
         return logits
+
+
+def _channels(feature: Tensor) -> Any:
+    if not isinstance(feature, Tensor):
+        return feature
+    return feature.shape[1] if feature.dim() == 4 else tuple(feature.shape)
 
 
 def _fine_size(context_logits: Tensor, scale: float) -> tuple[int, int]:
@@ -173,14 +180,17 @@ def _mask_outside(attention: Tensor, box: CropBox) -> Tensor:
     return _surround(crop(attention, box), box, attention.shape[-2:])
 
 
-def _check_shapes(
-    context: Tensor, detail: Tensor, attention: Tensor, fine: tuple[int, int], box: CropBox | None
-) -> None:
+def _check_logits(context: Tensor, detail: Tensor) -> None:
     if context.dim() != 4 or detail.dim() != 4 or context.shape[:2] != detail.shape[:2]:
         raise ValueError(
             f"context_logits and detail_logits must be (B, C, h, w) with the same B and C, "
             f"got {tuple(context.shape)} and {tuple(detail.shape)}"
         )
+
+
+def _check_sizes(
+    context: Tensor, detail: Tensor, attention: Tensor, fine: tuple[int, int], box: CropBox | None
+) -> None:
     batch, classes, *size = context.shape
     if tuple(attention.shape) not in ((batch, classes, *size), (batch, 1, *size)):
         raise ValueError(

@@ -87,13 +87,13 @@ def _starts(size: int, window: int, stride: int) -> list[int]:
 
 def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     """``size`` as (height, width) of positive ints; an int stands for a square."""
-    values = (size, size) if isinstance(size, int) else tuple(size)
+    values = tuple(size) if isinstance(size, tuple | list) else (size, size)
     if len(values) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
         raise ValueError(f"{name} must be a positive int or two of them (height, width), got {size!r}")
     return values
 
 
-def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int) -> None:
+def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
     """Refuse labels of another type, and (eager mode, CPU) label values that are no class.
 
     On other devices the values are not looked at: that would make the host wait for the device.
@@ -102,13 +102,14 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int)
         raise ValueError(f"{name} must be uint8 or int64, got {labels.dtype}; convert with .long()")
     if torch.compiler.is_compiling() or labels.device.type != "cpu":
         return
-    outside = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
+    values = labels.int() if labels.dtype == torch.uint8 else labels  # uint8 would compare modulo 256
+    outside = (values < 0) | (values >= num_classes)
+    if ignore_index is not None:
+        outside &= values != ignore_index
     if outside.any():
-        value = int(labels[outside][0])
-        raise ValueError(
-            f"{name} holds the label {value}, outside [0, {num_classes}) and not the ignore_index {ignore_index}; "
-            "map it to a class or to the ignore_index"
-        )
+        value = int(values[outside][0])
+        otherwise = "" if ignore_index is None else f" and not the ignore_index {ignore_index}"
+        raise ValueError(f"{name} holds the label {value}, outside [0, {num_classes}){otherwise}; map it to a class")
 
 
 def check_generator(generator: torch.Generator | None) -> None:

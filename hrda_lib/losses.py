@@ -95,7 +95,7 @@ class ConfidenceWeightedCE(nn.Module):
         super().__init__()
         _check_normalize(normalize)
         self.ignore_index, self.normalize = ignore_index, normalize
-        kept = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float32)
+        kept = None if class_weight is None else torch.as_tensor(class_weight)
         self.register_buffer("class_weight", kept, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from hrda_lib.geometry import pair
 
@@ -47,7 +46,9 @@ def patch_mask(
         raise ValueError(f"ratio must be in [0, 1], got {ratio}")
     if block < 1 or batch < 1:
         raise ValueError(f"block and batch must be positive, got block={block}, batch={batch}")
-    grid = (max(round(height / block), 1), max(round(width / block), 1))
+    rows, columns = max(round(height / block), 1), max(round(width / block), 1)
     device = generator.device if generator is not None else torch.device("cpu")
-    kept = torch.rand((batch, 1, *grid), generator=generator, device=device) > ratio
-    return interpolate(kept.float(), size=(height, width), mode="nearest").bool()
+    kept = torch.rand((batch, 1, rows, columns), generator=generator, device=device) > ratio
+    row = torch.arange(height, device=device) * rows // height
+    column = torch.arange(width, device=device) * columns // width
+    return kept[:, :, row[:, None], column]

@@ -48,9 +48,9 @@ class ConfusionMatrix:
                 "pass labels, not logits: logits.argmax(1)"
             )
         check_labels("target", target, self.num_classes, self.ignore_index)
-        ignored = target == self.ignore_index
+        ignored = target.int() == self.ignore_index
         prediction = torch.where(ignored, torch.zeros_like(prediction), prediction)
-        check_labels("prediction", prediction, self.num_classes, 0)
+        check_labels("prediction", prediction, self.num_classes, None)
         cells = self.num_classes**2
         small = torch.int16 if cells < 2**15 else torch.int64  # bincount over int16 is several times as fast
         index = target.to(small) * self.num_classes + prediction.to(small)

@@ -72,10 +72,12 @@ def sample_class_mask(
     check_generator(generator)
     if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int64):
         raise ValueError(f"labels must be uint8 or int64 (B, H, W), got {labels.dtype} {tuple(labels.shape)}")
+    if 0 in labels.shape:
+        raise ValueError(f"labels must not be empty, got {tuple(labels.shape)}")
     if classes is None:
         chosen = [_half(image.unique(), generator) for image in labels]
-    elif len(classes) != len(labels):
-        raise ValueError(f"classes must hold one list an image ({len(labels)}), got {len(classes)}")
+    elif len(classes) != len(labels) or any(isinstance(ids, int) for ids in classes):
+        raise ValueError(f"classes must hold one list an image ({len(labels)}), got {classes}")
     else:
         chosen = [torch.tensor(list(ids), dtype=torch.int64, device=labels.device) for ids in classes]
     return torch.stack([torch.isin(image, ids) for image, ids in zip(labels, chosen, strict=True)])

@@ -84,7 +84,7 @@ def warmup_poly(
     def factor(step: int) -> float:
         if step >= total:
             return 0.0
-        ramp = 1 - (1 - step / warmup) * (1 - warmup_ratio) if step < warmup else 1.0
-        return ramp * float((1 - step / total) ** power)
+        ramp = warmup_ratio + (1 - warmup_ratio) * step / warmup if step < warmup else 1.0
+        return ramp * float(((total - step) / total) ** power)
 
     return LambdaLR(optimizer, factor)

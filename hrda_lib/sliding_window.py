@@ -63,8 +63,8 @@ class SlidingWindowInferer:
         resize: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size must be positive or None (all at once), got {batch_size}")
+        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"batch_size must be a positive int or None (all at once), got {batch_size}")
         for name, value, kinds in (("blend", blend, get_args(Blend)), ("output", output, get_args(Output))):
             if value not in kinds:
                 raise ValueError(f"{name} must be one of {kinds}, got {value!r}")
@@ -97,6 +97,11 @@ class SlidingWindowInferer:
                 raise ValueError(
                     f"predictor returned {logits.shape[1]} channels for one window and {total.shape[1]} for another; "
                     "it must return the same classes for every window"
+                )
+            if logits.shape[-2:] != weight.shape:
+                raise ValueError(
+                    f"predictor returned {tuple(logits.shape[-2:])} cells for one window and {tuple(weight.shape)} for "
+                    "another; with resize=False it must return one size"
                 )
             for (box, index), window_logits in zip(call, logits * weight, strict=True):
                 crop(total[index], _to_cells(box, box, logits)).add_(window_logits)
@@ -132,7 +137,7 @@ class SlidingWindowInferer:
 
 
 def _gaussian(length: int) -> Tensor:
-    distance = torch.arange(length) - (length - 1) / 2
+    distance = torch.arange(length, dtype=torch.float64) - (length - 1) / 2
     return torch.exp(-0.5 * (distance / (length / 8)) ** 2)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 Buffers = Literal["keep", "copy", "average"]
 BatchNormMode = Literal["train", "eval"]
+Named = Iterable[tuple[str, Tensor]]
 
 
 class EMATeacher(nn.Module):
@@ -71,14 +73,17 @@ class EMATeacher(nn.Module):
     def update(self, student: nn.Module) -> None:
         """Move the average towards ``student``, on whatever device and in whatever dtype it is."""
         student = unwrap(student)
-        mine, theirs = _matched(dict(self.module.named_parameters()), dict(student.named_parameters()), "parameters")
-        own_buffers, new_buffers = _matched(dict(self.module.named_buffers()), dict(student.named_buffers()), "buffers")
+        parameters = _matched(self.module.named_parameters(), student.named_parameters(), "parameters")
+        keep = self.buffer_policy == "keep"
+        buffers = [] if keep else _matched(self.module.named_buffers(), student.named_buffers(), "buffers")
         self.step += 1
         decay = min(1 - 1 / (self.step + 1), self.decay) if self.warmup else self.decay
-        _warn_of_rounding(mine, decay)
-        _average(mine, theirs, decay)
-        if self.buffer_policy != "keep":
-            _average(own_buffers, new_buffers, decay if self.buffer_policy == "average" else 0.0)
+        _warn_of_rounding([mine for mine, _ in parameters], decay)
+        torch._foreach_lerp_([mine for mine, _ in parameters], [new for _, new in parameters], 1 - decay)
+        for mine, new in buffers:
+            averaged = self.buffer_policy == "average" and mine.is_floating_point()
+            # equal values stay: the mean of two infinities would be nan
+            mine.copy_(torch.where(mine == new, new, mine.lerp(new, 1 - decay)) if averaged else new)
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,31 +123,22 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-def _matched(mine: dict[str, Tensor], theirs: dict[str, Tensor], kind: str) -> tuple[list[Tensor], list[Tensor]]:
-    mine = {name.replace("_orig_mod.", ""): tensor for name, tensor in mine.items()}
-    theirs = {name.replace("_orig_mod.", ""): tensor for name, tensor in theirs.items()}
-    if mine.keys() != theirs.keys():
-        missing, unexpected = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+def _matched(mine: Named, theirs: Named, kind: str) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of the teacher's and the student's tensors, the latter on the former's device and in its dtype."""
+    own = {name.replace("_orig_mod.", ""): tensor for name, tensor in mine}
+    new = {name.replace("_orig_mod.", ""): tensor for name, tensor in theirs}
+    if own.keys() != new.keys():
+        missing, unexpected = sorted(own.keys() - new.keys()), sorted(new.keys() - own.keys())
         raise ValueError(
             f"student must have the teacher's {kind}: missing {missing[:5]}, unexpected {unexpected[:5]}; "
             "update with the module that the teacher was built from"
         )
-    for name, tensor in mine.items():
-        if tensor.shape != theirs[name].shape:
+    for name, tensor in own.items():
+        if tensor.shape != new[name].shape:
             raise ValueError(
-                f"student's {name} must have the teacher's shape {tuple(tensor.shape)}, got {tuple(theirs[name].shape)}"
+                f"student's {name} must have the teacher's shape {tuple(tensor.shape)}, got {tuple(new[name].shape)}"
             )
-    return list(mine.values()), [theirs[name] for name in mine]
-
-
-def _average(mine: list[Tensor], theirs: list[Tensor], decay: float) -> None:
-    pairs = [(m, t.to(m, non_blocking=True)) for m, t in zip(mine, theirs, strict=True)]
-    floats = [(m, t) for m, t in pairs if m.is_floating_point() or m.is_complex()]
-    if floats:
-        torch._foreach_lerp_([m for m, _ in floats], [t for _, t in floats], 1 - decay)
-    for m, t in pairs:
-        if not (m.is_floating_point() or m.is_complex()):
-            m.copy_(t)
+    return [(tensor, new[name].to(tensor, non_blocking=True)) for name, tensor in own.items()]
 
 
 def _warn_of_rounding(parameters: list[Tensor], decay: float) -> None:
@@ -151,5 +147,5 @@ def _warn_of_rounding(parameters: list[Tensor], decay: float) -> None:
         warnings.warn(
             f"the teacher's {coarse[0].dtype} parameters cannot follow with decay {decay:.6g}: the change is rounded "
             "away; keep the teacher in float32 with teacher.float()",
-            stacklevel=3,
+            stacklevel=4,
         )

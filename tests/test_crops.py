@@ -136,8 +136,8 @@ def test_without_a_generator_torch_decides() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": 0.5}, "scale must be at least 1, got 0.5"),
-        ({"scale": float("nan")}, "scale must be at least 1, got nan"),
+        ({"scale": 0.5}, "scale must be at least 1 and finite, got 0.5"),
+        ({"scale": float("nan")}, "scale must be at least 1 and finite, got nan"),
         ({"output_stride": 0}, "output_stride must be a positive int, got 0"),
         ({"output_stride": 4.0}, "output_stride must be a positive int, got 4.0"),
         ({"scale": 1.5, "output_stride": 1}, "scale * output_stride must be a whole number, got 1.5 * 1 = 3/2"),

@@ -134,7 +134,7 @@ def test_mix_refuses(arguments: tuple[Tensor, Tensor, Tensor], message: str) -> 
     [
         (torch.zeros(2, 4, 4), None, "labels must be uint8 or int64 (B, H, W), got torch.float32 (2, 4, 4)"),
         (torch.zeros(4, 4).long(), None, "labels must be uint8 or int64 (B, H, W), got torch.int64 (4, 4)"),
-        (torch.zeros(2, 4, 4).long(), [[1]], "classes must hold one list an image (2), got 1"),
+        (torch.zeros(2, 4, 4).long(), [[1]], "classes must hold one list an image (2), got [[1]]"),
         (torch.zeros(2, 4, 4).long(), [1, 2], "classes must hold one list an image (2)"),
     ],
     ids=["dtype", "dimensions", "one list for two images", "a list of ids"],

@@ -294,7 +294,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "mixed classes": (
         lambda: setup().mixed(X, Y, X, Y, Q, classes=[[1]]),
-        "classes must hold one list an image (2), got 1",
+        "classes must hold one list an image (2), got [[1]]",
     ),
     "box for a plain student": (
         lambda: setup(PLAIN).source(X, Y, box=SOURCE_BOX),

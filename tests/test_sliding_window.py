@@ -312,7 +312,7 @@ def test_no_grad_and_inference_mode() -> None:
         ({"window": (4, 4.0)}, "window must be a positive int or two of them (height, width), got (4, 4.0)"),
         ({"stride": (2, 0)}, "stride must be a positive int or two of them (height, width), got (2, 0)"),
         ({"stride": 5}, "stride (5, 5) must not exceed the window (4, 4): pixels between windows would be missed"),
-        ({"batch_size": 0}, "batch_size must be positive or None (all at once), got 0"),
+        ({"batch_size": 0}, "batch_size must be a positive int or None (all at once), got 0"),
         ({"blend": "hann"}, "blend must be one of ('constant', 'gaussian'), got 'hann'"),
         ({"output": "label"}, "output must be one of ('logits', 'probs', 'labels'), got 'label'"),
     ],
