@@ -69,6 +69,16 @@ class Config:
     min_pixels: int = 200
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
+    @property
+    def start(self) -> int:
+        """The first step of self-training."""
+        return 2 * self.steps if self.warmup < 0 else self.warmup
+
+    @property
+    def total(self) -> int:
+        """All steps."""
+        return self.start + self.steps
+
 
 @dataclass(frozen=True)
 class Data:
@@ -84,6 +94,8 @@ class Data:
 
 def prepare(config: Config) -> Data:
     """Read every source label once, and refuse what would fail later."""
+    if config.steps < 1 or config.batch_size < 1:
+        raise ValueError(f"steps and batch_size must be positive, got {config.steps} and {config.batch_size}")
     names = [line.strip() for line in config.classes.read_text().splitlines()] if config.classes else []
     ignore = [i for i, name in enumerate(names) if name.lower() in VOID]
     while names and names[-1].lower() in VOID:
@@ -96,14 +108,15 @@ def prepare(config: Config) -> Data:
     check_classes(source, counts, len(names))
     rare_classes = RareClasses(counts[:, : len(names)], temperature=config.temperature, min_pixels=config.min_pixels)
     size = source[0].label.shape
-    crop = tuple(side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
-    return Data(source, target, names, ignore, rare_classes, (crop[0], crop[1]))
+    height, width = (side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
+    if height % 16 or width % 16 or min(height, width) < 16:
+        raise ValueError(f"crop must be a multiple of 16 pixels, got {(height, width)}")
+    return Data(source, target, names, ignore, rare_classes, (height, width))
 
 
 def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
     """The loop; returns the number of steps taken. Ctrl-C ends it early."""
-    warmup = 2 * config.steps if config.warmup < 0 else config.warmup
-    total, device = warmup + config.steps, torch.device(config.device)
+    total, device = config.total, torch.device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
     augment = StrongAugment(mean=MEAN, std=STD)
     student.to(device).to(memory_format=torch.channels_last).train()
@@ -112,7 +125,7 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
     source = SourceCrops(
         data.source, data.crop, length=total * config.batch_size, seed=config.seed, rare_classes=data.rare_classes
     )
-    target = TargetCrops(data.target, data.crop, length=max(config.steps, 1) * config.batch_size, seed=config.seed)
+    target = TargetCrops(data.target, data.crop, length=config.steps * config.batch_size, seed=config.seed)
     source_batches, target_batches = (iter(DataLoader(x, config.batch_size)) for x in (source, target))
     training = SelfTraining(
         student, student, threshold=config.threshold, per=config.per, augment=augment, generator=generator
@@ -121,7 +134,7 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
     step, began, progress = 0, time.monotonic(), tqdm(range(total), config.method)
     try:
         for step in progress:
-            adapting = config.method == "hrda" and step >= warmup
+            adapting = config.method == "hrda" and step >= config.start
             if adapting and teacher is None:
                 training.teacher = teacher = EMATeacher(student, decay=config.ema_decay)
             elif teacher is not None:
@@ -164,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.init:
             load_weights(student, config.init)
     except (ValueError, OSError) as error:
-        print(f"own_data.py: {error}", file=sys.stderr)
+        print(f"own_data.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     network = {"encoder": config.encoder, "class_names": data.names, "detail_size": detail_size, "ignore": data.ignore}
     start_run(config.out, {**asdict(config), "crop": data.crop, "network": network})
@@ -174,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = [data.target[i].image for i in range(0, len(data.target), max(len(data.target) // 4, 1))][:4]
     draw_panel(config.out / "panel.png", student, images, data.names, threshold=config.threshold)
     print(f"{config.out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {steps} steps")
-    return 0
+    return 0 if steps == config.total else 130  # as a shell says it after Ctrl-C
 
 
 def parse(arguments: Sequence[str] | None) -> Config:

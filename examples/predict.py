@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = find(options.inputs)
         options.out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
+        print(f"predict.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     model.to(options.device)
     failed = 0

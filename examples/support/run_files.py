@@ -26,9 +26,8 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 def start_run(run: Path, settings: dict[str, Any]) -> None:
     """A new ``config.json`` (settings, seed and versions) and an empty ``metrics.jsonl``."""
     run.mkdir(parents=True, exist_ok=True)
-    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
-    versions = {"hrda_lib": hrda_lib.__version__, "python": platform.python_version()}
-    for package in packages:
+    versions = {"hrda_lib": hrda_lib.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("torchvision", "timm", "numpy", "pillow"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
