@@ -25,14 +25,13 @@ lint: $(VENV)/ready
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest
 	$(MAKE) docs
 
 docs: $(VENV)/ready
 	$(BIN)/sphinx-build -q -W -b html docs docs/_build/html
 
 verify: $(VENV)/ready
-	$(BIN)/pytest -m slow
 	$(BIN)/python tests/verify.py
 
 clean:
