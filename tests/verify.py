@@ -127,7 +127,13 @@ def offsets() -> Row:
     expected = draws / 65**2
     chi2 = ((counts - expected) ** 2 / expected).sum().item()
     z = (chi2 - (65**2 - 1)) / (2 * (65**2 - 1)) ** 0.5
-    return "`MultiResCropSampler`", f"{draws} draws over 65² offsets: deviation of χ², in standard deviations", abs(z), 3.0, "3"
+    return (
+        "`MultiResCropSampler`",
+        f"{draws} draws over 65² offsets: deviation of χ², in standard deviations",
+        abs(z),
+        3.0,
+        "3",
+    )
 
 
 def schedule() -> Row:
