@@ -1,6 +1,5 @@
 """Boxes and windows: the vocabulary that every other room shares, and the checks that go with it."""
 
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -25,14 +24,24 @@ class CropBox(NamedTuple):
         Raises:
             ValueError: a coordinate is not a whole number on that grid.
         """
-        up, down = Fraction(factor).limit_denominator(1 << 16).as_integer_ratio()
+        up, down = _ratio(factor)
         top, left, height, width = (value * up for value in self)
         if top % down or left % down or height % down or width % down:
             raise ValueError(
-                f"box {tuple(self)} times {Fraction(up, down)} does not lie on whole cells; "
+                f"box {tuple(self)} times {up}/{down} does not lie on whole cells; "
                 f"use a box whose coordinates are multiples of {down}"
             )
         return CropBox(top // down, left // down, height // down, width // down)
+
+
+def _ratio(factor: float) -> tuple[int, int]:
+    """The smallest whole numbers whose quotient is ``factor``."""
+    # by hand, because torch.compile of torch 2.4 cannot trace the module fractions
+    for down in range(1, 4097):
+        up = round(factor * down)
+        if up > 0 and abs(factor * down - up) < 1e-9 * up:
+            return up, down
+    raise ValueError(f"factor must be a positive quotient of whole numbers up to 4096, got {factor}")
 
 
 def crop(tensor: Tensor, box: CropBox) -> Tensor:

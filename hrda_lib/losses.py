@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from hrda_lib.geometry import check_labels
 
 Normalize = Literal["all", "valid", "weight"]
+NORMALIZERS = get_args(Normalize)
 
 
 def confidence_weighted_ce(
@@ -113,8 +114,8 @@ class ConfidenceWeightedCE(nn.Module):
 
 
 def _check_normalize(normalize: str) -> None:
-    if normalize not in get_args(Normalize):
-        raise ValueError(f"normalize must be one of {get_args(Normalize)}, got {normalize!r}")
+    if normalize not in NORMALIZERS:
+        raise ValueError(f"normalize must be one of {NORMALIZERS}, got {normalize!r}")
 
 
 def _class_weight(class_weight: Tensor | Sequence[float], logits: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 from hrda_lib.geometry import pair
 
 Per = Literal["batch", "image", "pixel"]
+PERS = get_args(Per)
 
 
 @torch.no_grad()
@@ -50,8 +51,8 @@ def pseudo_labels(
         raise ValueError(f"logits must be float (B, C, h, w), got {logits.dtype} {tuple(logits.shape)}")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    if per not in get_args(Per):
-        raise ValueError(f"per must be one of {get_args(Per)}, got {per!r}")
+    if per not in PERS:
+        raise ValueError(f"per must be one of {PERS}, got {per!r}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if size is not None:
         logits = interpolate(logits, size=pair("size", size), mode="bilinear", align_corners=False)

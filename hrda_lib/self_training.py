@@ -43,6 +43,7 @@ class SelfTraining:
             "separate": the equation with the context in place of the fused prediction, labels from the mean of both.
         augment: (images, generator) -> images, applied to mixed images; None: nothing.
         generator: CPU generator for boxes, classes, masks and ``augment``; None: torch's default.
+        class_weight: one weight a class in every cross-entropy (:func:`hrda_lib.confidence_weighted_ce`); None: 1.
 
     ``parts`` are detached scalars by name: "fused", "context", "detail", "logits" (a plain student), before their
     weights, and "feature_distance", with its weight. Images (B, K, H, W) float, labels (B, H, W) uint8 or int64 with
@@ -78,6 +79,7 @@ class SelfTraining:
         objective: Objective = "fused",
         augment: Augment | None = None,
         generator: torch.Generator | None = None,
+        class_weight: Tensor | None = None,
     ) -> None:
         if not 0 <= detail_weight <= 1 or not 0 <= threshold <= 1:
             raise ValueError(f"detail_weight and threshold must be in [0, 1], got {detail_weight} and {threshold}")
@@ -86,7 +88,7 @@ class SelfTraining:
                 raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
-        self.augment, self.generator = augment, generator
+        self.augment, self.generator, self.class_weight = augment, generator, class_weight
         self._takes_box = {"box", "generator"} <= inspect.signature(unwrap(student).forward).parameters.keys()
 
     def source(self, images: Tensor, labels: Tensor, *, box: CropBox | None = None) -> tuple[Tensor, Parts]:
@@ -190,22 +192,25 @@ class SelfTraining:
 
     def _loss(self, output: SegmenterOutput | Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Parts]:
         if isinstance(output, Tensor):
-            loss = confidence_weighted_ce(output, labels, weight)
+            loss = self._ce(output, labels, weight)
             return loss, {"logits": loss.detach()}
         losses = {}
         if self.objective != "detail":
             main = "fused" if self.objective == "fused" else "context"
             logits = output.logits if main == "fused" else output.context_logits
-            losses[main] = confidence_weighted_ce(logits, labels, weight)
+            losses[main] = self._ce(logits, labels, weight)
         if self.objective != "context":
             box = output.detail_box or CropBox(0, 0, *labels.shape[-2:])
             detail_weight = None if weight is None else crop(weight, box)
-            losses["detail"] = confidence_weighted_ce(output.detail_logits, crop(labels, box), detail_weight)
+            losses["detail"] = self._ce(output.detail_logits, crop(labels, box), detail_weight)
         parts = {name: loss.detach() for name, loss in losses.items()}
         if len(losses) == 1:
             return next(iter(losses.values())), parts
         main_loss, detail_loss = losses.values()
         return (1 - self.detail_weight) * main_loss + self.detail_weight * detail_loss, parts
+
+    def _ce(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        return confidence_weighted_ce(logits, labels, weight, class_weight=self.class_weight)
 
     def _teacher_logits(self, answer: Any) -> Tensor:
         output = _checked("teacher", answer)

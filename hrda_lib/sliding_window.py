@@ -12,6 +12,7 @@ from hrda_lib.geometry import CropBox, crop, pair, window_grid
 
 Blend = Literal["constant", "gaussian"]
 Output = Literal["logits", "probs", "labels"]
+BLENDS, OUTPUTS = get_args(Blend), get_args(Output)
 Predictor = Callable[[Tensor], Tensor]
 Call = list[tuple[CropBox, int]]  # the windows of one call: where, and in which image
 Progress = Callable[[list[Call]], Iterable[Call]]
@@ -65,7 +66,7 @@ class SlidingWindowInferer:
     ) -> None:
         if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
             raise ValueError(f"batch_size must be a positive int or None (all at once), got {batch_size}")
-        for name, value, kinds in (("blend", blend, get_args(Blend)), ("output", output, get_args(Output))):
+        for name, value, kinds in (("blend", blend, BLENDS), ("output", output, OUTPUTS)):
             if value not in kinds:
                 raise ValueError(f"{name} must be one of {kinds}, got {value!r}")
         self.window = pair("window", window)

@@ -44,7 +44,7 @@ SIGNATURES = {
     "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
     "SelfTraining": "(student, teacher, *, feature_distance=None, detail_weight=0.1, threshold=0.968, per='batch', "
-    "objective='fused', augment=None, generator=None)",
+    "objective='fused', augment=None, generator=None, class_weight=None)",
     "SelfTraining.source": "(self, images, labels, *, box=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
     "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "

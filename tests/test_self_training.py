@@ -225,6 +225,16 @@ def test_augment_sees_the_mixed_images_and_the_generator() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+def test_class_weight_counts_in_every_cross_entropy() -> None:
+    net, x, y = student(), images(1), labels(2)
+    kappa = torch.tensor([0.5, 1.0, 2.0, 0.0, 1.0])
+    loss, _ = setup(net, class_weight=kappa).source(x, y, box=SOURCE_BOX)
+    q = kappa[torch.where(y == 255, 0, y)]
+    out = net(x, SOURCE_BOX)
+    fused, detail = naive_ce(out.logits, y, q), naive_ce(out.detail_logits, crop(y, SOURCE_BOX), crop(q, SOURCE_BOX))
+    torch.testing.assert_close(loss, 0.9 * fused + 0.1 * detail)
+
+
 def test_the_generator_decides_everything() -> None:
     def total(seed: int) -> float:
         training = setup(generator=torch.Generator().manual_seed(seed))
