@@ -121,5 +121,5 @@ def downscale(image: Tensor, scale: float) -> Tensor:
     """Bilinear resizing of (B, K, H, W) to 1/scale (no antialias, as in the released code)."""
     if scale == 1:
         return image
-    size = CropBox(0, 0, *image.shape[-2:]).scaled(1 / scale)[2:]
-    return interpolate(image, size=size, mode="bilinear", align_corners=False)
+    whole = CropBox(0, 0, image.shape[-2], image.shape[-1]).scaled(1 / scale)
+    return interpolate(image, size=(whole.height, whole.width), mode="bilinear", align_corners=False)

@@ -50,7 +50,7 @@ def fuse_scales(
         [0.0, 0.0, 0.75, 1.0, 1.0, 0.75, 0.0, 0.0]
     """
     _check_logits(context_logits, detail_logits)
-    if isinstance(attention, int | float):
+    if isinstance(attention, (int, float)):
         if not 0 <= attention <= 1:
             raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
         attention = context_logits.new_full((len(context_logits), 1, *context_logits.shape[-2:]), attention)
@@ -160,8 +160,8 @@ def _channels(feature: Tensor) -> Any:
 
 
 def _fine_size(context_logits: Tensor, scale: float) -> tuple[int, int]:
-    height, width = (CropBox(0, 0, *context_logits.shape[-2:]).scaled(scale))[2:]
-    return height, width
+    whole = CropBox(0, 0, context_logits.shape[-2], context_logits.shape[-1]).scaled(scale)
+    return whole.height, whole.width
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

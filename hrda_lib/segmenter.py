@@ -82,7 +82,7 @@ class MultiResSegmenter(nn.Module):
         detail_stride: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(attention, int | float) and not 0 <= attention <= 1:
+        if isinstance(attention, (int, float)) and not 0 <= attention <= 1:
             raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
         # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand
         denominator = Fraction(scale).limit_denominator(1 << 16).denominator
