@@ -67,6 +67,7 @@ class Config:
     per: Literal["batch", "image", "pixel"] = "pixel"
     temperature: float = 0.05  # of rare-class sampling
     min_pixels: int = 200
+    balance: float = 0.5  # class weights of the loss: share of pixels to the power of -balance; 0: none
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
@@ -89,6 +90,7 @@ class Data:
     names: list[str]
     ignore: list[int]
     rare_classes: RareClasses
+    class_weight: torch.Tensor
     crop: tuple[int, int]
 
 
@@ -107,11 +109,14 @@ def prepare(config: Config) -> Data:
         names = [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
     check_classes(source, counts, len(names))
     rare_classes = RareClasses(counts[:, : len(names)], temperature=config.temperature, min_pixels=config.min_pixels)
+    pixels = counts[:, : len(names)].sum(dim=0).clamp(min=1).float()
+    class_weight = (pixels / pixels.sum()) ** -config.balance
+    class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
     size = source[0].label.shape
     height, width = (side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
     if height % 16 or width % 16 or min(height, width) < 16:
         raise ValueError(f"crop must be a multiple of 16 pixels, got {(height, width)}")
-    return Data(source, target, names, ignore, rare_classes, (height, width))
+    return Data(source, target, names, ignore, rare_classes, class_weight, (height, width))
 
 
 def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
@@ -128,7 +133,13 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
     target = TargetCrops(data.target, data.crop, length=config.steps * config.batch_size, seed=config.seed)
     source_batches, target_batches = (iter(DataLoader(x, config.batch_size)) for x in (source, target))
     training = SelfTraining(
-        student, student, threshold=config.threshold, per=config.per, augment=augment, generator=generator
+        student,
+        student,  # until there is a teacher
+        threshold=config.threshold,
+        per=config.per,
+        augment=augment,
+        generator=generator,
+        class_weight=data.class_weight.to(device),
     )
     teacher: EMATeacher | None = None
     step, began, progress = 0, time.monotonic(), tqdm(range(total), config.method)

@@ -1,5 +1,6 @@
 """Primitives for high-resolution, unsupervised domain adaptation of semantic segmentation."""
 
+from hrda_lib import optim as optim
 from hrda_lib.augment import StrongAugment
 from hrda_lib.crops import MultiResCrops, MultiResCropSampler
 from hrda_lib.feature_distance import FeatureDistance
