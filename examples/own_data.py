@@ -51,7 +51,7 @@ class Config:
     out: Path
     method: str = "hrda"
     steps: int = 600  # after the warm-up
-    warmup: int = -1  # source steps before, in every method; -1: twice the steps
+    warmup: int = -1  # source steps before, in every method; -1: four times the steps
     seed: int = 0
     classes: Path | None = None  # a name a line, the first is id 0; "void" marks ids to ignore; None: ids as found
     encoder: str = "mini"  # or a timm name
@@ -73,7 +73,7 @@ class Config:
     @property
     def start(self) -> int:
         """The first step of self-training."""
-        return 2 * self.steps if self.warmup < 0 else self.warmup
+        return 4 * self.steps if self.warmup < 0 else self.warmup
 
     @property
     def total(self) -> int:
