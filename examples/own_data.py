@@ -12,6 +12,7 @@ Methods, all with the same network, the same number of steps and rare-class samp
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ class Config:
     temperature: float = 0.05  # of rare-class sampling
     min_pixels: int = 200
     balance: float = 0.5  # class weights of the loss: share of pixels to the power of -balance; 0: none
+    overwrite: bool = False
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
     @property
@@ -96,15 +98,23 @@ class Data:
 
 def prepare(config: Config) -> Data:
     """Read every source label once, and refuse what would fail later."""
-    if config.steps < 1 or config.batch_size < 1:
-        raise ValueError(f"steps and batch_size must be positive, got {config.steps} and {config.batch_size}")
-    names = [line.strip() for line in config.classes.read_text().splitlines()] if config.classes else []
+    for name in ("steps", "batch_size", "lr", "clip"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
+    if config.seed < 0 or not config.balance >= 0:
+        raise ValueError(f"seed and balance must not be negative, got {config.seed} and {config.balance}")
+    if (config.out / "last.pt").exists() and not config.overwrite:
+        raise ValueError(f"{config.out}: holds a finished run; choose another folder, or --overwrite")
+    names = config.classes.read_text(encoding="utf-8-sig").strip().splitlines() if config.classes else []
+    names = [name.strip() for name in names]
     ignore = [i for i, name in enumerate(names) if name.lower() in VOID]
     while names and names[-1].lower() in VOID:
         names.pop()
     source = Concatenated([Folders(root, ignore=ignore) for root in config.source])
     target = Folders(config.target).unlabeled()
     counts = count_labels(source, cache=config.out / "label_counts.json", progress=lambda r: tqdm(r, "reading labels"))
+    if not counts[:, :255].any():
+        raise ValueError(f"{source.label_file(0)}: this and all other labels hold nothing but 255, the ignored id")
     if not config.classes:
         names = [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
     check_classes(source, counts, len(names))
@@ -112,15 +122,18 @@ def prepare(config: Config) -> Data:
     pixels = counts[:, : len(names)].sum(dim=0).clamp(min=1).float()
     class_weight = (pixels / pixels.sum()) ** -config.balance
     class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
+    class_weight[counts[:, : len(names)].sum(dim=0) == 0] = 1
     size = source[0].label.shape
     height, width = (side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
     if height % 16 or width % 16 or min(height, width) < 16:
-        raise ValueError(f"crop must be a multiple of 16 pixels, got {(height, width)}")
+        raise ValueError(
+            f"crop must be a positive multiple of 16 pixels, got {(height, width)}; choose one with --crop"
+        )
     return Data(source, target, names, ignore, rare_classes, class_weight, (height, width))
 
 
-def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
-    """The loop; returns the number of steps taken. Ctrl-C ends it early."""
+def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, str]:
+    """The loop; returns the number of steps taken and, where it ended early, why. The weights are kept in any case."""
     total, device = config.total, torch.device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
     augment = StrongAugment(mean=MEAN, std=STD)
@@ -172,33 +185,48 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> int:
             optimizer.zero_grad()
             progress.set_postfix(values)
             write_metrics(config.out, {"step": step, **values, "seconds": time.monotonic() - began})
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
         progress.close()
-        return step
-    return total
+        return step, str(error) or "interrupted"
+    return total, ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     config = parse(arguments)
-    torch.manual_seed(config.seed)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     try:
         data = prepare(config)
+        torch.manual_seed(config.seed)
         detail_size = (data.crop[0] // 2, data.crop[1] // 2)
         student = build(config.encoder, len(data.names), detail_size=detail_size, weights=config.encoder_weights)
         if config.init:
             load_weights(student, config.init)
-    except (ValueError, OSError) as error:
+        student.to(config.device)
+        EMATeacher(student, decay=config.ema_decay)  # the settings of later are checked now
+        SelfTraining(student, student, threshold=config.threshold)
+        network = {
+            "encoder": config.encoder,
+            "class_names": data.names,
+            "detail_size": detail_size,
+            "ignore": data.ignore,
+        }
+        start_run(config.out, {**asdict(config), "crop": data.crop, "network": network})
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
         print(f"own_data.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
-    network = {"encoder": config.encoder, "class_names": data.names, "detail_size": detail_size, "ignore": data.ignore}
-    start_run(config.out, {**asdict(config), "crop": data.crop, "network": network})
-    steps = train(config, data, student)
+
+    steps, stopped = train(config, data, student)
     save(config.out, student.cpu(), network, steps)
-    draw_curves(config.out / "curves.png", read_metrics(config.out))
-    images = [data.target[i].image for i in range(0, len(data.target), max(len(data.target) // 4, 1))][:4]
-    draw_panel(config.out / "panel.png", student, images, data.names, threshold=config.threshold)
+    try:
+        draw_curves(config.out / "curves.png", read_metrics(config.out))
+        images = [data.target[i].image for i in range(0, len(data.target), max(len(data.target) // 4, 1))][:4]
+        draw_panel(config.out / "panel.png", student, images, data.names, threshold=config.threshold)
+    except (ValueError, OSError) as error:
+        stopped = stopped or str(error)
     print(f"{config.out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {steps} steps")
-    return 0 if steps == config.total else 130  # as a shell says it after Ctrl-C
+    if stopped:
+        print(f"own_data.py: stopped at step {steps}: {stopped.splitlines()[0]}", file=sys.stderr)
+    return 0 if not stopped else 130 if stopped == "interrupted" else 1  # 130: as a shell says it after Ctrl-C
 
 
 def parse(arguments: Sequence[str] | None) -> Config:
@@ -209,6 +237,7 @@ def parse(arguments: Sequence[str] | None) -> Config:
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
     parser.add_argument("--per", choices=("batch", "image", "pixel"), default=Config.per)
     parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=Config.crop)
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that --out holds")
     for name in ("classes", "encoder_weights", "init"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
     for field in fields(Config):

@@ -26,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         model, network = load(options.run)
-        files = find(options.inputs)
+        files = find(options.inputs, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
+        model.to(options.device)
+    except (ValueError, OSError, RuntimeError, AssertionError) as error:
         print(f"predict.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
-    model.to(options.device)
     failed = 0
     for file in tqdm(files, "predicting"):
         try:
@@ -63,13 +63,15 @@ def predict(model: MultiResSegmenter, x: Tensor, *, flip: bool) -> Tensor:
     return probs.argmax(dim=1).byte()
 
 
-def find(inputs: Sequence[Path]) -> list[Path]:
-    """Image files of all inputs; a folder's results must not overwrite another's."""
+def find(inputs: Sequence[Path], out: Path) -> list[Path]:
+    """Image files of all inputs; results must overwrite neither an input nor each other."""
     files = [file for path in inputs for file in (image_files(path) if path.is_dir() else [path])]
-    stems = [file.stem for file in files]
-    twice = next((file for i, file in enumerate(files) if file.stem in stems[:i]), None)
-    if twice is not None:
-        raise ValueError(f"{twice}: two inputs are named {twice.stem}, their results would overwrite each other")
+    taken = {file.resolve() for file in files}
+    for file in files:
+        results = {(out / f"{file.stem}{ending}.png").resolve() for ending in ("", "_overlay", "_attention")}
+        if results & taken:
+            raise ValueError(f"{file}: its results would overwrite an input or another result; choose another --out")
+        taken |= results
     return files
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from hrda_lib.geometry import check_generator
+from hrda_lib.geometry import check_generator, check_tensor
 
 
 class StrongAugment:
@@ -56,8 +56,15 @@ class StrongAugment:
         blur: float = 0.5,
         sigma: tuple[float, float] = (0.15, 1.15),
     ) -> None:
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"mean and std must be three numbers each, std positive, got {mean} and {std}")
+        if (
+            len(mean) != 3
+            or len(std) != 3
+            or not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
+        ):
+            raise ValueError(
+                f"mean and std must be three numbers each, of images in [0, 1], got {mean} and {std}; "
+                "divide those of images in [0, 255] by 255"
+            )
         limits = {"jitter": 1, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5, "blur": 1}
         values = (jitter, brightness, contrast, saturation, hue, blur)
         for (name, limit), value in zip(limits.items(), values, strict=True):
@@ -71,12 +78,18 @@ class StrongAugment:
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         check_generator(generator)
+        check_tensor("images", images)
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"images must be float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-        mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
         jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([self.jitter, self.blur])).tolist()
         if not jittered and not blurred:
-            return images
+            return images.clone()
+        with torch.autocast(images.device.type, enabled=False):  # colours and blur need float32
+            precise = images.to(torch.promote_types(images.dtype, torch.float32))
+            return self._augmented(precise, jittered, blurred, generator).to(images.dtype)
+
+    def _augmented(self, images: Tensor, jittered: bool, blurred: bool, generator: torch.Generator | None) -> Tensor:
+        mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
         images = images * std + mean
         if jittered:
             widths = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrda_lib.geometry import CropBox, check_generator, crop, pair
+from hrda_lib.geometry import CropBox, check_generator, check_tensor, crop, pair
 
 
 class MultiResCrops(NamedTuple):
@@ -93,6 +93,7 @@ class MultiResCropSampler:
 
         Cut labels by the same boxes: ``crop(crop(labels, context_box), detail_box)``.
         """
+        check_tensor("image", image)
         if image.dim() != 4 or not image.is_floating_point():
             raise ValueError(f"image must be a float tensor (B, K, H, W), got {image.dtype} {tuple(image.shape)}")
         context_box, detail_box = self.sample((image.shape[-2], image.shape[-1]), generator)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hrda_lib.geometry import check_labels
+from hrda_lib.geometry import check_labels, check_tensor
 
 
 class FeatureDistance(nn.Module):
@@ -28,7 +28,7 @@ class FeatureDistance(nn.Module):
 
     Call it with the student's features on ``images`` (a tensor, or a sequence whose last is taken), the images
     (B, K, h, w) that both encoders see (HRDA: the context crop), and labels (B, H, W) at full resolution, uint8 or
-    int64.
+    int64. A cell covers W // w pixels a side; a rest at the bottom and right is left out, as in the released code.
 
     Raises:
         ValueError: settings, shapes or types differ from the above.
@@ -59,8 +59,8 @@ class FeatureDistance(nn.Module):
         chosen = list(range(num_classes)) if classes is None else list(classes)
         if not chosen or min(chosen) < 0 or max(chosen) >= num_classes:
             raise ValueError(f"classes must be ids in [0, {num_classes}), at least one, got {chosen}")
-        if not 0 <= min_ratio <= 1:
-            raise ValueError(f"min_ratio must be in [0, 1], got {min_ratio}")
+        if not 0 <= min_ratio <= 1 or not weight >= 0:
+            raise ValueError(f"min_ratio must be in [0, 1] and weight not negative, got {min_ratio} and {weight}")
         self.num_classes, self.weight, self.min_ratio = num_classes, weight, min_ratio
         self.ignore_index = ignore_index
         self.reference_encoder = copy.deepcopy(reference_encoder).requires_grad_(False)
@@ -91,6 +91,7 @@ class FeatureDistance(nn.Module):
 
     def _mask(self, labels: Tensor, feature: Tensor) -> Tensor:
         """M of the equation, (B, h, w)."""
+        check_tensor("labels", labels)
         batch, _, height, width = feature.shape
         side = labels.shape[-1] // width
         if labels.dim() != 3 or len(labels) != batch or side < 1 or labels.shape[1] // side != height:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from hrda_lib.geometry import CropBox, crop
+from hrda_lib.geometry import CropBox, as_box, check_tensor, crop
 
 
 def fuse_scales(
@@ -50,6 +50,7 @@ def fuse_scales(
         [0.0, 0.0, 0.75, 1.0, 1.0, 0.75, 0.0, 0.0]
     """
     _check_logits(context_logits, detail_logits)
+    box = None if box is None else as_box("box", box)
     if isinstance(attention, (int, float)):
         if not 0 <= attention <= 1:
             raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
@@ -98,7 +99,7 @@ class ScaleAttentionFusion(nn.Module):
         box: CropBox | None = None,
     ) -> Tensor:
         attention = attention_logits.sigmoid() if isinstance(attention_logits, Tensor) else attention_logits
-        cells = None if box is None else box.scaled(1 / self.output_stride)
+        cells = None if box is None else as_box("box", box).scaled(1 / self.output_stride)
         return fuse_scales(context_logits, detail_logits, attention, box=cells, scale=self.scale)
 
     def extra_repr(self) -> str:
@@ -181,6 +182,8 @@ def _mask_outside(attention: Tensor, box: CropBox) -> Tensor:
 
 
 def _check_logits(context: Tensor, detail: Tensor) -> None:
+    check_tensor("context_logits", context)
+    check_tensor("detail_logits", detail)
     if context.dim() != 4 or detail.dim() != 4 or context.shape[:2] != detail.shape[:2]:
         raise ValueError(
             f"context_logits and detail_logits must be (B, C, h, w) with the same B and C, "
@@ -191,6 +194,7 @@ def _check_logits(context: Tensor, detail: Tensor) -> None:
 def _check_sizes(
     context: Tensor, detail: Tensor, attention: Tensor, fine: tuple[int, int], box: CropBox | None
 ) -> None:
+    check_tensor("attention", attention)
     batch, classes, *size = context.shape
     if tuple(attention.shape) not in ((batch, classes, *size), (batch, 1, *size)):
         raise ValueError(

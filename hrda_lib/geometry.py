@@ -54,7 +54,8 @@ def crop(tensor: Tensor, box: CropBox) -> Tensor:
     Raises:
         ValueError: the box is empty or reaches beyond the tensor.
     """
-    top, left, height, width = box
+    check_tensor("tensor", tensor)
+    top, left, height, width = as_box("box", box)
     if tensor.dim() < 2:
         raise ValueError(f"tensor must have at least two dimensions (..., H, W), got shape {tuple(tensor.shape)}")
     rows, columns = tensor.shape[-2:]
@@ -102,6 +103,24 @@ def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     return values
 
 
+def as_box(name: str, box: CropBox) -> CropBox:
+    """``box`` as a :class:`CropBox`; any four ints will do."""
+    if not isinstance(box, (tuple, list)) or len(box) != 4 or any(not isinstance(v, int) for v in box):
+        raise ValueError(f"{name} must be four ints (top, left, height, width), got {_short(box)}")
+    return CropBox(*box)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor, with a hint at what was meant."""
+    if not isinstance(value, Tensor):
+        hint = "; pass one of its entries, e.g. x['out']" if isinstance(value, dict) else "; see torch.from_numpy"
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
+
+
+def _short(value: object) -> str:
+    return f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
 def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
     """Refuse labels of another type, and (eager mode, CPU) label values that are no class.
 
@@ -123,5 +142,11 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
 
 def check_generator(generator: torch.Generator | None) -> None:
     """Boxes, classes and factors are drawn on the CPU, so that no draw waits for a device."""
-    if generator is not None and generator.device.type != "cpu":
+    if generator is None:
+        return
+    if not hasattr(generator, "device"):
+        raise ValueError(
+            f"generator must be a torch.Generator, got {generator!r}; use torch.Generator().manual_seed(...)"
+        )
+    if generator.device.type != "cpu":
         raise ValueError(f"generator must be a CPU generator, got one on {generator.device}; use torch.Generator()")

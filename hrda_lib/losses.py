@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from hrda_lib.geometry import check_labels
+from hrda_lib.geometry import check_labels, check_tensor
 
 Normalize = Literal["all", "valid", "weight"]
 NORMALIZERS = get_args(Normalize)
@@ -61,11 +61,14 @@ def confidence_weighted_ce(
         logits = interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
     kappa = None if class_weight is None else _class_weight(class_weight, logits)
     target = target.long()
+    counts = target != ignore_index
+    if weight is not None:  # a pixel of weight 0 says nothing, whatever its logits are
+        target = torch.where(weight == 0, ignore_index, target)
     loss = cross_entropy(logits, target, weight=kappa, ignore_index=ignore_index, reduction="none")
     total = (loss if weight is None else loss * weight).sum()
     if normalize == "all":
         return total / target.numel()
-    counted = (target != ignore_index).to(loss.dtype)
+    counted = counts.to(loss.dtype)
     if normalize == "weight":
         counted = counted if weight is None else counted * weight
         counted = counted if kappa is None else counted * kappa[torch.where(target == ignore_index, 0, target)]
@@ -96,7 +99,7 @@ class ConfidenceWeightedCE(nn.Module):
         super().__init__()
         _check_normalize(normalize)
         self.ignore_index, self.normalize = ignore_index, normalize
-        kept = None if class_weight is None else torch.as_tensor(class_weight)
+        kept = None if class_weight is None else torch.as_tensor(class_weight).clone()
         self.register_buffer("class_weight", kept, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -122,11 +125,15 @@ def _class_weight(class_weight: Tensor | Sequence[float], logits: Tensor) -> Ten
     kappa = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
     if tuple(kappa.shape) != (logits.shape[1],):
         raise ValueError(f"class_weight must be one number a class ({logits.shape[1]},), got {tuple(kappa.shape)}")
+    if not torch.compiler.is_compiling() and kappa.device.type == "cpu" and not (kappa >= 0).all():
+        raise ValueError(f"class_weight must not be negative, got {kappa.tolist()}")
     return kappa
 
 
 def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, normalize: str) -> None:
     _check_normalize(normalize)
+    check_tensor("logits", logits)
+    check_tensor("target", target)
     if logits.dim() != 4 or not logits.is_floating_point():
         raise ValueError(f"logits must be float (B, C, h, w), got {logits.dtype} {tuple(logits.shape)}")
     if target.dim() != 3 or len(target) != len(logits):
@@ -141,6 +148,7 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     check_labels("target", target, logits.shape[1], ignore_index)
     if weight is None:
         return
+    check_tensor("weight", weight)
     if weight.shape != target.shape or not weight.is_floating_point():
         raise ValueError(
             f"weight must be float {tuple(target.shape)} like target, got {weight.dtype} {tuple(weight.shape)}"

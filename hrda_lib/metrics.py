@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrda_lib.geometry import check_labels
+from hrda_lib.geometry import check_labels, check_tensor
 
 
 class ConfusionMatrix:
@@ -42,6 +42,8 @@ class ConfusionMatrix:
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add label maps of one shape, uint8 or int64; a prediction may be anything where the target is ignored."""
+        check_tensor("prediction", prediction)
+        check_tensor("target", target)
         if prediction.shape != target.shape:
             raise ValueError(
                 f"prediction and target must have one shape, got {tuple(prediction.shape)} and {tuple(target.shape)}; "

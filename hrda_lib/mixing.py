@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrda_lib.geometry import check_generator
+from hrda_lib.geometry import check_generator, check_tensor
 
 
 def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -29,6 +29,8 @@ def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         >>> class_mix(torch.tensor([[[1, 1]]]), torch.tensor([[[2, 2]]]), mask)
         tensor([[[1, 2]]])
     """
+    for name, value in (("source", source), ("target", target), ("mask", mask)):
+        check_tensor(name, value)
     if source.dim() not in (3, 4) or source.shape != target.shape:
         raise ValueError(
             f"source and target must have one shape, (B, K, H, W) or (B, H, W), "
@@ -70,6 +72,7 @@ def sample_class_mask(
         2
     """
     check_generator(generator)
+    check_tensor("labels", labels)
     if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int64):
         raise ValueError(f"labels must be uint8 or int64 (B, H, W), got {labels.dtype} {tuple(labels.shape)}")
     if 0 in labels.shape:

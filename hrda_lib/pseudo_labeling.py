@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrda_lib.geometry import pair
+from hrda_lib.geometry import check_tensor, pair
 
 Per = Literal["batch", "image", "pixel"]
 PERS = get_args(Per)
@@ -47,6 +47,7 @@ def pseudo_labels(
         >>> labels.tolist(), weight.tolist()
         ([[[0, 0], [0, 0]]], [[[1.0, 1.0], [1.0, 0.0]]])
     """
+    check_tensor("logits", logits)
     if logits.dim() != 4 or not logits.is_floating_point():
         raise ValueError(f"logits must be float (B, C, h, w), got {logits.dtype} {tuple(logits.shape)}")
     if not 0 <= threshold <= 1:
@@ -57,8 +58,8 @@ def pseudo_labels(
     if size is not None:
         logits = interpolate(logits, size=pair("size", size), mode="bilinear", align_corners=False)
     highest, labels = logits.max(dim=1)
-    confident = (highest - logits.logsumexp(dim=1)).exp() >= threshold
-    weight = confident.to(logits.dtype)
+    probability = (highest - logits.logsumexp(dim=1)).exp()
+    weight = (probability >= threshold).to(logits.dtype)
     if per != "pixel":
         dims = (0, 1, 2) if per == "batch" else (1, 2)
         weight = weight.mean(dim=dims, keepdim=True).expand_as(weight)
@@ -66,4 +67,4 @@ def pseudo_labels(
         if valid.dtype != torch.bool or valid.shape != labels.shape:
             raise ValueError(f"valid must be bool {tuple(labels.shape)}, got {valid.dtype} {tuple(valid.shape)}")
         weight = weight * valid
-    return labels, weight.contiguous()
+    return labels, torch.where(probability.isnan(), 0.0, weight)

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
-from hrda_lib.geometry import CropBox, crop, pair
+from hrda_lib.geometry import CropBox, as_box, check_tensor, crop, pair
 from hrda_lib.sliding_window import Output, SlidingWindowInferer
 
 Detail = Literal["crop", "windows"]
@@ -82,16 +82,14 @@ class MultiResSegmenter(nn.Module):
         detail_stride: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(attention, (int, float)) and not 0 <= attention <= 1:
-            raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
+        if not isinstance(attention, nn.Module) and not (isinstance(attention, (int, float)) and 0 <= attention <= 1):
+            raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
         # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand
         denominator = Fraction(scale).limit_denominator(1 << 16).denominator
         self._sampler = MultiResCropSampler(detail_size, scale=scale, output_stride=output_stride * denominator)
         self.detail_size, self.scale, self.output_stride = self._sampler.detail_size, scale, output_stride
-        height, width = self.detail_size
-        self.detail_stride = (
-            (height // 2, width // 2) if detail_stride is None else pair("detail_stride", detail_stride)
-        )
+        rows, columns = (max(side // 2 // output_stride, 1) * output_stride for side in self.detail_size)
+        self.detail_stride = (rows, columns) if detail_stride is None else pair("detail_stride", detail_stride)
         if self.detail_stride[0] % output_stride or self.detail_stride[1] % output_stride:
             raise ValueError(
                 f"detail_stride must be a multiple of output_stride {output_stride}, got {self.detail_stride}"
@@ -119,7 +117,9 @@ class MultiResSegmenter(nn.Module):
             raise ValueError("box is for detail='crop'; windows cover the whole image")
         size = self._check_size(images)
         if detail == "crop" or (detail is None and (self.training or box is not None)):
-            box = self._sampler.sample(size, generator)[1] if box is None else self._check_box(images, CropBox(*box))
+            box = (
+                self._sampler.sample(size, generator)[1] if box is None else self._check_box(images, as_box("box", box))
+            )
         context = downscale(images, self.scale)
         features = self.encoder(context)
         context_logits = self._decode(features, context)
@@ -155,14 +155,16 @@ class MultiResSegmenter(nn.Module):
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
         """
+        check_tensor("images", images)
         if images.dim() != 4:
             raise ValueError(f"images must be (B, K, H, W), got {tuple(images.shape)}")
-        height, width = self.detail_size
-        window = pair("window", window or (round(height * self.scale), round(width * self.scale)))
-        if window[0] % self._sampler.cell or window[1] % self._sampler.cell:
-            raise ValueError(f"window must be a multiple of {self._sampler.cell} pixels, got {window}")
+        cell = self._sampler.cell
+        height, width = (max(round(side * self.scale) // cell, 1) * cell for side in self.detail_size)
+        window = pair("window", window or (height, width))
+        if window[0] % cell or window[1] % cell:
+            raise ValueError(f"window must be a multiple of {cell} pixels, got {window}")
         rows, columns = images.shape[-2:]
-        padded = pad(images, (0, -columns % self._sampler.cell, 0, -rows % self._sampler.cell))
+        padded = pad(images, (0, -columns % cell, 0, -rows % cell))
         infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
         modes = [(module, module.training) for module in self.modules()]
         self.eval()
@@ -197,6 +199,7 @@ class MultiResSegmenter(nn.Module):
         return box
 
     def _check_size(self, images: Tensor) -> tuple[int, int]:
+        check_tensor("images", images)
         if images.dim() != 4 or not images.is_floating_point():
             raise ValueError(f"images must be float (B, K, H, W), got {images.dtype} {tuple(images.shape)}")
         height, width = images.shape[-2:]

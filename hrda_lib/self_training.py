@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from hrda_lib.feature_distance import FeatureDistance
-from hrda_lib.geometry import CropBox, crop
+from hrda_lib.geometry import CropBox, check_generator, check_tensor, crop
 from hrda_lib.losses import confidence_weighted_ce
 from hrda_lib.masking import patch_mask
 from hrda_lib.mixing import class_mix, sample_class_mask
@@ -83,6 +83,9 @@ class SelfTraining:
     ) -> None:
         if not 0 <= detail_weight <= 1 or not 0 <= threshold <= 1:
             raise ValueError(f"detail_weight and threshold must be in [0, 1], got {detail_weight} and {threshold}")
+        check_generator(generator)
+        if not callable(teacher) or not (augment is None or callable(augment)):
+            raise ValueError(f"teacher and augment must be callable, got {teacher!r} and {augment!r}")
         for name, value, kinds in (("per", per, Per), ("objective", objective, Objective)):
             if value not in get_args(kinds):
                 raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
@@ -163,10 +166,11 @@ class SelfTraining:
     ) -> Iterator[tuple[str, Tensor]]:
         """("source", loss), then ("mixed", loss). Call backward on each before asking for the next."""
         _check_batch("source_labels", source_labels, source_images)
-        if source_images.shape != target_images.shape:
+        check_tensor("target_images", target_images)
+        source, target = ((tuple(x.shape), x.dtype, x.device) for x in (source_images, target_images))
+        if source != target:
             raise ValueError(
-                f"source_images and target_images must have one shape, "
-                f"got {tuple(source_images.shape)} and {tuple(target_images.shape)}"
+                f"source_images and target_images must have one shape, dtype and device, got {source} and {target}"
             )
 
         def terms() -> Iterator[tuple[str, Tensor]]:
@@ -236,6 +240,10 @@ def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
 
 
 def _check_batch(name: str, labels: Tensor, images: Tensor) -> None:
+    check_tensor("images", images)
+    check_tensor(name, labels)
     expected = (images.shape[0], *images.shape[-2:])
     if images.dim() != 4 or tuple(labels.shape) != expected:
         raise ValueError(f"{name} must be {expected} like its images {tuple(images.shape)}, got {tuple(labels.shape)}")
+    if labels.dtype not in (torch.uint8, torch.int64):
+        raise ValueError(f"{name} must be uint8 or int64, got {labels.dtype}; convert with .long()")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrda_lib.geometry import CropBox, crop, pair, window_grid
+from hrda_lib.geometry import CropBox, check_tensor, crop, pair, window_grid
 
 Blend = Literal["constant", "gaussian"]
 Output = Literal["logits", "probs", "labels"]
@@ -80,6 +80,7 @@ class SlidingWindowInferer:
         self.resize, self.progress = resize, progress
 
     def __call__(self, image: Tensor, predictor: Predictor) -> Tensor:
+        check_tensor("image", image)
         if image.dim() != 4 or 0 in image.shape:
             raise ValueError(f"image must be (B, K, H, W) and not empty, got {tuple(image.shape)}")
         boxes = window_grid((image.shape[-2], image.shape[-1]), self.window, self.stride)

@@ -66,7 +66,7 @@ class EMATeacher(nn.Module):
                 raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
         self.decay, self.warmup, self.buffer_policy, self.batch_norm = decay, warmup, buffers, batch_norm
         self.step = 0
-        self.module = copy.deepcopy(unwrap(student)).requires_grad_(False)
+        self.module = _copied(unwrap(student)).requires_grad_(False)
         self.train()
 
     @torch.no_grad()
@@ -76,14 +76,19 @@ class EMATeacher(nn.Module):
         parameters = _matched(self.module.named_parameters(), student.named_parameters(), "parameters")
         keep = self.buffer_policy == "keep"
         buffers = [] if keep else _matched(self.module.named_buffers(), student.named_buffers(), "buffers")
-        self.step += 1
-        decay = min(1 - 1 / (self.step + 1), self.decay) if self.warmup else self.decay
+        decay = min(1 - 1 / (self.step + 2), self.decay) if self.warmup else self.decay
         _warn_of_rounding([mine for mine, _ in parameters], decay)
-        torch._foreach_lerp_([mine for mine, _ in parameters], [new for _, new in parameters], 1 - decay)
+        floats = [(mine, new) for mine, new in parameters if mine.is_floating_point() or mine.is_complex()]
+        if floats:
+            torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], 1 - decay)
+        for mine, new in parameters:
+            if not (mine.is_floating_point() or mine.is_complex()):
+                mine.copy_(new)
         for mine, new in buffers:
             averaged = self.buffer_policy == "average" and mine.is_floating_point()
             # equal values stay: the mean of two infinities would be nan
             mine.copy_(torch.where(mine == new, new, mine.lerp(new, 1 - decay)) if averaged else new)
+        self.step += 1
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,6 +119,8 @@ class EMATeacher(nn.Module):
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"student must be a torch.nn.Module, got {type(module).__name__}")
     while True:
         if isinstance(module, DistributedDataParallel | DataParallel):
             module = module.module
@@ -121,6 +128,16 @@ def unwrap(module: nn.Module) -> nn.Module:
             module = module._orig_mod  # type: ignore[assignment]
         else:
             return module
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise ValueError(
+            "student cannot be copied: it holds a tensor with a graph, such as a kept activation or old weight_norm; "
+            f"drop it, or use torch.nn.utils.parametrizations ({error})"
+        ) from None
 
 
 def _matched(mine: Named, theirs: Named, kind: str) -> list[tuple[Tensor, Tensor]]:
@@ -138,7 +155,7 @@ def _matched(mine: Named, theirs: Named, kind: str) -> list[tuple[Tensor, Tensor
             raise ValueError(
                 f"student's {name} must have the teacher's shape {tuple(tensor.shape)}, got {tuple(new[name].shape)}"
             )
-    return [(tensor, new[name].to(tensor, non_blocking=True)) for name, tensor in own.items()]
+    return [(tensor, new[name].to(tensor)) for name, tensor in own.items()]
 
 
 def _warn_of_rounding(parameters: list[Tensor], decay: float) -> None:

@@ -243,11 +243,17 @@ def test_hue_by_a_third_of_a_turn_rotates_the_channels(pixel: list[float]) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mean": (0.5, 0.5)}, "mean and std must be three numbers each, std positive, got (0.5, 0.5) and (1.0,"),
-        ({"std": (1.0,)}, "mean and std must be three numbers each, std positive, got (0.0, 0.0, 0.0) and (1.0,)"),
+        (
+            {"mean": (0.5, 0.5)},
+            "mean and std must be three numbers each, of images in [0, 1], got (0.5, 0.5) and (1.0,",
+        ),
+        (
+            {"std": (1.0,)},
+            "mean and std must be three numbers each, of images in [0, 1], got (0.0, 0.0, 0.0) and (1.0,)",
+        ),
         (
             {"std": (1.0, 0.0, 1.0)},
-            "mean and std must be three numbers each, std positive, got (0.0, 0.0, 0.0) and (1.0, 0",
+            "mean and std must be three numbers each, of images in [0, 1], got (0.0, 0.0, 0.0) and (1.0, 0",
         ),
         ({"jitter": 1.2}, "jitter must be in [0, 1], got 1.2"),
         ({"blur": -0.1}, "blur must be in [0, 1], got -0.1"),

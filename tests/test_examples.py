@@ -161,9 +161,9 @@ def test_minimal_loop() -> None:
     assert len((EXAMPLES / "minimal_loop.py").read_text().splitlines()) <= 60
 
 
-def with_label(root: Path, value: int) -> Path:
-    write(root, 2)
-    Image.fromarray(np.full((48, 64), value, np.uint8)).save(root / "labels" / "1.png")
+def with_label(root: Path, value: int, count: int = 2) -> Path:
+    write(root, count)
+    Image.fromarray(np.full((48, 64), value, np.uint8)).save(root / "labels" / f"{count - 1}.png")
     return root
 
 
@@ -189,8 +189,18 @@ BAD = {
         "0.png: not a state dict of this encoder",
     ),
     "init": lambda p, s, t: (["--source", s, "--target", t, "--init", s / "labels/0.png"], "0.png: cannot be loaded"),
-    "crop": lambda p, s, t: (["--source", s, "--target", t, "--crop", 30, 48], "crop must be a multiple of 16"),
-    "steps": lambda p, s, t: (["--source", s, "--target", t, "--steps", 0], "steps and batch_size must be positive"),
+    "crop": lambda p, s, t: (
+        ["--source", s, "--target", t, "--crop", 30, 48],
+        "crop must be a positive multiple of 16",
+    ),
+    "steps": lambda p, s, t: (["--source", s, "--target", t, "--steps", 0], "steps must be positive, got 0"),
+    "device": lambda p, s, t: (["--source", s, "--target", t, "--device", "foo"], "device"),
+    "decay": lambda p, s, t: (["--source", s, "--target", t, "--ema-decay", 1.0], "decay must be in [0, 1), got 1.0"),
+    "clip": lambda p, s, t: (["--source", s, "--target", t, "--clip", -1], "clip must be positive, got -1.0"),
+    "all ignored": lambda p, s, t: (
+        ["--source", with_label(p / "v", 255, 1), "--target", t],
+        "0.png: this and all other labels hold nothing but 255, the ignored id",
+    ),
     "out is a file": lambda p, s, t: (["--source", s, "--target", t, "--out", s / "labels/0.png"], "0.png"),
 }
 
@@ -207,6 +217,33 @@ def test_bad_input_is_one_line_and_exit_2(case: str, folders: tuple[Path, Path],
     assert lines[0].startswith("own_data.py: ")
     assert text in lines[0]
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_a_finished_run_is_not_overwritten(folders: tuple[Path, Path], finished: Path) -> None:
+    before = (finished / "last.pt").read_bytes()
+    done = run("own_data.py", "--source", folders[0], "--target", folders[1], "--out", finished, *FAST)
+    assert done.returncode == 2
+    assert "holds a finished run; choose another folder, or --overwrite" in done.stderr
+    assert (finished / "last.pt").read_bytes() == before
+
+
+def test_a_broken_image_met_while_training_keeps_the_weights(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    target = write(tmp_path / "target", 1, labels=False)
+    (target / "images" / "0.png").write_bytes(b"broken")
+    done = run("own_data.py", "--source", folders[0], "--target", target, "--out", tmp_path / "run", *FAST)
+    assert done.returncode == 1
+    assert "stopped at step 2: " in done.stderr
+    assert "0.png: cannot be read as an image" in done.stderr
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
+
+
+def test_predict_overwrites_no_input(finished: Path, folders: tuple[Path, Path]) -> None:
+    images = folders[1] / "images"
+    before = (images / "0.png").read_bytes()
+    done = run("predict.py", finished, images, "--out", images)
+    assert done.returncode == 2
+    assert "0.png: its results would overwrite an input or another result; choose another --out" in done.stderr
+    assert (images / "0.png").read_bytes() == before
 
 
 def test_predict_without_a_run(tmp_path: Path) -> None:

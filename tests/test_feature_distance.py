@@ -221,8 +221,8 @@ def test_linear_in_lambda_and_blind_to_batch_order(seed: int, weight: float) -> 
         ({"classes": [1, 4]}, "classes must be ids in [0, 4), at least one, got [1, 4]"),
         ({"classes": [-1]}, "classes must be ids in [0, 4), at least one, got [-1]"),
         ({"num_classes": 0}, "classes must be ids in [0, 0), at least one, got []"),
-        ({"min_ratio": 1.5}, "min_ratio must be in [0, 1], got 1.5"),
-        ({"min_ratio": -0.5}, "min_ratio must be in [0, 1], got -0.5"),
+        ({"min_ratio": 1.5}, "min_ratio must be in [0, 1] and weight not negative, got 1.5 and 0.005"),
+        ({"min_ratio": -0.5}, "min_ratio must be in [0, 1] and weight not negative, got -0.5 and 0.005"),
     ],
     ids=["no class", "class above", "class below", "no classes at all", "ratio above", "ratio below"],
 )

@@ -242,7 +242,7 @@ def test_compiled_with_changing_boxes_and_sizes() -> None:
 
 IMAGES = torch.zeros(1, 3, 64, 64)
 BAD = {
-    "attention out of range": (lambda: model(1.5), "attention as a number must be in [0, 1], got 1.5"),
+    "attention out of range": (lambda: model(1.5), "attention must be a module or a number in [0, 1], got 1.5"),
     "detail_size": (
         lambda: model(detail_size=(20, 16)),
         "detail_size must be a multiple of scale * output_stride = 8, got (20, 16)",

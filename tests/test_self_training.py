@@ -292,7 +292,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "target shape, at the call": (
         lambda: setup().losses(X, Y, X[:1]),
-        "source_images and target_images must have one shape, got (2, 3, 32, 32) and (1, 3, 32, 32)",
+        "source_images and target_images must have one shape, dtype and device, got ((2, 3, 32, 32), torch.float32, ",
     ),
     "label shape, at the call": (
         lambda: setup().losses(X, Y[:1], X),

@@ -72,7 +72,7 @@ class SourceCrops(Dataset[SourceCrop]):
         return self.length
 
     def __getitem__(self, k: int) -> SourceCrop:
-        generator = _generator(self.seed, k, stream=0)
+        generator = _generator(self.seed, _inside(k, self.length), stream=0)
         wanted = None
         if self.rare_classes is None:
             index = int(torch.randint(len(self.dataset), (), generator=generator))
@@ -126,11 +126,11 @@ class TargetCrops(Dataset[TargetCrop]):
         return self.length
 
     def __getitem__(self, k: int) -> TargetCrop:
-        generator = _generator(self.seed, k, stream=1)
+        generator = _generator(self.seed, _inside(k, self.length), stream=1)
         image = self.dataset[int(torch.randint(len(self.dataset), (), generator=generator))].image
         top, bottom, left, right = self.margins
         valid = torch.zeros(image.shape[1:], dtype=torch.bool)
-        valid[top : valid.shape[0] - bottom, left : valid.shape[1] - right] = True
+        valid[top : max(valid.shape[0] - bottom, 0), left : max(valid.shape[1] - right, 0)] = True
         image, valid = _padded(image, self.size, 0), _padded(valid, self.size, 0)
         box = _random_box(valid, self.size, generator)
         return TargetCrop(*_flipped((crop(image, box), crop(valid, box)), generator))
@@ -139,6 +139,12 @@ class TargetCrops(Dataset[TargetCrop]):
 def _generator(seed: int, k: int, *, stream: int) -> torch.Generator:
     state = np.random.SeedSequence((seed, stream, k)).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+def _inside(k: int, length: int) -> int:
+    if not 0 <= k < length:
+        raise IndexError(f"sample {k} is outside the {length} of this stream")
+    return k
 
 
 def _positive(length: int) -> int:

@@ -129,10 +129,10 @@ class Concatenated:
     """
 
     def __init__(self, datasets: Sequence[LabeledImages]) -> None:
-        if not datasets:
-            raise ValueError("datasets must hold at least one data set, got none")
         self._datasets = list(datasets)
-        self._where = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+        if not self._datasets:
+            raise ValueError("datasets must hold at least one data set, got none")
+        self._where = [(dataset, index) for dataset in self._datasets for index in range(len(dataset))]
 
     def __len__(self) -> int:
         return len(self._where)
@@ -198,12 +198,15 @@ def read_label(file: Path) -> Tensor:
             raise ValueError(
                 f"{file}: label must be a single-channel 8-bit or palette PNG of ids, got mode {image.mode}"
             )
-        return torch.from_numpy(np.array(image, dtype=np.uint8))
+        # Pillow spreads grey levels of 2 and 4 bits over 0..255
+        spread = {"L;2": 85, "L;4": 17}.get(image.info["raw mode"], 1)
+        return torch.from_numpy(np.array(image, dtype=np.uint8) // spread)
 
 
 def _opened(file: Path) -> Image.Image:
     try:
         image = Image.open(file)
+        image.info["raw mode"] = image.tile[0][3] if image.tile else ""
         image.load()
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
