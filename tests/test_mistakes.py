@@ -1,0 +1,250 @@
+"""Plausible mistakes of a caller, across rooms: a ValueError with a hint, or handled; never a silently wrong number."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from hrda_lib import (
+    ConfusionMatrix,
+    CropBox,
+    EMATeacher,
+    FeatureDistance,
+    MultiResCropSampler,
+    MultiResSegmenter,
+    ScaleAttentionFusion,
+    SelfTraining,
+    SlidingWindowInferer,
+    StrongAugment,
+    class_mix,
+    confidence_weighted_ce,
+    crop,
+    fuse_scales,
+    pseudo_labels,
+    sample_class_mask,
+)
+from hrda_lib.data import Concatenated, Folders, SourceCrops, TargetCrops
+
+LOGITS, LABELS = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+IMAGES = torch.zeros(1, 3, 32, 32)
+PLAIN = nn.Conv2d(3, 4, 1)
+AUGMENT = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+SEED = torch.Generator().manual_seed(0)
+
+
+def segmenter(**settings: Any) -> MultiResSegmenter:
+    return MultiResSegmenter(
+        nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 4, 1), 0.5, **{"detail_size": (16, 16), **settings}
+    )
+
+
+class Keeps(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x * 2
+        return self.last
+
+
+def keeping() -> nn.Module:
+    module = Keeps()
+    module(torch.ones(1, requires_grad=True))
+    return module
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a torchvision dictionary": (
+        lambda: confidence_weighted_ce({"out": LOGITS}, LABELS),  # type: ignore[arg-type]
+        "logits must be a tensor, got dict; pass one of its entries, e.g. x['out']",
+    ),
+    "a numpy target": (
+        lambda: confidence_weighted_ce(LOGITS, LABELS.numpy()),
+        "target must be a tensor, got ndarray; see torch.from_numpy",
+    ),
+    "a number as weight": (lambda: confidence_weighted_ce(LOGITS, LABELS, 0.5), "weight must be a tensor, got float"),
+    "a negative class weight": (
+        lambda: confidence_weighted_ce(LOGITS, LABELS, class_weight=[1, 1, 1, -1]),
+        "class_weight must not be negative, got [1.0, 1.0, 1.0, -1.0]",
+    ),
+    "pseudo labels of a dictionary": (lambda: pseudo_labels({"out": LOGITS}), "logits must be a tensor, got dict"),
+    "fusing a dictionary": (lambda: fuse_scales({}, LOGITS, 0.5), "context_logits must be a tensor, got dict"),
+    "cropping numpy": (lambda: crop(np.zeros((8, 8)), CropBox(0, 0, 2, 2)), "tensor must be a tensor, got ndarray"),
+    "a box of three": (
+        lambda: crop(LOGITS, (0, 0, 2)),
+        "box must be four ints (top, left, height, width), got (0, 0, 2)",
+    ),
+    "a box of floats": (lambda: crop(LOGITS, (0.0, 0, 2, 2)), "box must be four ints"),
+    "no box": (lambda: crop(LOGITS, None), "box must be four ints (top, left, height, width), got None"),
+    "labels as box": (
+        lambda: segmenter()(IMAGES, LABELS),
+        "box must be four ints (top, left, height, width), got a tensor of (1, 8, 8)",
+    ),
+    "image and predictor swapped": (
+        lambda: SlidingWindowInferer(8)(PLAIN, IMAGES),
+        "image must be a tensor, got Conv2d",
+    ),
+    "no mask": (lambda: class_mix(LABELS, LABELS, None), "mask must be a tensor, got NoneType"),
+    "a seed as generator": (
+        lambda: sample_class_mask(LABELS, 0),
+        "generator must be a torch.Generator, got 0; use torch.Generator().manual_seed(...)",
+    ),
+    "a seed for the step": (
+        lambda: SelfTraining(PLAIN, PLAIN, generator=0),
+        "generator must be a torch.Generator, got 0",
+    ),
+    "no teacher": (
+        lambda: SelfTraining(PLAIN, None),
+        "teacher and augment must be callable, got None and None",
+    ),
+    "numpy images": (
+        lambda: MultiResCropSampler((8, 8))(np.zeros((1, 3, 8, 8))),
+        "image must be a tensor, got ndarray",
+    ),
+    "lists in the metric": (lambda: ConfusionMatrix(2).update([0], [0]), "prediction must be a tensor, got list"),
+    "mean of 0..255 images": (
+        lambda: StrongAugment(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
+        "got (123.675, 116.28, 103.53) and (58.395, 57.12, 57.375); divide those of images in [0, 255] by 255",
+    ),
+    "a negative feature distance": (
+        lambda: FeatureDistance(PLAIN, classes=[0], num_classes=2, weight=-1),
+        "min_ratio must be in [0, 1] and weight not negative, got 0.75 and -1",
+    ),
+    "probabilities as labels": (
+        lambda: SelfTraining(PLAIN, PLAIN).source(IMAGES, torch.rand(1, 32, 32)),
+        "labels must be uint8 or int64, got torch.float32; convert with .long()",
+    ),
+    "another dtype of the target": (
+        lambda: SelfTraining(PLAIN, PLAIN).losses(IMAGES, torch.zeros(1, 32, 32, dtype=torch.uint8), IMAGES.double()),
+        "source_images and target_images must have one shape, dtype and device",
+    ),
+    "attention left out": (lambda: MultiResSegmenter(PLAIN, PLAIN, None, detail_size=8), "got None"),
+    "a state dict as student": (
+        lambda: EMATeacher(PLAIN).update(PLAIN.state_dict()),
+        "student must be a torch.nn.Module, got OrderedDict",
+    ),
+    "a kept activation": (lambda: EMATeacher(keeping()), "student cannot be copied: it holds a tensor with a graph"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake(case: str) -> None:
+    call, text = MISTAKES[case]
+    with pytest.raises(ValueError, match=re.escape(text)):
+        call()
+
+
+def test_plain_tuples_are_boxes() -> None:
+    detail = torch.ones(1, 4, 4, 4)
+    expected = fuse_scales(LOGITS, detail, 0.5, box=CropBox(2, 2, 4, 4))
+    assert torch.equal(fuse_scales(LOGITS, detail, 0.5, box=(2, 2, 4, 4)), expected)
+    assert torch.equal(ScaleAttentionFusion()(LOGITS, detail, 0.5, (8, 8, 16, 16)), expected)
+    assert segmenter()(IMAGES, (8, 8, 16, 16)).detail_box == CropBox(8, 8, 16, 16)
+
+
+@pytest.mark.parametrize("normalize", ["all", "valid", "weight"])
+def test_a_pixel_of_weight_0_says_nothing(normalize: str) -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[:, 2, 0, 0] = -torch.inf
+    logits.requires_grad_()
+    target, weight = torch.full((1, 2, 2), 2), torch.ones(1, 2, 2)
+    weight[:, 0, 0] = 0
+    loss = confidence_weighted_ce(logits, target, weight, normalize=normalize)
+    loss.backward()
+    pixels = {"all": 4, "valid": 4, "weight": 3}[normalize]
+    assert loss.item() == pytest.approx(3 * np.log(3) / pixels)
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_nan_logits_get_no_confidence() -> None:
+    logits = torch.zeros(2, 2, 2, 2)
+    logits[0] = torch.nan
+    logits[1, 0] = 20
+    weight = pseudo_labels(logits)[1]
+    assert weight[0].max() == 0
+    assert weight[1].min() == 0.5
+
+
+def test_augmentation_keeps_float32_precision() -> None:
+    augment = StrongAugment(**AUGMENT, jitter=1.0, blur=1.0)
+    images = torch.rand(1, 3, 32, 32, generator=SEED)
+    truth = augment(images.double(), torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (augment(images, torch.Generator().manual_seed(1)) - truth).abs().max() < 1e-5
+    coarse = augment(images.bfloat16(), torch.Generator().manual_seed(1))
+    assert coarse.dtype == torch.bfloat16
+    rounded = augment(images.bfloat16().double(), torch.Generator().manual_seed(1))
+    assert (coarse.double() - rounded).abs().max() < 0.01
+
+
+def test_the_callers_tensors_stay_the_callers() -> None:
+    images, kappa = torch.rand(1, 3, 8, 8), torch.ones(4)
+    same = StrongAugment(**AUGMENT, jitter=0.0, blur=0.0)(images)
+    assert torch.equal(same, images)
+    assert same.data_ptr() != images.data_ptr()
+    from hrda_lib import ConfidenceWeightedCE
+
+    criterion = ConfidenceWeightedCE(class_weight=kappa)
+    before = criterion(LOGITS, LABELS).item()
+    kappa.mul_(10)
+    assert criterion(LOGITS, LABELS).item() == before
+
+
+@pytest.mark.parametrize(("detail", "scale"), [(12, 1), (12, 1.5), (12, 3), (16, 2)])
+def test_default_strides_and_windows_fit_every_scale(detail: int, scale: float) -> None:
+    net = segmenter(detail_size=detail, scale=scale).eval()
+    assert net.predict(torch.zeros(1, 3, 50, 40)).shape == (1, 4, 50, 40)
+
+
+def test_integer_parameters_are_copied() -> None:
+    student = nn.Module()
+    student.count = nn.Parameter(torch.tensor([3]), requires_grad=False)
+    teacher = EMATeacher(student)
+    student.count.add_(4)
+    teacher.update(student)
+    assert teacher.module.count.item() == 7
+    assert teacher.step == 1
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_labels_of_few_bits(tmp_path: Path, bits: int) -> None:
+    """Written by hand, because Pillow writes grey PNGs of 1 and 8 bits only."""
+    import struct
+    import zlib
+
+    ids = np.array([[0, 1, 2, 3]] * 2, np.uint8)
+    packed = b""
+    for row in ids:
+        value = 0
+        for label in row:
+            value = value << bits | int(label)
+        packed += b"\0" + value.to_bytes(len(row) * bits // 8, "big")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 2, bits, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(packed)) + chunk(b"IEND", b"")
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (4, 2)).save(tmp_path / "images" / "0.png")
+    (tmp_path / "labels" / "0.png").write_bytes(png)
+    assert torch.equal(Folders(tmp_path).label(0), torch.from_numpy(ids))
+
+
+def test_streams_end_and_margins_may_exceed_the_image(tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB" if folder == "images" else "L", (16, 16)).save(tmp_path / folder / "0.png")
+    folders = Concatenated(Folders(tmp_path) for _ in range(2))
+    assert len(folders) == 2
+    assert len(list(SourceCrops(folders, 8, length=3))) == 3
+    target = Folders(tmp_path).unlabeled()
+    with pytest.raises(IndexError, match="sample 3 is outside the 3 of this stream"):
+        TargetCrops(target, 8, length=3)[3]
+    assert not TargetCrops(target, 16, length=1, margins=(0, 20, 0, 0))[0].valid.any()
+    assert not TargetCrops(target, 16, length=1, margins=(0, 0, 0, 20))[0].valid.any()
