@@ -51,24 +51,24 @@ class Config:
     target: Path
     out: Path
     method: str = "hrda"
-    steps: int = 600  # after the warm-up
-    warmup: int = -1  # source steps before, in every method; -1: four times the steps
+    steps: int = 600
+    warmup: int = -1
     seed: int = 0
-    classes: Path | None = None  # a name a line, the first is id 0; "void" marks ids to ignore; None: ids as found
-    encoder: str = "mini"  # or a timm name
+    classes: Path | None = None
+    encoder: str = "mini"
     encoder_weights: Path | None = None
-    init: Path | None = None  # last.pt of another run, for a warm start
-    batch_size: int = 2  # of each domain
-    crop: tuple[int, int] = (0, 0)  # context crop; 0: four fifths of the first source image, at most 512
+    init: Path | None = None
+    batch_size: int = 2
+    crop: tuple[int, int] = (0, 0)
     lr: float = 3e-3
     weight_decay: float = 0.01
     clip: float = 5.0
     ema_decay: float = 0.99
     threshold: float = 0.9
     per: Literal["batch", "image", "pixel"] = "pixel"
-    temperature: float = 0.05  # of rare-class sampling
+    temperature: float = 0.05
     min_pixels: int = 200
-    balance: float = 0.5  # class weights of the loss: share of pixels to the power of -balance; 0: none
+    balance: float = 0.5
     overwrite: bool = False
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -81,6 +81,30 @@ class Config:
     def total(self) -> int:
         """All steps."""
         return self.start + self.steps
+
+
+HELP = {
+    "steps": "after the warm-up",
+    "warmup": "source steps before, in every method; -1: four times the steps",
+    "seed": "of weights, samples and augmentation",
+    "classes": "file with a class name a line, the first for id 0; 'void' marks ids to ignore; default: ids as found",
+    "encoder": "'mini', trained from scratch, or a timm name",
+    "encoder_weights": "file that initialises the encoder; without it a timm encoder starts from random weights",
+    "init": "last.pt of another run, for a warm start",
+    "batch_size": "images of each domain",
+    "crop": "context crop, multiples of 16; 0: four fifths of the first source image, at most 512",
+    "lr": "of AdamW",
+    "weight_decay": "of AdamW",
+    "clip": "largest gradient norm",
+    "ema_decay": "of the teacher",
+    "threshold": "probability from which the teacher is trusted",
+    "per": "what one confidence weight is for",
+    "temperature": "of rare-class sampling; larger is more even",
+    "min_pixels": "of a class that an image must show to be drawn for it",
+    "balance": "class weights are the share of pixels to the power of -balance; 0: none",
+    "overwrite": "replace a run that --out holds",
+    "device": "of torch",
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,9 @@ def prepare(config: Config) -> Data:
     if config.seed < 0 or not config.balance >= 0:
         raise ValueError(f"seed and balance must not be negative, got {config.seed} and {config.balance}")
     if (config.out / "last.pt").exists() and not config.overwrite:
-        raise ValueError(f"{config.out}: holds a finished run; choose another folder, or --overwrite")
+        raise ValueError(
+            f"{config.out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
+        )
     names = config.classes.read_text(encoding="utf-8-sig").strip().splitlines() if config.classes else []
     names = [name.strip() for name in names]
     ignore = [i for i, name in enumerate(names) if name.lower() in VOID]
@@ -214,6 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         print(f"own_data.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("own_data.py: interrupted before training", file=sys.stderr)
+        return 130
 
     steps, stopped = train(config, data, student)
     save(config.out, student.cpu(), network, steps)
@@ -231,18 +260,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> Config:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, nargs="+", required=True)
-    parser.add_argument("--target", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--source", type=Path, nargs="+", required=True, help="folders with images/ and labels/")
+    parser.add_argument("--target", type=Path, required=True, help="folder with images/")
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
-    parser.add_argument("--per", choices=("batch", "image", "pixel"), default=Config.per)
-    parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=Config.crop)
-    parser.add_argument("--overwrite", action="store_true", help="replace a run that --out holds")
+    parser.add_argument("--per", choices=("batch", "image", "pixel"), default=Config.per, help=HELP["per"])
+    parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=Config.crop, help=HELP["crop"])
+    parser.add_argument("--overwrite", action="store_true", help=HELP["overwrite"])
     for name in ("classes", "encoder_weights", "init"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help=HELP[name])
     for field in fields(Config):
         if field.type in (int, float, str) and field.name not in ("method", "per"):
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+            text = f"{HELP[field.name]} (default: {field.default})"
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, help=text)
     options = parser.parse_args(arguments)
     return Config(**{**vars(options), "crop": tuple(options.crop)})
 

@@ -4,6 +4,7 @@
 
 RUN is a run folder of own_data.py, an INPUT an image or a folder of images. For each image, DIR gets NAME.png (class
 ids) and NAME_overlay.png (colours). A file that cannot be read is reported, the rest go on, and the exit status is 1.
+With --labels, NAME.png in that folder is the truth, and the IoU of each class is printed.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hrda_lib import MultiResSegmenter
-from hrda_lib.data.folders import image_files, read_image
+from hrda_lib import ConfusionMatrix, MultiResSegmenter
+from hrda_lib.data.folders import image_files, read_image, read_label
 from support.plots import attention_map, overlay
 from support.run_files import load, normalize
 
@@ -32,19 +33,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         print(f"predict.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
-    failed = 0
-    for file in tqdm(files, "predicting"):
-        try:
-            write(file, model, len(network["class_names"]), options)
-        except (ValueError, OSError) as error:
-            tqdm.write(f"predict.py: {error}", file=sys.stderr)
-            failed += 1
-    print(f"{options.out}: {len(files) - failed} of {len(files)} images")
-    return 1 if failed else 0
+    names, done, confusion = network["class_names"], 0, ConfusionMatrix(len(network["class_names"]))
+    try:
+        for file in tqdm(files, "predicting"):
+            try:
+                labels = write(file, model, len(names), options)
+                if options.labels:
+                    confusion.update(labels, truth(options.labels / f"{file.stem}.png", network["ignore"]))
+                done += 1
+            except (ValueError, OSError) as error:
+                tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"predict.py: interrupted after {done} of {len(files)} images", file=sys.stderr)
+        return 130
+    print(f"{options.out}: {done} of {len(files)} images")
+    if options.labels:
+        for name, iou in zip(names, confusion.iou().tolist(), strict=True):
+            print(f"{100 * iou:6.1f}  {name}")
+        print(f"{100 * confusion.mean_iou():6.1f}  mean IoU of the classes that occur, in %")
+    return 0 if done == len(files) else 1
 
 
-def write(file: Path, model: MultiResSegmenter, classes: int, options: argparse.Namespace) -> None:
-    """All output of one image."""
+def truth(file: Path, ignore: Sequence[int]) -> Tensor:
+    """Labels (H, W) with the ids that training ignored as 255."""
+    labels = read_label(file)
+    for value in ignore:
+        labels[labels == value] = 255
+    return labels
+
+
+def write(file: Path, model: MultiResSegmenter, classes: int, options: argparse.Namespace) -> Tensor:
+    """All output of one image; returns its labels (H, W)."""
     image = read_image(file)
     x = normalize(image[None].to(options.device))
     labels = predict(model, x, flip=options.flip)[0].cpu()
@@ -53,6 +72,7 @@ def write(file: Path, model: MultiResSegmenter, classes: int, options: argparse.
     if options.save_attention:
         attention = attention_map(model, x).cpu()
         Image.fromarray((255 * attention).byte().numpy()).save(options.out / f"{file.stem}_attention.png")
+    return labels
 
 
 def predict(model: MultiResSegmenter, x: Tensor, *, flip: bool) -> Tensor:
@@ -80,6 +100,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--labels", type=Path, help="folder of true labels: print the IoU of each class")
     parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
     parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

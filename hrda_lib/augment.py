@@ -80,7 +80,10 @@ class StrongAugment:
         check_generator(generator)
         check_tensor("images", images)
         if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(f"images must be float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+            raise ValueError(
+                f"images must be float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}; "
+                "for other channels write an augmentation of your own"
+            )
         jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([self.jitter, self.blur])).tolist()
         if not jittered and not blurred:
             return images.clone()

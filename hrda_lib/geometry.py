@@ -113,8 +113,11 @@ def as_box(name: str, box: CropBox) -> CropBox:
 def check_tensor(name: str, value: object) -> None:
     """Refuse what is no tensor, with a hint at what was meant."""
     if not isinstance(value, Tensor):
-        hint = "; pass one of its entries, e.g. x['out']" if isinstance(value, dict) else "; see torch.from_numpy"
-        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
+        hint = "see torch.from_numpy"
+        if isinstance(value, (dict, tuple)):
+            entry = "x[0]" if isinstance(value, tuple) else "x['out']"
+            hint = f"pass one of its entries, e.g. {entry}"
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; {hint}")
 
 
 def _short(value: object) -> str:

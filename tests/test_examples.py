@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hrda_lib import ConfusionMatrix
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FAST = ["--steps", "2", "--warmup", "2", "--crop", "32", "48", "--min-pixels", "20"]
 
@@ -223,7 +225,7 @@ def test_a_finished_run_is_not_overwritten(folders: tuple[Path, Path], finished:
     before = (finished / "last.pt").read_bytes()
     done = run("own_data.py", "--source", folders[0], "--target", folders[1], "--out", finished, *FAST)
     assert done.returncode == 2
-    assert "holds a finished run; choose another folder, or --overwrite" in done.stderr
+    assert "already holds a run; choose another --out (--init starts from it), or --overwrite" in done.stderr
     assert (finished / "last.pt").read_bytes() == before
 
 
@@ -235,6 +237,17 @@ def test_a_broken_image_met_while_training_keeps_the_weights(folders: tuple[Path
     assert "stopped at step 2: " in done.stderr
     assert "0.png: cannot be read as an image" in done.stderr
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
+
+
+def test_predict_measures_against_labels(finished: Path, folders: tuple[Path, Path], tmp_path: Path) -> None:
+    source = folders[0]
+    done = run("predict.py", finished, source / "images", "--out", tmp_path, "--labels", source / "labels")
+    assert done.returncode == 0, done.stderr
+    confusion = ConfusionMatrix(3)
+    for i in range(3):
+        confusion.update(*(torch.from_numpy(picture(d / f"{i}.png")) for d in (tmp_path, source / "labels")))
+    assert f"{100 * confusion.mean_iou():6.1f}  mean IoU" in done.stdout
+    assert f"{100 * confusion.iou()[0]:6.1f}  sky" in done.stdout
 
 
 def test_predict_overwrites_no_input(finished: Path, folders: tuple[Path, Path]) -> None:

@@ -98,7 +98,7 @@ class TimmEncoder(nn.Module):
         try:
             import timm
         except ImportError:
-            raise ValueError(f"encoder {name!r} needs timm: pip install 'hrda_lib[timm]'") from None
+            raise ValueError(f"encoder {name!r} needs timm: pip install timm") from None
         settings: dict[str, Any] = {"features_only": True}
         if weights is not None:
             settings |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
