@@ -1,5 +1,6 @@
 """The examples as a user runs them, shortened: on small pictures, for a few steps."""
 
+import functools
 import json
 import os
 import signal
@@ -116,15 +117,21 @@ def test_same_seed_same_weights(folders: tuple[Path, Path], finished: Path, tmp_
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_interrupting_leaves_a_usable_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_leaves_a_usable_checkpoint(
+    folders: tuple[Path, Path], tmp_path: Path, stop: signal.Signals
+) -> None:
     command = [sys.executable, str(EXAMPLES / "own_data.py"), "--source", folders[0], "--target", folders[1]]
     command += ["--out", tmp_path / "run", *FAST, "--steps", "100000"]
-    with subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    # a shell may start the tests with SIGINT ignored, which a child would inherit
+    attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    arguments, pipe = [str(part) for part in command], subprocess.PIPE
+    with subprocess.Popen(arguments, stderr=pipe, stdout=pipe, preexec_fn=attend) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 60
         while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         process.communicate(timeout=60)
     assert process.returncode == 130
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] >= 3
