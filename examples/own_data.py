@@ -144,11 +144,12 @@ def prepare(config: Config) -> Data:
     if not config.classes:
         names = [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
     check_classes(source, counts, len(names))
-    rare_classes = RareClasses(counts[:, : len(names)], temperature=config.temperature, min_pixels=config.min_pixels)
-    pixels = counts[:, : len(names)].sum(dim=0).clamp(min=1).float()
+    counts = counts[:, : len(names)]
+    rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
+    pixels = counts.sum(dim=0).clamp(min=1).float()
     class_weight = (pixels / pixels.sum()) ** -config.balance
     class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
-    class_weight[counts[:, : len(names)].sum(dim=0) == 0] = 1
+    class_weight[counts.sum(dim=0) == 0] = 1
     size = source[0].label.shape
     height, width = (side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
     if height % 16 or width % 16 or min(height, width) < 16:
@@ -163,7 +164,7 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
     total, device = config.total, torch.device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
     augment = StrongAugment(mean=MEAN, std=STD)
-    student.to(device).to(memory_format=torch.channels_last).train()
+    student.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = warmup_poly(optimizer, total=total, warmup=min(50, total // 2), power=0.9)
     source = SourceCrops(

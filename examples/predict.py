@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 labels = write(file, model, len(names), options)
                 if options.labels:
-                    confusion.update(labels, truth(options.labels / f"{file.stem}.png", network["ignore"]))
+                    confusion.update(labels, read_label(options.labels / f"{file.stem}.png", ignore=network["ignore"]))
                 done += 1
             except (ValueError, OSError) as error:
                 tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
@@ -52,14 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{100 * iou:6.1f}  {name}")
         print(f"{100 * confusion.mean_iou():6.1f}  mean IoU of the classes that occur, in %")
     return 0 if done == len(files) else 1
-
-
-def truth(file: Path, ignore: Sequence[int]) -> Tensor:
-    """Labels (H, W) with the ids that training ignored as 255."""
-    labels = read_label(file)
-    for value in ignore:
-        labels[labels == value] = 255
-    return labels
 
 
 def write(file: Path, model: MultiResSegmenter, classes: int, options: argparse.Namespace) -> Tensor:

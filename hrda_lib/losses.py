@@ -61,14 +61,13 @@ def confidence_weighted_ce(
         logits = interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
     kappa = None if class_weight is None else _class_weight(class_weight, logits)
     target = target.long()
-    counts = target != ignore_index
-    if weight is not None:  # a pixel of weight 0 says nothing, whatever its logits are
-        target = torch.where(weight == 0, ignore_index, target)
-    loss = cross_entropy(logits, target, weight=kappa, ignore_index=ignore_index, reduction="none")
+    # a pixel of weight 0 says nothing, whatever its logits are
+    heard = target if weight is None else torch.where(weight == 0, ignore_index, target)
+    loss = cross_entropy(logits, heard, weight=kappa, ignore_index=ignore_index, reduction="none")
     total = (loss if weight is None else loss * weight).sum()
     if normalize == "all":
         return total / target.numel()
-    counted = counts.to(loss.dtype)
+    counted = (target != ignore_index).to(loss.dtype)
     if normalize == "weight":
         counted = counted if weight is None else counted * weight
         counted = counted if kappa is None else counted * kappa[torch.where(target == ignore_index, 0, target)]

@@ -71,14 +71,18 @@ def _pictures(model: MultiResSegmenter, image: Tensor, count: int, threshold: fl
     context, detail = (pseudo_labels(logits, size=size)[0] for logits in (out.context_logits, out.detail_logits))
     pseudo, weight = pseudo_labels(out.logits, size=size, threshold=threshold, per="pixel")
     maps = [colour(x[0, :height, :width], count) for x in (model.predict(x, output="labels"), context, detail, pseudo)]
-    attention = attention_map(model, x).numpy()
+    attention = _attention(model, out, (height, width)).numpy()
     return [image.permute(1, 2, 0).numpy(), *maps[:3], attention, maps[3], weight[0, :height, :width].numpy()]
 
 
 @torch.no_grad()
 def attention_map(model: MultiResSegmenter, x: Tensor) -> Tensor:
     """(H, W) in [0, 1] for one image (1, 3, H, W): how far the detail decides about the class predicted there."""
-    out, (height, width) = _whole(model, x), x.shape[-2:]
+    return _attention(model, _whole(model, x), (x.shape[-2], x.shape[-1]))
+
+
+def _attention(model: MultiResSegmenter, out: SegmenterOutput, size: tuple[int, int]) -> Tensor:
+    height, width = size
     if not isinstance(out.attention, Tensor):
         return torch.full((height, width), float(out.attention))
     side = round(model.scale * model.output_stride)

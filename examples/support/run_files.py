@@ -80,7 +80,7 @@ def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
         kept = torch.load(file, map_location="cpu", weights_only=True)
         network = kept["network"]
         model = build(network["encoder"], len(network["class_names"]), detail_size=tuple(network["detail_size"]))
+        model.load_state_dict(kept["model"])
     except Exception as error:
         raise ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {error})") from None
-    load_weights(model, file)
     return model.eval(), network

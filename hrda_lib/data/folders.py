@@ -96,10 +96,7 @@ class Folders:
 
     def label(self, index: int) -> Tensor:
         """The label (H, W) uint8 alone, without reading the image."""
-        label = read_label(self.label_file(index))
-        for value in self.ignore:
-            label[label == value] = 255
-        return label
+        return read_label(self.label_file(index), ignore=self.ignore)
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""
@@ -187,8 +184,8 @@ def read_image(file: Path) -> Tensor:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def read_label(file: Path) -> Tensor:
-    """(H, W) uint8 class ids of a grey or palette PNG.
+def read_label(file: Path, *, ignore: Sequence[int] = ()) -> Tensor:
+    """(H, W) uint8 class ids of a grey or palette PNG; the ids to ``ignore`` become 255.
 
     Raises:
         ValueError: the file is missing or broken, or has several channels or 16 bits.
@@ -200,7 +197,10 @@ def read_label(file: Path) -> Tensor:
             )
         # Pillow spreads grey levels of 2 and 4 bits over 0..255
         spread = {"L;2": 85, "L;4": 17}.get(image.info["raw mode"], 1)
-        return torch.from_numpy(np.array(image, dtype=np.uint8) // spread)
+        label = torch.from_numpy(np.array(image, dtype=np.uint8) // spread)
+    for value in ignore:
+        label[label == value] = 255
+    return label
 
 
 def _opened(file: Path) -> Image.Image:
