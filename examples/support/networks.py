@@ -12,9 +12,14 @@ from hrda_lib import MultiResSegmenter, ScaleAttentionHead
 
 
 def build(
-    encoder: str, num_classes: int, *, detail_size: tuple[int, int], weights: Path | None = None
+    encoder: str,
+    num_classes: int,
+    *,
+    detail_size: tuple[int, int],
+    weights: Path | None = None,
+    attention: float | None = None,
 ) -> MultiResSegmenter:
-    """HRDA around "mini" or a timm encoder; ``weights`` initialises the encoder.
+    """HRDA around "mini" or a timm encoder; ``weights`` initialises the encoder, a float replaces the attention.
 
     Raises:
         ValueError: timm has no such encoder, it gives no feature pyramid from stride 4, or the weights do not fit.
@@ -28,8 +33,8 @@ def build(
         network = TimmEncoder(encoder, weights)
         channels = network.channels
     decoder = PyramidDecoder(channels, num_classes)
-    attention = ScaleAttentionHead(channels, num_classes, embed_dims=16)
-    return MultiResSegmenter(network, decoder, attention, detail_size=detail_size)
+    scale_attention = ScaleAttentionHead(channels, num_classes, embed_dims=16) if attention is None else attention
+    return MultiResSegmenter(network, decoder, scale_attention, detail_size=detail_size)
 
 
 class MiniEncoder(nn.Module):

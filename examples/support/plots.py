@@ -1,6 +1,7 @@
 """Pictures of a run: what the network sees and says, and how the losses went."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from hrda_lib import MultiResSegmenter, SegmenterOutput, pseudo_labels
+from hrda_lib.data import CITYSCAPES
 from support.run_files import normalize
 
 matplotlib.use("Agg")
@@ -19,6 +22,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch
 
 Picture = npt.NDArray[np.uint8]
+STREET = np.zeros((256, 3), np.uint8)  # the official colours; ignored pixels are black
+STREET[: len(CITYSCAPES)] = [entry.colour for entry in CITYSCAPES]
 
 
 def palette(count: int) -> Picture:
@@ -37,6 +42,12 @@ def colour(labels: Tensor, count: int) -> Picture:
     return picture
 
 
+def street_colours(labels: Tensor) -> Picture:
+    """(H, W) Cityscapes train ids to (H, W, 3)."""
+    picture: Picture = STREET[labels.numpy()]
+    return picture
+
+
 def overlay(image: Tensor, labels: Tensor, count: int) -> Picture:
     """Class colours over a (3, H, W) uint8 image."""
     return (0.5 * image.permute(1, 2, 0).numpy() + 0.5 * colour(labels, count)).astype(np.uint8)
@@ -47,20 +58,38 @@ def draw_panel(
 ) -> None:
     """A row an image: image, prediction, context, detail, attention to the detail, pseudo label, its weight."""
     titles = ("image", "prediction", "context", "detail", "attention", "pseudo label", "weight")
-    figure, axes = plt.subplots(len(images), len(titles), figsize=(2.6 * len(titles), 2.1 * len(images)), squeeze=False)
-    for row, image in zip(axes, images, strict=True):
-        for axis, picture in zip(row, _pictures(model, image, len(names), threshold), strict=True):
-            grey = picture.ndim == 2
-            axis.imshow(picture, **({"cmap": "viridis", "vmin": 0, "vmax": 1} if grey else {}))
+    rows = [_pictures(model, image, len(names), threshold) for image in images]
+    draw_grid(file, rows, titles, dict(zip(names, palette(len(names)).tolist(), strict=False)))
+
+
+def draw_grid(
+    file: Path, rows: Sequence[Sequence[Any]], titles: Sequence[str], colours: Mapping[str, Sequence[int]]
+) -> None:
+    """Pictures (H, W, 3), and maps (H, W) in [0, 1], under titles; the legend names the ``colours``."""
+    height, width = rows[0][0].shape[:2]
+    size = (2.6 * len(titles), (2.6 * height / width + 0.15) * len(rows) + 0.5)
+    figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
+    for row, pictures in zip(axes, rows, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture, **({"cmap": "viridis", "vmin": 0, "vmax": 1} if picture.ndim == 2 else {}))
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     for axis in axes.flat:
         axis.set_axis_off()
-    handles = [Patch(color=rgb / 255, label=name) for rgb, name in zip(palette(len(names)), names, strict=False)]
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(names), 12), frameon=False)
-    figure.tight_layout(rect=(0, 0.25 / len(images), 1, 1))
-    figure.savefig(file, dpi=90)
+    handles = [Patch(color=np.array(rgb) / 255, label=name) for name, rgb in colours.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=min(len(colours), 7 * len(titles) // 4), frameon=False)
+    figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
+    _save(figure, file)
+
+
+def _save(figure: Any, file: Path) -> None:
+    """256 colours: a third of the size, and no difference that one sees."""
+    part = file.with_name(f"{file.name}.part")
+    figure.savefig(part, dpi=90, format="png")
     plt.close(figure)
+    with Image.open(part) as image:
+        image.convert("RGB").quantize(256).save(part, format="png", optimize=True)
+    os.replace(part, file)
 
 
 @torch.no_grad()
@@ -99,19 +128,29 @@ def _whole(model: MultiResSegmenter, x: Tensor) -> SegmenterOutput:
     return out
 
 
-def draw_curves(file: Path, metrics: Sequence[dict[str, Any]]) -> None:
+def draw_curves(file: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
     """Losses and the confidence share against the step."""
-    keys = sorted({key for line in metrics for key in line if key.startswith("loss_") or key == "confidence"})
-    figure, axes = plt.subplots(1, max(len(keys), 1), figsize=(4 * max(len(keys), 1), 3), squeeze=False)
-    for axis, key in zip(axes[0], keys, strict=False):
-        points = [(line["step"], line[key]) for line in metrics if key in line]
-        steps, values = zip(*points, strict=True)
-        axis.plot(steps, values, linewidth=0.5, alpha=0.4)
-        window = max(len(values) // 25, 1)
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axis.plot(steps[window - 1 :], smooth)
+    draw_runs(file, {"": metrics})
+
+
+def draw_runs(file: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Everything that the runs' metrics hold against the step, a curve a run."""
+    keys = list(dict.fromkeys(key for metrics in runs.values() for line in metrics for key in line))
+    keys = [key for key in keys if key not in ("step", "seconds")] or [""]
+    figure, axes = plt.subplots(1, len(keys), figsize=(4 * len(keys), 3), squeeze=False)
+    for axis, key in zip(axes[0], keys, strict=True):
+        for i, (name, metrics) in enumerate(runs.items()):
+            points = [(line["step"], line[key]) for line in metrics if key in line]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            window = max(len(values) // 25, 1)
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            axis.plot(steps, values, linewidth=0.5, alpha=0.4 if window > 1 else 1, color=f"C{i}")
+            axis.plot(steps[window - 1 :], smooth, color=f"C{i}", label=name)
         axis.set_title(key)
         axis.set_xlabel("step")
+    if len(runs) > 1:
+        axes[0][0].legend()
     figure.tight_layout()
-    figure.savefig(file, dpi=90)
-    plt.close(figure)
+    _save(figure, file)

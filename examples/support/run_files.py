@@ -79,7 +79,12 @@ def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
     try:
         kept = torch.load(file, map_location="cpu", weights_only=True)
         network = kept["network"]
-        model = build(network["encoder"], len(network["class_names"]), detail_size=tuple(network["detail_size"]))
+        model = build(
+            network["encoder"],
+            len(network["class_names"]),
+            detail_size=tuple(network["detail_size"]),
+            attention=network.get("attention"),
+        )
         model.load_state_dict(kept["model"])
     except Exception as error:
         raise ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {error})") from None

@@ -1,0 +1,374 @@
+"""HRDA from GTA to Cityscapes; without arguments on a toy version of both, which is drawn on the spot.
+
+    python examples/gta2cityscapes.py                                    the demo: source, control, hrda
+    python examples/gta2cityscapes.py --seeds 3 --ablation               every arm, mean and spread
+    python examples/gta2cityscapes.py --gta DIR --cityscapes DIR         the real ones, in their official layout
+
+Every arm is a row of ``ARMS``: the same network, data, rare-class sampling and colour augmentation, and what it does
+differently. An arm starts from the weights of another and is kept in OUT/seedN/ARM; with the same settings it is not
+trained again. Target training images are read without labels, except by the arm "oracle".
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hrda_lib import ConfusionMatrix, EMATeacher, MultiResSegmenter, SelfTraining, SlidingWindowInferer, StrongAugment
+from hrda_lib.data import (
+    CITYSCAPES,
+    Cityscapes,
+    Gta,
+    RareClasses,
+    Resized,
+    SourceCrops,
+    TargetCrops,
+    check_classes,
+    count_labels,
+)
+from hrda_lib.optim import warmup_poly
+from hrda_lib.pseudo_labeling import Per
+from hrda_lib.self_training import Objective
+from support.mini_scenes import write_mini_data
+from support.networks import build
+from support.plots import attention_map, draw_grid, draw_runs, street_colours
+from support.report import arm_table, class_table
+from support.run_files import MEAN, STD, load, load_weights, normalize, read_metrics, save, start_run, write_metrics
+
+NAMES = [entry.name for entry in CITYSCAPES]
+HEADS = ("fused", "context", "detail", "average")
+
+
+def setting(default: Any, text: str) -> Any:
+    """A default and what the command line says about it."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that one may want to change; each is an option of the command line."""
+
+    warmup: int = setting(1500, "steps on the source before adaptation")
+    steps: int = setting(700, "steps of adaptation, and of its control")
+    batch_size: int = setting(2, "images of each domain")
+    crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
+    source_size: tuple[int, int] = setting((0, 0), "fit source images into this size (h, w); 0 0: leave them")
+    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: not labelled")
+    encoder: str = setting("mini", "'mini', trained from scratch, or a timm name")
+    lr_warmup: float = setting(3e-3, "of AdamW, in the warm-up")
+    lr: float = setting(1.5e-3, "of AdamW, afterwards")
+    weight_decay: float = setting(0.01, "of AdamW")
+    clip: float = setting(5.0, "largest gradient norm")
+    ema_decay: float = setting(0.99, "of the teacher")
+    threshold: float = setting(0.9, "probability from which the teacher is trusted")
+    per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for; the paper: batch")
+    temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
+    min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
+
+
+MINI = Config()
+REAL = replace(
+    MINI, crop=(1024, 1024), source_size=(1440, 2560), margins=(30, 240, 30, 30), temperature=0.01, min_pixels=3000
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one row of the results does."""
+
+    title: str
+    start: str | None = None  # the arm whose weights it starts from; None: random weights, for the warm-up's steps
+    adapts: bool = False  # whether it sees target images
+    oracle: bool = False  # whether it learns from target labels instead of source labels
+    length: float = 1.0  # steps, as a multiple of the setting
+    objective: Objective = "fused"
+    detail_weight: float = 0.1
+    attention: float | None = None  # a fixed mix of context (0) and detail (1); None: learned
+
+    def steps(self, config: Config) -> int:
+        """How many steps it takes after its start."""
+        return round(self.length * (config.steps if self.start else config.warmup))
+
+
+HRDA = Arm("HRDA: context, detail, learned attention", "source", adapts=True)
+ARMS = {
+    "source": Arm("source only"),
+    "control": Arm("source only, as many steps as hrda", "source"),
+    "hrda": HRDA,
+    "control-long": Arm("source only, as much time as hrda", "source", length=3),
+    "oracle": Arm("learns from target labels", "source", oracle=True),
+}
+for _name, _arm in {
+    "context": replace(HRDA, title="context alone", objective="context", attention=0.0),
+    "detail": replace(HRDA, title="detail alone", objective="detail", attention=1.0),
+    "average": replace(HRDA, title="both, fixed average", attention=0.5),
+    "separate": replace(HRDA, title="both, separate losses", objective="separate", detail_weight=0.5, attention=0.5),
+}.items():
+    ARMS[f"{_name}-source"] = replace(_arm, title=f"{_arm.title}, source only", start=None, adapts=False)
+    ARMS[_name] = replace(_arm, start=f"{_name}-source")
+DEMO = ("source", "control", "hrda")
+ABLATION = ("context", "detail", "average", "separate", "hrda")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled source, target whose labels only the oracle reads, and what the results are measured on."""
+
+    source: Gta
+    target: Cityscapes
+    val: Cityscapes
+    cache: Path
+
+
+def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run: Path, seed: int) -> None:
+    """The loop; its metrics go to the run folder."""
+    steps, device = arm.steps(config), next(student.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    augment = StrongAugment(mean=MEAN, std=STD)
+    teacher = EMATeacher(student, decay=config.ema_decay)
+    training = SelfTraining(
+        student,
+        teacher,
+        detail_weight=arm.detail_weight,
+        threshold=config.threshold,
+        per=config.per,
+        objective=arm.objective,
+        augment=augment,
+        generator=generator,
+    )
+    lr = config.lr if arm.start else config.lr_warmup
+    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=config.weight_decay)
+    schedule = warmup_poly(optimizer, total=steps, warmup=min(50, steps // 2), power=0.9)
+    source_batches, target_batches = batches(config, arm, data, seed)
+
+    for step in (progress := tqdm(range(steps), f"{run.name:16}")):
+        images, labels = next(source_batches)
+        images, labels = normalize(images.to(device)), labels.to(device)
+        loss, _ = training.source(augment(images, generator), labels)
+        loss.backward()
+        values = {"step": step, "loss_source": loss.item()}
+
+        if arm.adapts:
+            if step > 0:
+                teacher.update(student)
+            target_images, valid = next(target_batches)
+            target_images, valid = normalize(target_images.to(device)), valid.to(device)
+            pseudo_labels, weight = training.pseudo_label(target_images, valid=valid)
+            loss, _ = training.mixed(images, labels, target_images, pseudo_labels, weight)
+            loss.backward()
+            values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
+
+        torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip, error_if_nonfinite=True)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+        if arm.adapts and (step % 100 == 0 or step == steps - 1):
+            values |= watch(training, teacher, data.val, device)
+        progress.set_postfix(loss=f"{loss.item():.2f}")
+        write_metrics(run, values)
+
+
+def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[Any], Iterator[Any]]:
+    """Labelled crops, those of rare classes more often; and target crops without labels."""
+    labeled = data.target if arm.oracle else data.source
+    cache = data.cache / f"{type(labeled).__name__.lower()}_counts.json"
+    counts = count_labels(labeled, cache=cache, progress=lambda indices: tqdm(indices, "reading labels"))
+    check_classes(labeled, counts, len(NAMES))
+    rare_classes = RareClasses(counts[:, : len(NAMES)], temperature=config.temperature, min_pixels=config.min_pixels)
+    resized = labeled if arm.oracle or not all(config.source_size) else Resized(labeled, config.source_size)
+    length = arm.steps(config) * config.batch_size
+    source = SourceCrops(resized, config.crop, length=length, seed=seed, rare_classes=rare_classes)
+    target = TargetCrops(data.target.unlabeled(), config.crop, length=length, seed=seed, margins=config.margins)
+    return iter(DataLoader(source, config.batch_size)), iter(DataLoader(target, config.batch_size))
+
+
+def watch(training: SelfTraining, teacher: EMATeacher, val: Cityscapes, device: torch.device) -> dict[str, float]:
+    """How right the teacher's labels are on a dozen validation images: drawn, and used for nothing."""
+    right, trusted, both, pixels = 0, 0, 0, 0
+    teacher.eval()
+    for i in range(0, len(val), max(len(val) // 12, 1)):
+        image, truth, _ = val[i]
+        labels, weight = training.pseudo_label(normalize(image[None].to(device)))
+        known, hit, trust = truth != 255, labels[0].cpu() == truth, weight[0].cpu() > 0
+        pixels, right = pixels + int(known.sum()), right + int((known & hit).sum())
+        trusted, both = trusted + int((known & trust).sum()), both + int((known & hit & trust).sum())
+    teacher.train()
+    return {"label_accuracy": right / pixels, "trusted": trusted / pixels, "trusted_accuracy": both / max(trusted, 1)}
+
+
+@torch.no_grad()
+def predict(student: MultiResSegmenter, crop: tuple[int, int], image: Tensor) -> dict[str, Tensor]:
+    """Labels (H, W) of one uint8 image by every head: fused, context, detail, and a plain average of the two."""
+
+    def heads(x: Tensor) -> Tensor:
+        out = student(x, detail="windows")
+        context = interpolate(out.context_logits, size=out.logits.shape[-2:], mode="bilinear", align_corners=False)
+        return torch.cat([out.logits, context, out.detail_logits, (context + out.detail_logits) / 2], dim=1)
+
+    x = normalize(image[None].to(next(student.parameters()).device))
+    logits = SlidingWindowInferer(crop)(x, heads)
+    return {name: part[0].argmax(0).cpu() for name, part in zip(HEADS, logits.chunk(len(HEADS), dim=1), strict=True)}
+
+
+def evaluate(student: MultiResSegmenter, crop: tuple[int, int], val: Cityscapes) -> dict[str, list[float | None]]:
+    """IoU of each class by every head; None where no validation image shows the class."""
+    confusion = {name: ConfusionMatrix(len(NAMES)) for name in HEADS}
+    for i in tqdm(range(len(val)), "evaluating"):
+        image, truth, _ = val[i]
+        for name, labels in predict(student.eval(), crop, image).items():
+            confusion[name].update(labels, truth.long())
+    shown = confusion["fused"].matrix.sum(dim=1) > 0
+    return {
+        name: [iou if there else None for iou, there in zip(matrix.iou().tolist(), shown.tolist(), strict=True)]
+        for name, matrix in confusion.items()
+    }
+
+
+def run(config: Config, name: str, data: Data, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and measure an arm, and before it the arm that it starts from; or read what an earlier call kept."""
+    arm, place = ARMS[name], folder / name
+    earlier = run(config, arm.start, data, folder, seed, options) if arm.start else None
+    settings = json.loads(json.dumps({**asdict(config), **asdict(arm), "seed": seed, "data": str(data.source.root)}))
+    if (place / "result.json").exists():
+        kept: dict[str, Any] = json.loads((place / "result.json").read_text())
+        if kept["settings"] == settings:
+            return kept
+        if not options.overwrite:
+            raise ValueError(f"{place}: holds a run of other settings; choose another --out, or --overwrite")
+    torch.manual_seed(seed)
+    detail_size = (config.crop[0] // 2, config.crop[1] // 2)
+    student = build(config.encoder, len(NAMES), detail_size=detail_size, attention=arm.attention)
+    if arm.start:
+        load_weights(student, folder / arm.start / "last.pt")
+    student.to(options.device).to(memory_format=torch.channels_last).train()
+    network = {"encoder": config.encoder, "class_names": NAMES, "detail_size": detail_size, "attention": arm.attention}
+    start_run(place, {**settings, "network": {**network, "ignore": []}})
+    began = time.monotonic()
+    train(config, arm, data, student, place, seed)
+    seconds = time.monotonic() - began
+    save(place, student, {**network, "ignore": []}, arm.steps(config))
+    result = {
+        "settings": settings,
+        "iou": evaluate(student, config.crop, data.val),
+        "steps": arm.steps(config) + (earlier["steps"] if earlier else 0),
+        "seconds": seconds + (earlier["seconds"] if earlier else 0),
+    }
+    (place / "result.json").write_text(json.dumps(result) + "\n")
+    return result
+
+
+def prepare(options: argparse.Namespace, seed: int) -> Data:
+    """Find the data sets, or draw the toy ones; refuse what would fail later."""
+    folder = options.out / f"seed{seed}"
+    if options.gta:
+        gta, cityscapes = options.gta, options.cityscapes
+    else:
+        gta, cityscapes = write_mini_data(options.out / "data" / f"seed{seed}", seed=seed)
+    data = Data(Gta(gta), Cityscapes(cityscapes, "train"), Cityscapes(cityscapes, "val"), folder)
+    data.source.check_files()
+    data.val.check_files()
+    return data
+
+
+def draw(config: Config, data: Data, folder: Path, arms: Sequence[str]) -> None:
+    """``panel.png`` (image, truth, every arm, and what the two scales of the last one say) and ``curves.png``."""
+    students = {}
+    for name in arms:
+        students[name], _ = load(folder / name)
+    rows, shown = [], set[int]()
+    # validation images come city by city: one from the middle of each third
+    for i in sorted({i * len(data.val) // 6 for i in (1, 3, 5)}):
+        image, truth, _ = data.val[i]
+        shown |= set(truth.unique().tolist())
+        labels = {name: predict(student, config.crop, image) for name, student in students.items()}
+        pictures = [image.permute(1, 2, 0).numpy(), street_colours(truth)]
+        pictures += [street_colours(labels[name]["fused"]) for name in arms]
+        pictures += [street_colours(labels[arms[-1]][head]) for head in ("context", "detail")]
+        rows.append([*pictures, attention_map(students[arms[-1]], normalize(image[None])).numpy()])
+    titles = ("image", "truth", *arms, "its context", "its detail", "its attention")
+    colours = {entry.name: entry.colour for entry in CITYSCAPES if entry.train_id in shown}
+    draw_grid(folder / "panel.png", rows, titles, colours)
+    draw_runs(folder / "curves.png", {name: read_metrics(folder / name) for name in arms})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+    config, options = parse(arguments)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
+    problem, status = "", 0
+    try:
+        for seed in range(options.seed, options.seed + options.seeds):
+            folder, data = options.out / f"seed{seed}", prepare(options, seed)
+            for name in options.arms:
+                results[name].append(run(config, name, data, folder, seed, options))
+            draw(config, data, folder, [name for name in options.arms if name in DEMO] or options.arms)
+        text = class_table({name: results[name] for name in options.arms if name in DEMO}, NAMES)
+        text += arm_table(results, {name: arm.title for name, arm in ARMS.items()})
+        (options.out / "table.md").write_text(text)
+    except (ValueError, OSError, RuntimeError) as error:
+        problem, status = str(error).splitlines()[0], 2
+    except KeyboardInterrupt:
+        problem, status = "interrupted; arms that are complete are kept", 130
+    if problem:  # only now are progress bars closed, so that this is the last line
+        print(f"gta2cityscapes.py: {problem}", file=sys.stderr)
+        return status
+    print(text)
+    print(f"{options.out}: table.md; seed*/: panel.png, curves.png, and a run folder for each arm")
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gta", type=Path, help="folder with images/ and labels/")
+    parser.add_argument("--cityscapes", type=Path, help="folder with leftImg8bit/ and gtFine/")
+    parser.add_argument("--out", type=Path, default=Path("runs/gta2cityscapes"), help="default: %(default)s")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEMO, help="default: " + " ".join(DEMO))
+    parser.add_argument("--ablation", action="store_true", help="add " + " ".join(ABLATION))
+    parser.add_argument("--seed", type=int, default=1, help="of toy images, weights and samples; 0 was for tuning")
+    parser.add_argument("--seeds", type=int, default=1, help="run so many, from --seed on")
+    parser.add_argument("--overwrite", action="store_true", help="replace arms of other settings")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of torch")
+    for entry in fields(Config):
+        default = getattr(MINI, entry.name)
+        count = len(default) if isinstance(default, tuple) else None
+        text = f"{entry.metadata['help']} (default: {default})"
+        kind = type(default[0] if count else default)
+        choices = get_args(Per) if entry.name == "per" else None
+        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, nargs=count, choices=choices, help=text)
+    options = parser.parse_args(arguments)
+    if bool(options.gta) != bool(options.cityscapes):
+        parser.error("--gta and --cityscapes belong together")
+    options.arms = list(dict.fromkeys([*options.arms, *(ABLATION if options.ablation else ())]))
+    chosen = {entry.name: getattr(options, entry.name) for entry in fields(Config)}
+    chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
+    config = replace(REAL if options.gta else MINI, **chosen)
+    values = {**vars(options), **asdict(config)}
+    for name in ("warmup", "steps", "batch_size", "lr_warmup", "lr", "clip", "temperature", "seeds"):
+        if not values[name] > 0:
+            parser.error(f"--{name.replace('_', '-')} must be positive, got {values[name]}")
+    for name in ("seed", "margins", "source_size", "weight_decay", "min_pixels"):
+        if np.min(values[name]) < 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative, got {values[name]}")
+    for name in ("ema_decay", "threshold"):
+        if not 0 <= values[name] <= 1:
+            parser.error(f"--{name.replace('_', '-')} must be in [0, 1], got {values[name]}")
+    if any(side < 16 or side % 16 for side in config.crop):
+        parser.error(f"--crop must be positive multiples of 16, got {config.crop}")
+    return config, options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

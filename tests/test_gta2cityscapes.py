@@ -1,0 +1,260 @@
+"""The demo, shortened: a few images of the toy benchmark, a few steps, every arm."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+from test_examples import run  # noqa: E402
+
+import gta2cityscapes  # noqa: E402
+from support.mini_scenes import write_mini_data  # noqa: E402
+from support.report import arm_table, class_table, spread  # noqa: E402
+
+FAST = ["--warmup", "2", "--steps", "2", "--crop", "192", "384", "--source-size", "0", "0", "--min-pixels", "150"]
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mini") / "data"
+    write_mini_data(root, seed=7, train=4, val=3, workers=1, progress=False)
+    return root
+
+
+def start(root: Path, out: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    data = ["--gta", root / "gta", "--cityscapes", root / "cityscapes"]
+    return run("gta2cityscapes.py", *data, "--out", out, *FAST, *arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("runs") / "demo"
+    done = start(mini, out)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_run_files_and_table(finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    assert {file.name for file in out.iterdir()} == {"table.md", "seed1"}
+    assert {file.name for file in (out / "seed1").iterdir()} == {
+        "source",
+        "control",
+        "hrda",
+        "panel.png",
+        "curves.png",
+        "gta_counts.json",
+    }
+    for arm in ("source", "control", "hrda"):
+        files = {file.name for file in (out / "seed1" / arm).iterdir()}
+        assert files == {"config.json", "metrics.jsonl", "last.pt", "result.json"}
+    assert (out / "table.md").read_text() in printed
+    head, ruler, road, *_ = printed.splitlines()
+    assert re.sub(r"\s+", " ", head) == "| IoU, % | source | control | hrda | hrda - control |"
+    assert re.fullmatch(r"\| -+ \|( -+: \|){4}", ruler)
+    assert road.startswith("| road ")
+
+
+def test_the_arms_differ_in_what_their_row_says(finished: tuple[Path, str]) -> None:
+    seed = finished[0] / "seed1"
+    results = {arm: json.loads((seed / arm / "result.json").read_text()) for arm in gta2cityscapes.DEMO}
+    assert [results[arm]["steps"] for arm in gta2cityscapes.DEMO] == [2, 4, 4]
+    lines = {arm: (seed / arm / "metrics.jsonl").read_text().splitlines() for arm in gta2cityscapes.DEMO}
+    assert all(len(metrics) == 2 for metrics in lines.values())
+    assert ["loss_mixed" in metrics[0] for metrics in lines.values()] == [False, False, True]
+    assert "label_accuracy" in lines["hrda"][-1]
+    # the control and hrda draw the same source images in the same order and augment the first alike
+    first = [json.loads(lines[arm][0])["loss_source"] for arm in ("control", "hrda")]
+    assert first[0] == first[1]
+
+
+def test_an_arm_is_kept_and_other_settings_are_refused(mini: Path, finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    before = (out / "seed1" / "hrda" / "last.pt").stat().st_mtime_ns
+    again = start(mini, out)
+    assert again.returncode == 0
+    assert again.stdout == printed
+    assert (out / "seed1" / "hrda" / "last.pt").stat().st_mtime_ns == before
+    other = start(mini, out, "--lr", "0.1")
+    assert other.returncode == 2
+    assert other.stderr.splitlines() == [
+        f"gta2cityscapes.py: {out}/seed1/source: holds a run of other settings; choose another --out, or --overwrite"
+    ]
+
+
+def test_every_arm_runs_and_two_seeds_have_a_spread(mini: Path, tmp_path: Path) -> None:
+    done = start(mini, tmp_path, "--ablation", "--arms", "control", "oracle", "control-long", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+    rows = [re.split(r"\s*\|\s*", line)[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
+    arms = {row[0]: row[1:] for row in rows if row[0] in gta2cityscapes.ARMS}
+    assert list(arms) == ["control", "oracle", "control-long", *gta2cityscapes.ABLATION]
+    assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d", row[1]) for row in arms.values())
+    assert [row[5] for row in arms.values()] == ["4", "4", "8", "4", "4", "4", "4", "4"]
+    assert (tmp_path / "seed2" / "separate-source" / "result.json").exists()
+
+
+def test_without_arguments_it_draws_the_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(root: Path, *, seed: int) -> tuple[Path, Path]:
+        return write_mini_data(root, seed=seed, train=3, val=3, workers=1, progress=False)
+
+    monkeypatch.setattr(gta2cityscapes, "write_mini_data", few)
+    assert gta2cityscapes.main(["--arms", "source", "--warmup", "1", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "data" / "seed1" / "cityscapes" / "gtFine").is_dir()
+    assert (tmp_path / "seed1" / "panel.png").exists()
+
+
+def test_labels_of_the_target_are_poison_to_all_but_the_oracle(mini: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(mini, root)
+    for file in (root / "cityscapes" / "gtFine" / "train").glob("*/*.png"):
+        file.write_bytes(b"poison")
+    assert start(root, tmp_path / "a", "--arms", "hrda").returncode == 0
+    done = start(root, tmp_path / "a", "--arms", "oracle")
+    assert done.returncode == 2
+    assert "cannot be read as an image" in done.stderr.splitlines()[-1]
+
+
+def break_data(case: str, root: Path) -> str:
+    """Damage the tree; returns what the message must say."""
+    gta, fine = root / "gta", root / "cityscapes" / "gtFine"
+    if case == "no gta":
+        shutil.rmtree(gta)
+        return f"{gta}: no such folder"
+    if case == "no gtFine":
+        shutil.rmtree(fine)
+        return f"{fine}: no such folder"
+    if case == "no label":
+        (gta / "labels" / "00002.png").unlink()
+        return f"{gta}/labels/00002.png: no such file"
+    if case == "no val label":
+        file = next((fine / "val").glob("*/*.png"))
+        file.unlink()
+        return f"{file}: no such file"
+    if case == "train ids":  # with the palette that draws them: the usual mistake
+        file = gta / "labels" / "00001.png"
+        with Image.open(file) as image:
+            ids = np.zeros((image.height, image.width), np.uint8)
+        picture = Image.fromarray(ids).convert("P")
+        picture.putdata(ids.ravel().tolist())
+        picture.putpalette([128, 64, 128] + [0] * 765)
+        picture.save(file)
+        return f"{file}: palette index 0 has the colour of road"
+    raise AssertionError(case)
+
+
+@pytest.mark.parametrize("case", ["no gta", "no gtFine", "no label", "no val label", "train ids"])
+def test_damaged_data_is_one_line_and_exit_2(case: str, mini: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(mini, root)
+    expected = break_data(case, root)
+    done = start(root, tmp_path / "out")
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"gta2cityscapes.py: {expected}"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gta", "somewhere"], "--gta and --cityscapes belong together"),
+        (["--arms", "nothing"], "invalid choice: 'nothing'"),
+        (["--seeds", "0"], "--seeds must be positive, got 0"),
+        (["--seed", "-1"], "--seed must not be negative, got -1"),
+        (["--steps", "0"], "--steps must be positive, got 0"),
+        (["--lr", "0"], "--lr must be positive, got 0"),
+        (["--crop", "100", "384"], "--crop must be positive multiples of 16, got (100, 384)"),
+        (["--per", "patch"], "invalid choice: 'patch'"),
+        (["--margins", "-1", "0", "0", "0"], "--margins must not be negative, got (-1, 0, 0, 0)"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_drawn(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gta2cityscapes.main(["--out", str(tmp_path / "out"), *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_no_drawn_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def few(root: Path, *, seed: int) -> tuple[Path, Path]:
+        return write_mini_data(root, seed=seed, train=3, val=3, workers=1, progress=False)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gta2cityscapes, "write_mini_data", few)
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert gta2cityscapes.main(["--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert len(error.splitlines()) == 1
+    assert not list((tmp_path / "data").iterdir()) if (tmp_path / "data").exists() else True
+
+
+def test_tables_against_numbers_by_hand() -> None:
+    def result(fused: list[float | None], seconds: float) -> dict[str, Any]:
+        other = {head: [0.5, None, 0.25] for head in ("context", "detail", "average")}
+        return {"iou": {"fused": fused, **other}, "steps": 10, "seconds": seconds}
+
+    control = [result([0.5, None, 0.1], 60), result([0.6, None, 0.2], 120)]
+    hrda = [result([0.7, None, 0.3], 60), result([0.6, None, 0.5], 60)]
+    text = class_table({"control": control, "hrda": hrda}, ["road", "bus", "car"])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line]
+    assert rows[0] == ["IoU, %", "control", "hrda", "hrda - control"]
+    assert rows[2:] == [
+        ["road", "55.0 ± 7.1", "65.0 ± 7.1", "+10.0 ± 14.1"],
+        ["car", "15.0 ± 7.1", "40.0 ± 14.1", "+25.0 ± 7.1"],
+        ["mean", "35.0 ± 7.1", "52.5 ± 3.5", "+17.5 ± 3.5"],
+    ]
+    text = arm_table({"control": control}, {"control": "the control"})
+    cells = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
+    assert cells == ["control", "the control", "35.0 ± 7.1", *["37.5 ± 0.0"] * 3, "10", "1.5"]
+    assert spread([None]) == "-"
+    assert class_table({}, []) == ""
+
+
+def test_official_sizes(tmp_path: Path) -> None:
+    """The official layout and, but for validation, image sizes: source images are resized, target images are not."""
+    rng = np.random.default_rng(0)
+
+    def write(file: Path, size: tuple[int, int], *, label: bool = False) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        ids = np.full(size, 23, np.uint8)
+        ids[size[0] // 2 :] = 7
+        ids[size[0] // 3 :, : size[1] // 3] = 11
+        noise = rng.integers(0, 60, (*size, 3))
+        picture = Image.fromarray(ids if label else (3 * ids[..., None] + noise).astype(np.uint8))
+        picture.save(file, compress_level=1)
+
+    for i in (1, 2):
+        write(tmp_path / "gta" / "images" / f"{i:05}.png", (1052, 1914))
+        write(tmp_path / "gta" / "labels" / f"{i:05}.png", (1052, 1914), label=True)
+    for split, size in {"train": (1024, 2048), "val": (256, 512)}.items():  # windows over a whole image take long
+        stem = f"{split}/ulm/ulm_000000_000019"
+        write(tmp_path / "cityscapes" / "leftImg8bit" / f"{stem}_leftImg8bit.png", size)
+        write(tmp_path / "cityscapes" / "gtFine" / f"{stem}_gtFine_labelIds.png", size, label=True)
+    data = ["--gta", tmp_path / "gta", "--cityscapes", tmp_path / "cityscapes", "--out", tmp_path / "out"]
+    settings = ["--crop", "512", "512", "--warmup", "1", "--steps", "2", "--arms", "hrda"]
+    done = run("gta2cityscapes.py", *data, *settings)
+    assert done.returncode == 0, done.stderr
+    kept = torch.load(tmp_path / "out" / "seed1" / "hrda" / "last.pt", weights_only=True)
+    assert kept["network"]["detail_size"] == (256, 256)
+    config = json.loads((tmp_path / "out" / "seed1" / "hrda" / "config.json").read_text())
+    assert config["source_size"] == [1440, 2560]
+    assert config["margins"] == [30, 240, 30, 30]
