@@ -60,6 +60,13 @@ SIGNATURES = {
     "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",
     "data.Folders": "(root, *, ignore=())",
     "data.Folders.unlabeled": "(self)",
+    "data.Gta": "(root)",
+    "data.Cityscapes": "(root, split)",
+    "data.LabeledFiles": "(images, labels, names, *, read=None, settings='', layout='')",
+    "data.LabeledFiles.check_files": "(self)",
+    "data.UnlabeledImages": "(files, names=None)",
+    "data.Resized": "(dataset, size)",
+    "data.ResizedImages": "(dataset, size)",
     "data.Sample": "(image, label, name)",
     "data.UnlabeledSample": "(image, name)",
     "data.Concatenated": "(datasets)",
@@ -91,4 +98,4 @@ def test_exported_names() -> None:
     top = {name for name in SIGNATURES if "." not in name}
     assert set(hrda_lib.__all__) == top
     inner = {name.split(".")[1] for name in SIGNATURES if name.startswith("data.")}
-    assert set(hrda_lib.data.__all__) == inner | {"SourceCrop", "TargetCrop", "UnlabeledImages"}
+    assert set(hrda_lib.data.__all__) == inner | {"CITYSCAPES", "SourceCrop", "TargetCrop"}

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from hrda_lib.data.folders import LabeledImages, UnlabeledImages
+from hrda_lib.data.labeled_files import LabeledImages, UnlabeledImages
 from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.geometry import CropBox, crop, pair
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hrda_lib.data.folders import LabeledImages
+from hrda_lib.data.labeled_files import LabeledImages
 from hrda_lib.geometry import check_generator
 
 Progress = Callable[[Iterable[int]], Iterable[int]]

@@ -1,0 +1,227 @@
+"""Image files with a label file each, the same images without labels, and how both are read."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+
+class Sample(NamedTuple):
+    """A labelled image: (3, H, W) uint8, (H, W) uint8 class ids with 255 ignored, and its name."""
+
+    image: Tensor
+    label: Tensor
+    name: str
+
+
+class UnlabeledSample(NamedTuple):
+    """An image of the target domain: (3, H, W) uint8, and its name. There is no label to read by mistake."""
+
+    image: Tensor
+    name: str
+
+
+class LabeledImages(Protocol):
+    """What sampling needs of a labelled data set."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+    def label(self, index: int) -> Tensor:
+        """The label alone, without reading the image."""
+
+    def label_file(self, index: int) -> Path:
+        """Where it stands, for messages."""
+
+    def fingerprint(self) -> str:
+        """Changes when any label does, for caches."""
+
+
+class UnlabeledImages:
+    """Images without any label path: what a target is.
+
+    Args:
+        files: image files, in the order in which they are indexed.
+        names: the samples' names; None: the files' without ending.
+    """
+
+    def __init__(self, files: Sequence[Path], names: Sequence[str] | None = None) -> None:
+        self._files = list(files)
+        self._names = [file.stem for file in files] if names is None else list(names)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> UnlabeledSample:
+        return UnlabeledSample(read_image(self._files[index]), self._names[index])
+
+
+def read_image(file: Path) -> Tensor:
+    """(3, H, W) uint8; grey and palette images become RGB.
+
+    Raises:
+        ValueError: the file is missing or broken, or holds more than 8 bits a channel.
+    """
+    with _opened(file) as image:
+        if image.mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK"):
+            raise ValueError(f"{file}: image must have 8 bits a channel, got mode {image.mode}; convert it")
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def read_label(file: Path, *, ignore: Sequence[int] = ()) -> Tensor:
+    """(H, W) uint8 class ids of a grey or palette PNG; the ids to ``ignore`` become 255.
+
+    Raises:
+        ValueError: the file is missing or broken, or has several channels or 16 bits.
+    """
+    label = torch.from_numpy(read_ids(file)[0])
+    for value in ignore:
+        label[label == value] = 255
+    return label
+
+
+def read_ids(file: Path) -> tuple[npt.NDArray[np.uint8], list[tuple[int, ...]]]:
+    """(H, W) uint8 ids as they are stored, and the colours of the palette: none for a grey PNG.
+
+    Raises:
+        ValueError: as :func:`read_label`.
+    """
+    with _opened(file) as image:
+        if image.mode not in ("L", "P", "1"):
+            raise ValueError(
+                f"{file}: label must be a single-channel 8-bit or palette PNG of ids, got mode {image.mode}"
+            )
+        # Pillow spreads grey levels of 2 and 4 bits over 0..255
+        spread = {"L;2": 85, "L;4": 17}.get(image.info["raw mode"], 1)
+        flat = image.getpalette() or []
+        return np.array(image, dtype=np.uint8) // spread, list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+
+
+def _opened(file: Path) -> Image.Image:
+    try:
+        image = Image.open(file)
+        image.info["raw mode"] = image.tile[0][3] if image.tile else ""
+        image.load()
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}: cannot be read as an image ({error})") from None
+    return image
+
+
+class LabeledFiles:
+    """Image files with a label file each; for your own layout, list the files.
+
+    Labels are opened when they are asked for, never before.
+
+    Args:
+        images: image files.
+        labels: their label files, in the same order.
+        names: the samples' names, in the same order.
+        read: gives the (H, W) uint8 label of a file, with 255 ignored; None: ids are taken as they are stored.
+        settings: whatever the labels depend on besides the files, for the fingerprint.
+        layout: where label files are expected, for messages.
+
+    Raises:
+        ValueError: not as many labels or names as images; on reading, a file is missing, broken, of another kind, or
+            of another size than its image. The message starts with the file.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        labels: Sequence[Path],
+        names: Sequence[str],
+        *,
+        read: Callable[[Path], Tensor] | None = None,
+        settings: str = "",
+        layout: str = "",
+    ) -> None:
+        if not len(images) == len(labels) == len(names):
+            raise ValueError(
+                f"images, labels and names must be equally many, got {len(images)}, {len(labels)} and {len(names)}"
+            )
+        self._images, self._labels, self._names = list(images), list(labels), list(names)
+        self._read, self._settings, self._layout = read or read_label, settings, layout
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label = read_image(self._images[index]), self.label(index)
+        if image.shape[1:] != label.shape:
+            raise ValueError(
+                f"{self.label_file(index)}: label must have its image's size {tuple(image.shape[1:])}, "
+                f"got {tuple(label.shape)}"
+            )
+        return Sample(image, label, self._names[index])
+
+    def label(self, index: int) -> Tensor:
+        """The label (H, W) uint8 alone, without reading the image."""
+        self._check_file(self._labels[index])
+        return self._read(self._labels[index])
+
+    def label_file(self, index: int) -> Path:
+        """Where the label of an image is expected."""
+        return self._labels[index]
+
+    def check_files(self) -> None:
+        """Look for every label file, without opening it.
+
+        Raises:
+            ValueError: names the first that is missing.
+        """
+        for file in self._labels:
+            self._check_file(file)
+
+    def fingerprint(self) -> str:
+        """Changes with any label file's name, size or time and with settings, but not with where the folder lies."""
+        self.check_files()
+        digest = hashlib.sha256(self._settings.encode())
+        for file in self._labels:
+            stat = file.stat()
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+    def unlabeled(self) -> UnlabeledImages:
+        """The same images without any label path."""
+        return UnlabeledImages(self._images, self._names)
+
+    def _check_file(self, file: Path) -> None:
+        if not file.is_file():
+            raise not_found(file, self._layout) if self._layout else ValueError(f"{file}: no such file")
+
+
+def find(folder: Path, pattern: str, layout: str) -> list[Path]:
+    """Files below ``folder`` that match ``pattern``, in order.
+
+    Raises:
+        ValueError: there is no such folder or file; says what was found and the ``layout`` that is expected.
+    """
+    if not folder.is_dir():
+        raise not_found(folder / pattern, layout)
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise ValueError(f"{folder}: no {pattern} in this folder, which holds {contents(folder)}; expected {layout}")
+    return files
+
+
+def not_found(file: Path, layout: str) -> ValueError:
+    """The error that names the first missing folder on the way to ``file``, or the file, and what is there instead."""
+    missing = next((folder for folder in reversed(file.parents) if not folder.is_dir()), file)
+    kind = "file" if missing == file else "folder"
+    return ValueError(
+        f"{missing}: no such {kind}; {missing.parent} holds {contents(missing.parent)}; expected {layout}"
+    )
+
+
+def contents(folder: Path) -> str:
+    """The first names in a folder, for messages."""
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    more = [f"{len(names) - 4} more"] if len(names) > 4 else []
+    return ", ".join(names[:4] + more) or "nothing"
