@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 export PYTHONWARNINGS ?=
 export MPLBACKEND := Agg
 
-.PHONY: help test lint verify docs clean
+.PHONY: help demo test lint verify docs clean
 
 help:
+	@echo "make demo    adapt a small network from a toy game to toy cities, with its control, in minutes"
 	@echo "make test    lint, types, tests with doctests and examples, docs"
 	@echo "make verify  the long proofs; writes the tables that the docs show"
 	@echo "make docs    build the docs into docs/_build/html"
@@ -18,6 +19,15 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	touch $@
+
+$(VENV)/examples: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,viz]'
+	touch $@
+
+demo: $(VENV)/examples
+	$(BIN)/python examples/gta2cityscapes.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

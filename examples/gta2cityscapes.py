@@ -43,7 +43,7 @@ from hrda_lib.pseudo_labeling import Per
 from hrda_lib.self_training import Objective
 from support.mini_scenes import write_mini_data
 from support.networks import build
-from support.plots import attention_map, draw_grid, draw_runs, street_colours
+from support.plots import draw_classes, draw_grid, draw_runs, street_colours
 from support.report import arm_table, class_table
 from support.run_files import MEAN, STD, load, load_weights, normalize, read_metrics, save, start_run, write_metrics
 
@@ -80,7 +80,15 @@ class Config:
 
 MINI = Config()
 REAL = replace(
-    MINI, crop=(1024, 1024), source_size=(1440, 2560), margins=(30, 240, 30, 30), temperature=0.01, min_pixels=3000
+    MINI,
+    crop=(1024, 1024),
+    source_size=(1440, 2560),
+    margins=(30, 240, 30, 30),
+    ema_decay=0.999,
+    threshold=0.968,
+    per="batch",
+    temperature=0.01,
+    min_pixels=3000,
 )
 
 
@@ -107,7 +115,7 @@ ARMS = {
     "source": Arm("source only"),
     "control": Arm("source only, as many steps as hrda", "source"),
     "hrda": HRDA,
-    "control-long": Arm("source only, as much time as hrda", "source", length=3),
+    "control-long": Arm("source only, as much time as hrda", "source", length=2.6),
     "oracle": Arm("learns from target labels", "source", oracle=True),
 }
 for _name, _arm in {
@@ -210,30 +218,44 @@ def watch(training: SelfTraining, teacher: EMATeacher, val: Cityscapes, device: 
 
 
 @torch.no_grad()
-def predict(student: MultiResSegmenter, crop: tuple[int, int], image: Tensor) -> dict[str, Tensor]:
-    """Labels (H, W) of one uint8 image by every head: fused, context, detail, and a plain average of the two."""
+def predict(student: MultiResSegmenter, crop: tuple[int, int], image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Labels (H, W) of one image by every head, and how much attention (H, W) the predicted class pays to the detail.
+
+    The heads are the fused prediction, the context, the detail, and the plain average of these two.
+    """
 
     def heads(x: Tensor) -> Tensor:
         out = student(x, detail="windows")
-        context = interpolate(out.context_logits, size=out.logits.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.cat([out.logits, context, out.detail_logits, (context + out.detail_logits) / 2], dim=1)
+        context = enlarge(out.context_logits, out.logits)
+        average = (context + out.detail_logits) / 2
+        attention = torch.as_tensor(out.attention, device=x.device).expand_as(out.context_logits)
+        attention = enlarge(attention, out.logits).gather(1, out.logits.argmax(1, keepdim=True))
+        return torch.cat([out.logits, context, out.detail_logits, average, attention], dim=1)
 
     x = normalize(image[None].to(next(student.parameters()).device))
-    logits = SlidingWindowInferer(crop)(x, heads)
-    return {name: part[0].argmax(0).cpu() for name, part in zip(HEADS, logits.chunk(len(HEADS), dim=1), strict=True)}
+    *logits, attention = SlidingWindowInferer(crop)(x, heads)[0].cpu().split(len(NAMES))
+    return {head: part.argmax(0) for head, part in zip(HEADS, logits, strict=True)}, attention[0]
 
 
-def evaluate(student: MultiResSegmenter, crop: tuple[int, int], val: Cityscapes) -> dict[str, list[float | None]]:
-    """IoU of each class by every head; None where no validation image shows the class."""
-    confusion = {name: ConfusionMatrix(len(NAMES)) for name in HEADS}
+def enlarge(small: Tensor, like: Tensor) -> Tensor:
+    return interpolate(small, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def evaluate(student: MultiResSegmenter, crop: tuple[int, int], val: Cityscapes) -> dict[str, dict[str, float | None]]:
+    """IoU of each class by every head, and the mean attention on it; None where no validation image shows it."""
+    confusion = {head: ConfusionMatrix(len(NAMES)) for head in HEADS}
+    attention_sum, pixels = torch.zeros(256, dtype=torch.float64), torch.zeros(256)
     for i in tqdm(range(len(val)), "evaluating"):
         image, truth, _ = val[i]
-        for name, labels in predict(student.eval(), crop, image).items():
-            confusion[name].update(labels, truth.long())
-    shown = confusion["fused"].matrix.sum(dim=1) > 0
+        labels, attention = predict(student.eval(), crop, image)
+        for head in HEADS:
+            confusion[head].update(labels[head], truth.long())
+        attention_sum += truth.flatten().bincount(attention.flatten().double(), minlength=256)
+        pixels += truth.flatten().bincount(minlength=256)
+    numbers = {head: matrix.iou() for head, matrix in confusion.items()} | {"attention": attention_sum / pixels}
     return {
-        name: [iou if there else None for iou, there in zip(matrix.iou().tolist(), shown.tolist(), strict=True)]
-        for name, matrix in confusion.items()
+        key: {name: values[i].item() if pixels[i] else None for i, name in enumerate(NAMES)}
+        for key, values in numbers.items()
     }
 
 
@@ -262,7 +284,7 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     save(place, student, {**network, "ignore": []}, arm.steps(config))
     result = {
         "settings": settings,
-        "iou": evaluate(student, config.crop, data.val),
+        "classes": evaluate(student, config.crop, data.val),
         "steps": arm.steps(config) + (earlier["steps"] if earlier else 0),
         "seconds": seconds + (earlier["seconds"] if earlier else 0),
     }
@@ -283,21 +305,20 @@ def prepare(options: argparse.Namespace, seed: int) -> Data:
     return data
 
 
-def draw(config: Config, data: Data, folder: Path, arms: Sequence[str]) -> None:
+def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: str) -> None:
     """``panel.png`` (image, truth, every arm, and what the two scales of the last one say) and ``curves.png``."""
-    students = {}
-    for name in arms:
-        students[name], _ = load(folder / name)
+    students = [load(folder / name)[0].to(device) for name in arms]
     rows, shown = [], set[int]()
     # validation images come city by city: one from the middle of each third
     for i in sorted({i * len(data.val) // 6 for i in (1, 3, 5)}):
         image, truth, _ = data.val[i]
         shown |= set(truth.unique().tolist())
-        labels = {name: predict(student, config.crop, image) for name, student in students.items()}
         pictures = [image.permute(1, 2, 0).numpy(), street_colours(truth)]
-        pictures += [street_colours(labels[name]["fused"]) for name in arms]
-        pictures += [street_colours(labels[arms[-1]][head]) for head in ("context", "detail")]
-        rows.append([*pictures, attention_map(students[arms[-1]], normalize(image[None])).numpy()])
+        for student in students:
+            labels, attention = predict(student, config.crop, image)
+            pictures.append(street_colours(labels["fused"]))
+        pictures += [street_colours(labels["context"]), street_colours(labels["detail"]), attention.numpy()]
+        rows.append(pictures)
     titles = ("image", "truth", *arms, "its context", "its detail", "its attention")
     colours = {entry.name: entry.colour for entry in CITYSCAPES if entry.train_id in shown}
     draw_grid(folder / "panel.png", rows, titles, colours)
@@ -308,16 +329,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     config, options = parse(arguments)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
-    problem, status = "", 0
+    problem, status, began = "", 0, time.monotonic()
     try:
         for seed in range(options.seed, options.seed + options.seeds):
             folder, data = options.out / f"seed{seed}", prepare(options, seed)
             for name in options.arms:
                 results[name].append(run(config, name, data, folder, seed, options))
-            draw(config, data, folder, [name for name in options.arms if name in DEMO] or options.arms)
-        text = class_table({name: results[name] for name in options.arms if name in DEMO}, NAMES)
+            shown = [name for name in options.arms if name in DEMO] or options.arms
+            draw(config, data, folder, shown, options.device)
+        text = class_table({name: results[name] for name in shown})
         text += arm_table(results, {name: arm.title for name, arm in ARMS.items()})
         (options.out / "table.md").write_text(text)
+        draw_classes(options.out / "classes.png", {name: results[name] for name in shown})
     except (ValueError, OSError, RuntimeError) as error:
         problem, status = str(error).splitlines()[0], 2
     except KeyboardInterrupt:
@@ -326,7 +349,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gta2cityscapes.py: {problem}", file=sys.stderr)
         return status
     print(text)
-    print(f"{options.out}: table.md; seed*/: panel.png, curves.png, and a run folder for each arm")
+    minutes = (time.monotonic() - began) / 60
+    print(f"{options.out}: table.md, classes.png; seed*/: panel.png, curves.png, and a folder for each arm")
+    print(f"{minutes:.1f} minutes in all, with drawing and evaluation")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Pictures of a run: what the network sees and says, and how the losses went."""
 
 import os
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn.functional import interpolate, pad
 
 from hrda_lib import MultiResSegmenter, SegmenterOutput, pseudo_labels
 from hrda_lib.data import CITYSCAPES
+from support.report import Results, class_values, shown
 from support.run_files import normalize
 
 matplotlib.use("Agg")
@@ -126,6 +128,30 @@ def _whole(model: MultiResSegmenter, x: Tensor) -> SegmenterOutput:
     padded = pad(x, (0, -x.shape[-1] % cell, 0, -x.shape[-2] % cell))
     out: SegmenterOutput = model.eval()(padded, detail="windows")
     return out
+
+
+def draw_classes(file: Path, results: Results) -> None:
+    """Class by class: every arm, both scales of the last arm, and the attention that it gives to the detail."""
+    names, last = shown(results), list(results)[-1]
+    panels = {
+        "IoU of the arms, %": {arm: (runs, "fused") for arm, runs in results.items()},
+        f"IoU of {last} and of its two scales alone, %": {
+            head: (results[last], head) for head in ("fused", "context", "detail")
+        },
+        f"attention of {last} to the detail, %": {"attention": (results[last], "attention")},
+    }
+    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 8), sharex=True)
+    for axis, (title, bars) in zip(axes, panels.items(), strict=True):
+        width = 0.8 / len(bars)
+        for i, (label, (runs, key)) in enumerate(bars.items()):
+            heights = [statistics.mean(class_values(runs, key, name)) for name in names]
+            axis.bar(np.arange(len(names)) + (i - (len(bars) - 1) / 2) * width, heights, width, label=label)
+        axis.set_title(title)
+        if len(bars) > 1:
+            axis.legend()
+    axes[-1].set_xticks(range(len(names)), names, rotation=40, ha="right")
+    figure.tight_layout()
+    _save(figure, file)
 
 
 def draw_curves(file: Path, metrics: Sequence[Mapping[str, Any]]) -> None:

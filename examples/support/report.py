@@ -4,57 +4,59 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> one result a seed
+Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> a result a seed
 
 
-def class_table(results: Results, names: Sequence[str]) -> str:
+def class_table(results: Results) -> str:
     """IoU of each class and their mean, a column an arm, and what hrda adds to the control."""
-    arms = list(results)
-    both = {"control", "hrda"} <= results.keys()
-    rows = [["IoU, %", *arms, *(["hrda - control"] if both else [])]]
-    for i, name in [*enumerate(names), (None, "mean")]:
-        columns = [[_iou(result, "fused", i) for result in results[arm]] for arm in arms]
-        if all(value is None for column in columns for value in column):
-            continue  # no image shows the class
-        if both:
-            columns.append(difference(results, i))
-        rows.append([name, *(spread(column, signed=both and k == len(arms)) for k, column in enumerate(columns))])
-    return markdown(rows) if arms else ""
+    columns = {
+        arm: {name: class_values(runs, "fused", name) for name in shown(results)} for arm, runs in results.items()
+    }
+    for arm, runs in results.items():
+        columns[arm]["mean"] = mean_values(runs, "fused")
+    if {"control", "hrda"} <= results.keys():
+        columns["hrda - control"] = {
+            name: [a - b for a, b in zip(columns["hrda"][name], columns["control"][name], strict=True)]
+            for name in columns["hrda"]
+        }
+    rows = [["IoU, %", *columns]]
+    rows += [
+        [name, *(spread(column[name], signed=" - " in arm) for arm, column in columns.items())]
+        for name in [*shown(results), "mean"]
+    ]
+    return markdown(rows)
 
 
 def arm_table(results: Results, titles: Mapping[str, str]) -> str:
     """A row an arm: mean IoU of the prediction and of both scales alone, steps and minutes."""
     rows = [["mean IoU, %", "", "prediction", "its context", "its detail", "their average", "steps", "minutes"]]
     for arm, runs in results.items():
-        heads = [[_iou(result, head) for result in runs] for head in ("fused", "context", "detail", "average")]
-        minutes = [result["seconds"] / 60 for result in runs]
-        rows.append([arm, titles[arm], *map(spread, heads), str(runs[0]["steps"]), f"{statistics.mean(minutes):.1f}"])
+        heads = [spread(mean_values(runs, head)) for head in ("fused", "context", "detail", "average")]
+        minutes = statistics.mean(run["seconds"] for run in runs) / 60
+        rows.append([arm, titles[arm], *heads, str(runs[0]["steps"]), f"{minutes:.1f}"])
     return markdown(rows)
 
 
-def difference(results: Results, index: int | None = None) -> list[float | None]:
-    """hrda minus control, a number a seed."""
-    pairs = [
-        (_iou(hrda, "fused", index), _iou(control, "fused", index))
-        for hrda, control in zip(results["hrda"], results["control"], strict=True)
-    ]
-    return [None if a is None or b is None else a - b for a, b in pairs]
+def shown(results: Results) -> list[str]:
+    """The classes that validation images show."""
+    first = next(iter(results.values()))[0]["classes"]["fused"]
+    return [name for name, value in first.items() if value is not None]
 
 
-def _iou(result: Mapping[str, Any], head: str, index: int | None = None) -> float | None:
-    """In %: of a class, or the mean of all that occur."""
-    values: list[float | None] = result["iou"][head]
-    chosen = [value for value in (values if index is None else [values[index]]) if value is not None]
-    return 100 * statistics.mean(chosen) if chosen else None
+def class_values(runs: Sequence[Mapping[str, Any]], key: str, name: str) -> list[float]:
+    """In %, a number a seed."""
+    return [100 * run["classes"][key][name] for run in runs if run["classes"][key][name] is not None]
 
 
-def spread(values: Sequence[float | None], *, signed: bool = False) -> str:
+def mean_values(runs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """Mean over the classes in %, a number a seed."""
+    return [100 * statistics.mean(x for x in run["classes"][key].values() if x is not None) for run in runs]
+
+
+def spread(values: Sequence[float], *, signed: bool = False) -> str:
     """Mean, and the standard deviation where there are several."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    text = f"{statistics.mean(known):{'+' if signed else ''}.1f}"
-    return text if len(known) == 1 else f"{text} ± {statistics.stdev(known):.1f}"
+    text = f"{statistics.mean(values):{'+' if signed else ''}.1f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.1f}"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
