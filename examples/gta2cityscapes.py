@@ -11,6 +11,7 @@ trained again. Target training images are read without labels, except by the arm
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -38,6 +39,7 @@ from hrda_lib.data import (
     check_classes,
     count_labels,
 )
+from hrda_lib.data.labeled_files import LabeledImages
 from hrda_lib.optim import warmup_poly
 from hrda_lib.pseudo_labeling import Per
 from hrda_lib.self_training import Objective
@@ -61,14 +63,13 @@ class Config:
     """Everything that one may want to change; each is an option of the command line."""
 
     warmup: int = setting(1500, "steps on the source before adaptation")
-    steps: int = setting(700, "steps of adaptation, and of its control")
+    steps: int = setting(1000, "steps of adaptation, and of its control")
     batch_size: int = setting(2, "images of each domain")
     crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
     source_size: tuple[int, int] = setting((0, 0), "fit source images into this size (h, w); 0 0: leave them")
     margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: not labelled")
     encoder: str = setting("mini", "'mini', trained from scratch, or a timm name")
-    lr_warmup: float = setting(3e-3, "of AdamW, in the warm-up")
-    lr: float = setting(1.5e-3, "of AdamW, afterwards")
+    lr: float = setting(3e-3, "of AdamW; it decays to 0 in the warm-up, and again afterwards")
     weight_decay: float = setting(0.01, "of AdamW")
     clip: float = setting(5.0, "largest gradient norm")
     ema_decay: float = setting(0.99, "of the teacher")
@@ -138,11 +139,13 @@ class Data:
     target: Cityscapes
     val: Cityscapes
     cache: Path
+    key: str  # changes when the labels do
 
 
 def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run: Path, seed: int) -> None:
     """The loop; its metrics go to the run folder."""
     steps, device = arm.steps(config), next(student.parameters()).device
+    seed = 2 * seed + (arm.start is not None)  # further steps see other crops and colours than the first ones
     generator = torch.Generator().manual_seed(seed)
     augment = StrongAugment(mean=MEAN, std=STD)
     teacher = EMATeacher(student, decay=config.ema_decay)
@@ -156,8 +159,7 @@ def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run:
         augment=augment,
         generator=generator,
     )
-    lr = config.lr if arm.start else config.lr_warmup
-    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = warmup_poly(optimizer, total=steps, warmup=min(50, steps // 2), power=0.9)
     source_batches, target_batches = batches(config, arm, data, seed)
 
@@ -187,6 +189,8 @@ def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run:
             values |= watch(training, teacher, data.val, device)
         progress.set_postfix(loss=f"{loss.item():.2f}")
         write_metrics(run, values)
+    if not all(parameter.isfinite().all() for parameter in student.parameters()):
+        raise ValueError(f"{run}: weights are not finite after {steps} steps; choose a smaller --lr")
 
 
 def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[Any], Iterator[Any]]:
@@ -195,6 +199,7 @@ def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[A
     cache = data.cache / f"{type(labeled).__name__.lower()}_counts.json"
     counts = count_labels(labeled, cache=cache, progress=lambda indices: tqdm(indices, "reading labels"))
     check_classes(labeled, counts, len(NAMES))
+    check_ids(labeled, counts.sum(dim=0))
     rare_classes = RareClasses(counts[:, : len(NAMES)], temperature=config.temperature, min_pixels=config.min_pixels)
     resized = labeled if arm.oracle or not all(config.source_size) else Resized(labeled, config.source_size)
     length = arm.steps(config) * config.batch_size
@@ -203,18 +208,32 @@ def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[A
     return iter(DataLoader(source, config.batch_size)), iter(DataLoader(target, config.batch_size))
 
 
+def check_ids(labeled: LabeledImages, counts: Tensor) -> None:
+    """Refuse train ids that are stored in the place of ids: read as ids they are road to wall at best."""
+    if not counts[6 : len(NAMES)].any():
+        raise ValueError(
+            f"{labeled.label_file(0)}: neither this nor another of the {len(labeled)} labels has a class after pole; "
+            "are these train ids? The ids of GTA and Cityscapes are expected (*_labelIds.png)"
+        )
+
+
 def watch(training: SelfTraining, teacher: EMATeacher, val: Cityscapes, device: torch.device) -> dict[str, float]:
     """How right the teacher's labels are on a dozen validation images: drawn, and used for nothing."""
     right, trusted, both, pixels = 0, 0, 0, 0
     teacher.eval()
     for i in range(0, len(val), max(len(val) // 12, 1)):
         image, truth, _ = val[i]
-        labels, weight = training.pseudo_label(normalize(image[None].to(device)))
-        known, hit, trust = truth != 255, labels[0].cpu() == truth, weight[0].cpu() > 0
+        labels, weight = training.pseudo_label(whole_cells(image).to(device))
+        labels, weight = (x[0, : truth.shape[0], : truth.shape[1]].cpu() for x in (labels, weight))
+        known, hit, trust = truth != 255, labels == truth, weight > 0
         pixels, right = pixels + int(known.sum()), right + int((known & hit).sum())
         trusted, both = trusted + int((known & trust).sum()), both + int((known & hit & trust).sum())
     teacher.train()
-    return {"label_accuracy": right / pixels, "trusted": trusted / pixels, "trusted_accuracy": both / max(trusted, 1)}
+    return {
+        "label_accuracy": right / max(pixels, 1),
+        "trusted": trusted / max(pixels, 1),
+        "trusted_accuracy": both / max(trusted, 1),
+    }
 
 
 @torch.no_grad()
@@ -232,12 +251,19 @@ def predict(student: MultiResSegmenter, crop: tuple[int, int], image: Tensor) ->
         attention = enlarge(attention, out.logits).gather(1, out.logits.argmax(1, keepdim=True))
         return torch.cat([out.logits, context, out.detail_logits, average, attention], dim=1)
 
-    x = normalize(image[None].to(next(student.parameters()).device))
-    *logits, attention = SlidingWindowInferer(crop)(x, heads)[0].cpu().split(len(NAMES))
+    x = whole_cells(image).to(next(student.parameters()).device)
+    maps = SlidingWindowInferer(crop)(x, heads)[0, :, : image.shape[1], : image.shape[2]].cpu()
+    *logits, attention = maps.split(len(NAMES))
     return {head: part.argmax(0) for head, part in zip(HEADS, logits, strict=True)}, attention[0]
 
 
+def whole_cells(image: Tensor) -> Tensor:
+    """One uint8 image as a normalised batch, its sides padded to the multiples of 8 that two scales need."""
+    return pad(normalize(image[None]), (0, -image.shape[2] % 8, 0, -image.shape[1] % 8))
+
+
 def enlarge(small: Tensor, like: Tensor) -> Tensor:
+    """Bilinear, to the size of ``like``."""
     return interpolate(small, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -263,46 +289,71 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     """Train and measure an arm, and before it the arm that it starts from; or read what an earlier call kept."""
     arm, place = ARMS[name], folder / name
     earlier = run(config, arm.start, data, folder, seed, options) if arm.start else None
-    settings = json.loads(json.dumps({**asdict(config), **asdict(arm), "seed": seed, "data": str(data.source.root)}))
-    if (place / "result.json").exists():
-        kept: dict[str, Any] = json.loads((place / "result.json").read_text())
+    settings = json.loads(json.dumps({**asdict(config), **asdict(arm), "seed": seed, "data": data.key}))
+    if kept := kept_result(place):
         if kept["settings"] == settings:
             return kept
         if not options.overwrite:
-            raise ValueError(f"{place}: holds a run of other settings; choose another --out, or --overwrite")
+            raise ValueError(f"{place}: holds a run of other settings or data; choose another --out, or --overwrite")
     torch.manual_seed(seed)
     detail_size = (config.crop[0] // 2, config.crop[1] // 2)
     student = build(config.encoder, len(NAMES), detail_size=detail_size, attention=arm.attention)
     if arm.start:
         load_weights(student, folder / arm.start / "last.pt")
     student.to(options.device).to(memory_format=torch.channels_last).train()
-    network = {"encoder": config.encoder, "class_names": NAMES, "detail_size": detail_size, "attention": arm.attention}
-    start_run(place, {**settings, "network": {**network, "ignore": []}})
+    network = {
+        "encoder": config.encoder,
+        "class_names": NAMES,
+        "detail_size": detail_size,
+        "attention": arm.attention,
+        "ignore": [],
+    }
+    (place / "result.json").unlink(missing_ok=True)  # until it is there again, the arm is not complete
+    start_run(place, {**settings, "network": network})
     began = time.monotonic()
     train(config, arm, data, student, place, seed)
     seconds = time.monotonic() - began
-    save(place, student, {**network, "ignore": []}, arm.steps(config))
+    save(place, student, network, arm.steps(config))
     result = {
         "settings": settings,
         "classes": evaluate(student, config.crop, data.val),
         "steps": arm.steps(config) + (earlier["steps"] if earlier else 0),
         "seconds": seconds + (earlier["seconds"] if earlier else 0),
     }
-    (place / "result.json").write_text(json.dumps(result) + "\n")
+    part = place / f"result.json.{os.getpid()}.part"
+    part.write_text(json.dumps(result, allow_nan=False) + "\n")
+    part.replace(place / "result.json")
     return result
 
 
+def kept_result(place: Path) -> dict[str, Any] | None:
+    """The result of a complete arm; None where anything of it is missing or damaged, so that it is trained again."""
+    try:
+        kept: dict[str, Any] = json.loads((place / "result.json").read_text())
+        whole = kept["settings"] and kept["steps"] and kept["seconds"] and all(kept["classes"][head] for head in HEADS)
+        read_metrics(place)
+        load(place)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kept if whole else None
+
+
 def prepare(options: argparse.Namespace, seed: int) -> Data:
-    """Find the data sets, or draw the toy ones; refuse what would fail later."""
-    folder = options.out / f"seed{seed}"
+    """Find the data sets, or draw the toy ones; refuse what would fail after hours."""
+    gta, cityscapes, cache = options.gta, options.cityscapes, options.out
+    if not gta:
+        root, cache = options.out / "data" / f"seed{seed}", options.out / f"seed{seed}"
+        gta, cityscapes = write_mini_data(root, seed=seed)
+        key = json.loads((root / "mini.json").read_text())["code"]
+    source, target, val = Gta(gta), Cityscapes(cityscapes, "train"), Cityscapes(cityscapes, "val")
+    source.check_files()
+    if any(ARMS[name].oracle for name in options.arms):
+        target.check_files()
+    counts = sum(val[i].label.flatten().bincount(minlength=256) for i in tqdm(range(len(val)), "checking val"))
+    check_ids(val, torch.as_tensor(counts))
     if options.gta:
-        gta, cityscapes = options.gta, options.cityscapes
-    else:
-        gta, cityscapes = write_mini_data(options.out / "data" / f"seed{seed}", seed=seed)
-    data = Data(Gta(gta), Cityscapes(cityscapes, "train"), Cityscapes(cityscapes, "val"), folder)
-    data.source.check_files()
-    data.val.check_files()
-    return data
+        key = f"{source.fingerprint()} {val.fingerprint()}"
+    return Data(source, target, val, cache, key)
 
 
 def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: str) -> None:
@@ -339,13 +390,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw(config, data, folder, shown, options.device)
         text = class_table({name: results[name] for name in shown})
         text += arm_table(results, {name: arm.title for name, arm in ARMS.items()})
-        (options.out / "table.md").write_text(text)
+        (options.out / "table.md").write_text(text, encoding="utf-8")
         draw_classes(options.out / "classes.png", {name: results[name] for name in shown})
-    except (ValueError, OSError, RuntimeError) as error:
-        problem, status = str(error).splitlines()[0], 2
+    except (ValueError, OSError, RuntimeError, OverflowError, MemoryError) as error:
+        problem, status = (str(error) or type(error).__name__).splitlines()[0], 2
     except KeyboardInterrupt:
         problem, status = "interrupted; arms that are complete are kept", 130
-    if problem:  # only now are progress bars closed, so that this is the last line
+    if status:  # only now are progress bars closed, so that this is the last line
         print(f"gta2cityscapes.py: {problem}", file=sys.stderr)
         return status
     print(text)
@@ -369,7 +420,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     for entry in fields(Config):
         default = getattr(MINI, entry.name)
         count = len(default) if isinstance(default, tuple) else None
-        text = f"{entry.metadata['help']} (default: {default})"
+        real = getattr(REAL, entry.name)
+        text = f"{entry.metadata['help']} (default: {default}{'' if real == default else f'; with --gta: {real}'})"
         kind = type(default[0] if count else default)
         choices = get_args(Per) if entry.name == "per" else None
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, nargs=count, choices=choices, help=text)
@@ -381,15 +433,20 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
     config = replace(REAL if options.gta else MINI, **chosen)
     values = {**vars(options), **asdict(config)}
-    for name in ("warmup", "steps", "batch_size", "lr_warmup", "lr", "clip", "temperature", "seeds"):
+    for name in ("warmup", "steps", "batch_size", "lr", "clip", "temperature", "seeds"):
         if not values[name] > 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, got {values[name]}")
     for name in ("seed", "margins", "source_size", "weight_decay", "min_pixels"):
         if np.min(values[name]) < 0:
             parser.error(f"--{name.replace('_', '-')} must not be negative, got {values[name]}")
-    for name in ("ema_decay", "threshold"):
-        if not 0 <= values[name] <= 1:
-            parser.error(f"--{name.replace('_', '-')} must be in [0, 1], got {values[name]}")
+    if not 0 <= config.ema_decay < 1 or not 0 <= config.threshold <= 1:
+        parser.error(
+            f"--ema-decay must be in [0, 1) and --threshold in [0, 1], got {config.ema_decay}, {config.threshold}"
+        )
+    if not np.isfinite([config.lr, config.weight_decay, config.temperature]).all():
+        parser.error("--lr, --weight-decay and --temperature must be finite")
+    if any(config.source_size) and not all(config.source_size):
+        parser.error(f"--source-size must be two sides, or 0 0, got {config.source_size}")
     if any(side < 16 or side % 16 for side in config.crop):
         parser.error(f"--crop must be positive multiples of 16, got {config.crop}")
     return config, options

@@ -47,14 +47,13 @@ def finished(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def test_run_files_and_table(finished: tuple[Path, str]) -> None:
     out, printed = finished
-    assert {file.name for file in out.iterdir()} == {"table.md", "classes.png", "seed1"}
+    assert {file.name for file in out.iterdir()} == {"table.md", "classes.png", "seed1", "gta_counts.json"}
     assert {file.name for file in (out / "seed1").iterdir()} == {
         "source",
         "control",
         "hrda",
         "panel.png",
         "curves.png",
-        "gta_counts.json",
     }
     for arm in ("source", "control", "hrda"):
         files = {file.name for file in (out / "seed1" / arm).iterdir()}
@@ -88,9 +87,55 @@ def test_an_arm_is_kept_and_other_settings_are_refused(mini: Path, finished: tup
     assert (out / "seed1" / "hrda" / "last.pt").stat().st_mtime_ns == before
     other = start(mini, out, "--lr", "0.1")
     assert other.returncode == 2
-    assert other.stderr.splitlines() == [
-        f"gta2cityscapes.py: {out}/seed1/source: holds a run of other settings; choose another --out, or --overwrite"
-    ]
+    assert other.stderr.splitlines()[-1] == (
+        f"gta2cityscapes.py: {out}/seed1/source: holds a run of other settings or data; choose another --out, "
+        "or --overwrite"
+    )
+
+
+@pytest.mark.parametrize("damage", ["result.json", "last.pt", "metrics.jsonl"])
+def test_a_damaged_arm_is_trained_again(damage: str, mini: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(finished[0], tmp_path / "out")
+    file = tmp_path / "out" / "seed1" / "hrda" / damage
+    file.write_bytes(file.read_bytes()[:20])
+    done = start(mini, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:16] == finished[1].splitlines()[:16]
+    assert file.stat().st_size > 20
+
+
+def test_other_labels_are_other_data(mini: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(mini, tmp_path / "data")
+    file = next((tmp_path / "data" / "cityscapes" / "gtFine" / "val").glob("*/*.png"))
+    with Image.open(file) as image:
+        Image.fromarray(np.where(np.array(image) == 7, 8, np.array(image)).astype(np.uint8)).save(file)
+    done = start(tmp_path / "data", finished[0], "--arms", "source")
+    assert done.returncode == 2
+    assert "holds a run of other settings or data" in done.stderr.splitlines()[-1]
+
+
+def test_later_steps_see_other_crops_and_colours(finished: tuple[Path, str]) -> None:
+    losses = []
+    for arm in ("source", "control"):
+        lines = (finished[0] / "seed1" / arm / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss_source"] for line in lines])
+    assert losses[0][0] != losses[1][0]
+
+
+def test_weights_that_are_not_finite_are_no_result(mini: Path, tmp_path: Path) -> None:
+    done = start(mini, tmp_path, "--arms", "source", "--lr", "1e38", "--weight-decay", "3", "--warmup", "1")
+    assert done.returncode == 2
+    assert "weights are not finite after 1 steps; choose a smaller --lr" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "seed1" / "source" / "last.pt").exists()
+
+
+def test_images_of_any_size(mini: Path, tmp_path: Path) -> None:
+    shutil.copytree(mini, tmp_path / "data")
+    for file in (tmp_path / "data" / "cityscapes").glob("*/val/*/*.png"):
+        with Image.open(file) as image:
+            image.crop((0, 0, 381, 190)).save(file)
+    done = start(tmp_path / "data", tmp_path / "out", "--arms", "hrda")
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_arm_runs_and_two_seeds_have_a_spread(mini: Path, tmp_path: Path) -> None:
@@ -150,10 +195,24 @@ def break_data(case: str, root: Path) -> str:
         picture.putpalette([128, 64, 128] + [0] * 765)
         picture.save(file)
         return f"{file}: palette index 0 has the colour of road"
+    if case == "grey train ids":  # _labelTrainIds under the name of _labelIds
+        files = sorted((fine / "val").glob("*/*.png"))
+        for file in files:
+            with Image.open(file) as image:
+                ids = np.array(image)
+            Image.fromarray(np.where(ids < 13, ids - 7, 255).astype(np.uint8)).save(file)
+        return f"{files[0]}: neither this nor another of the 3 labels has a class after pole; are these train ids?"
+    if case == "truncated val image":
+        file = next((root / "cityscapes" / "leftImg8bit" / "val").glob("*/*.png"))
+        file.write_bytes(file.read_bytes()[:-5000])
+        return f"{file}: cannot be read as an image"
     raise AssertionError(case)
 
 
-@pytest.mark.parametrize("case", ["no gta", "no gtFine", "no label", "no val label", "train ids"])
+@pytest.mark.parametrize(
+    "case",
+    ["no gta", "no gtFine", "no label", "no val label", "train ids", "grey train ids", "truncated val image"],
+)
 def test_damaged_data_is_one_line_and_exit_2(case: str, mini: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(mini, root)
@@ -163,6 +222,7 @@ def test_damaged_data_is_one_line_and_exit_2(case: str, mini: Path, tmp_path: Pa
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"gta2cityscapes.py: {expected}"), done.stderr
     assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("**/last.pt"))  # found before anything is trained
 
 
 @pytest.mark.parametrize(
@@ -176,6 +236,9 @@ def test_damaged_data_is_one_line_and_exit_2(case: str, mini: Path, tmp_path: Pa
         (["--lr", "0"], "--lr must be positive, got 0"),
         (["--crop", "100", "384"], "--crop must be positive multiples of 16, got (100, 384)"),
         (["--per", "patch"], "invalid choice: 'patch'"),
+        (["--lr", "inf"], "--lr, --weight-decay and --temperature must be finite"),
+        (["--ema-decay", "1"], "--ema-decay must be in [0, 1) and --threshold in [0, 1], got 1.0, 0.9"),
+        (["--source-size", "100", "0"], "--source-size must be two sides, or 0 0, got (100, 0)"),
         (["--margins", "-1", "0", "0", "0"], "--margins must not be negative, got (-1, 0, 0, 0)"),
     ],
 )

@@ -38,9 +38,9 @@ def arm_table(results: Results, titles: Mapping[str, str]) -> str:
 
 
 def shown(results: Results) -> list[str]:
-    """The classes that validation images show."""
-    first = next(iter(results.values()))[0]["classes"]["fused"]
-    return [name for name, value in first.items() if value is not None]
+    """The classes that validation images of any seed show."""
+    everything = [run["classes"]["fused"] for runs in results.values() for run in runs]
+    return [name for name in everything[0] if any(values[name] is not None for values in everything)]
 
 
 def class_values(runs: Sequence[Mapping[str, Any]], key: str, name: str) -> list[float]:

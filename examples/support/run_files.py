@@ -50,9 +50,16 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def save(run: Path, model: nn.Module, network: dict[str, Any], step: int) -> None:
     """``last.pt``: weights, and what :func:`load` needs to build their network. Never half-written."""
-    part = run / "last.pt.part"
-    torch.save({"model": model.state_dict(), "network": network, "step": step}, part)
-    os.replace(part, run / "last.pt")
+    part = run / f"last.pt.{os.getpid()}.part"
+    try:
+        torch.save({"model": model.state_dict(), "network": network, "step": step}, part)
+        os.replace(part, run / "last.pt")
+    except RuntimeError as error:  # torch's name for a full disk
+        raise OSError(
+            f"{run / 'last.pt'}: cannot be written, is the disk full? ({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -36,6 +36,9 @@ class Cityscapes(LabeledFiles):
         image, label = "_leftImg8bit.png", "_gtFine_labelIds.png"
         layout = f"{self.root}/leftImg8bit/{split}/CITY/*{image} with {self.root}/gtFine/{split}/CITY/*{label}"
         images = find(self.root / "leftImg8bit" / split, f"*/*{image}", layout)
+        for city in (self.root / "leftImg8bit" / split).iterdir():
+            if city.is_dir():
+                next(city.iterdir(), None)  # raises for a folder that may not be read; glob leaves it out in silence
         names = [file.name.removesuffix(image) for file in images]
         cities = [self.root / "gtFine" / split / file.parent.name for file in images]
         labels = [city / f"{name}{label}" for city, name in zip(cities, names, strict=True)]
