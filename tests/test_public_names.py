@@ -7,6 +7,7 @@ import pytest
 
 import hrda_lib
 import hrda_lib.data
+import hrda_lib.models
 import hrda_lib.optim
 
 SIGNATURES = {
@@ -56,6 +57,18 @@ SIGNATURES = {
     "ConfusionMatrix.update": "(self, prediction, target)",
     "ConfusionMatrix.iou": "(self)",
     "ConfusionMatrix.mean_iou": "(self, classes=None)",
+    "models.hrda": "(encoder='mit_b5', num_classes=19, *, embed_dims=256, attention_embed_dims=256, "
+    "detail_size=(512, 512), attention_classwise=True, fixed_attention=None, drop_path=0.1, dropout=0.1, "
+    "fusion='sepaspp', in_channels=3, checkpoint_stages=())",
+    "models.daformer": "(encoder='mit_b5', num_classes=19, *, embed_dims=256, drop_path=0.1, dropout=0.1, "
+    "fusion='sepaspp', in_channels=3, checkpoint_stages=())",
+    "models.load_reference_checkpoint": "(model, path_or_state_dict, *, prefix=None)",
+    "models.to_reference_state_dict": "(model)",
+    "models.MixTransformer": "(size='mit_b5', *, in_channels=3, drop_path=0.1, checkpoint_stages=())",
+    "models.MixTransformerSize": "(widths, depths)",
+    "models.DAFormerHead": "(in_channels, num_classes, *, embed_dims=256, fusion='sepaspp', dilations=(1, 6, 12, 18), "
+    "dropout=0.1)",
+    "models.EncoderDecoder": "(encoder, decoder)",
     "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01)",
     "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",
     "data.Folders": "(root, *, ignore=())",
@@ -97,5 +110,7 @@ def test_signature(name: str) -> None:
 def test_exported_names() -> None:
     top = {name for name in SIGNATURES if "." not in name}
     assert set(hrda_lib.__all__) == top
+    models = {name.split(".")[1] for name in SIGNATURES if name.startswith("models.")}
+    assert set(hrda_lib.models.__all__) == models
     inner = {name.split(".")[1] for name in SIGNATURES if name.startswith("data.")}
     assert set(hrda_lib.data.__all__) == inner | {"CITYSCAPES", "SourceCrop", "TargetCrop"}

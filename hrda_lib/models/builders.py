@@ -1,0 +1,105 @@
+"""The networks of the papers, assembled."""
+
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from hrda_lib.fusion import ScaleAttentionHead
+from hrda_lib.models.daformer_head import DAFormerHead, Fusion
+from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
+from hrda_lib.segmenter import MultiResSegmenter
+
+
+class EncoderDecoder(nn.Module):
+    """One scale: images (B, K, H, W) -> encoder -> decoder -> logits (B, C, h, w)."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.decoder(self.encoder(images))
+        return logits
+
+
+def hrda(
+    encoder: str | MixTransformerSize = "mit_b5",
+    num_classes: int = 19,
+    *,
+    embed_dims: int = 256,
+    attention_embed_dims: int = 256,
+    detail_size: int | tuple[int, int] = (512, 512),
+    attention_classwise: bool = True,
+    fixed_attention: float | None = None,
+    drop_path: float = 0.1,
+    dropout: float = 0.1,
+    fusion: Fusion = "sepaspp",
+    in_channels: int = 3,
+    checkpoint_stages: Collection[int] = (),
+) -> MultiResSegmenter:
+    """HRDA: a Mix Transformer, the DAFormer head and a light attention head at two scales.
+
+    (HRDA, arXiv 2204.13132, section 3; 85,685,990 parameters for "mit_b5" and 19 classes.)
+
+    Args:
+        encoder: "mit_b0" to "mit_b5", or a size of your own.
+        num_classes: C, channels of the logits.
+        embed_dims: channels of the DAFormer head.
+        attention_embed_dims: channels of the attention head.
+        detail_size: detail crop and window in pixels; the paper's context crop is twice as large.
+        attention_classwise: one attention map a class (the paper), or one for all.
+        fixed_attention: a number in [0, 1] instead of a learned attention: 0 context alone, 1 detail alone.
+        drop_path: largest probability of skipping a branch of the encoder.
+        dropout: probability of dropping a channel before each classifier.
+        fusion: of :class:`DAFormerHead`.
+        in_channels: channels of the images.
+        checkpoint_stages: encoder stages that compute their activations anew in backward.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> model = hrda("mit_b0", num_classes=5, embed_dims=16, attention_embed_dims=16, detail_size=(32, 32))
+        >>> model.eval()(torch.rand(1, 3, 64, 64)).logits.shape
+        torch.Size([1, 5, 16, 16])
+    """
+    body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
+    decoder = DAFormerHead(body.widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout)
+    attention: nn.Module | float
+    if fixed_attention is None:
+        attention = ScaleAttentionHead(
+            body.widths, num_classes if attention_classwise else 1, embed_dims=attention_embed_dims
+        )
+        attention.dropout.p = dropout
+    else:
+        attention = fixed_attention
+    return MultiResSegmenter(body, decoder, attention, detail_size=detail_size)
+
+
+def daformer(
+    encoder: str | MixTransformerSize = "mit_b5",
+    num_classes: int = 19,
+    *,
+    embed_dims: int = 256,
+    drop_path: float = 0.1,
+    dropout: float = 0.1,
+    fusion: Fusion = "sepaspp",
+    in_channels: int = 3,
+    checkpoint_stages: Collection[int] = (),
+) -> EncoderDecoder:
+    """DAFormer: a Mix Transformer and the DAFormer head at one scale, images -> logits at stride 4.
+
+    (DAFormer, arXiv 2111.14887, section 3.2.) Arguments as in :func:`hrda`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> daformer("mit_b0", num_classes=5, embed_dims=16)(torch.rand(1, 3, 64, 64)).shape
+        torch.Size([1, 5, 16, 16])
+    """
+    body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
+    decoder = DAFormerHead(body.widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout)
+    return EncoderDecoder(body, decoder)

@@ -1,0 +1,116 @@
+"""Decoders over a pyramid of features: the DAFormer head and its simpler relatives."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+Fusion = Literal["sepaspp", "aspp", "conv1"]
+
+
+class DAFormerHead(nn.Module):
+    r"""Embed every level, bring all to the finest, and fuse them with a look at several distances.
+
+    .. math::
+        \hat y = W\, g\big(\mathrm{concat}_i\, \mathrm{up}(E_i f_i)\big)
+
+    with 1x1 embeddings :math:`E_i`, levels from fine to coarse, and g an ASPP of depthwise-separable convolutions
+    without image pooling (DAFormer, arXiv 2111.14887, section 3.2).
+
+    Args:
+        in_channels: channels of each level.
+        num_classes: channels of the logits.
+        embed_dims: channels of each embedding and of the fused features.
+        fusion: "sepaspp" (DAFormer); "aspp", whose dilated convolutions are not separable; "conv1", one 1x1
+            convolution, as in SegFormer.
+        dilations: of the branches of an ASPP; 1 stands for a 1x1 convolution.
+        dropout: probability of dropping a whole channel before the classifier.
+
+    Raises:
+        ValueError: a setting is out of its range, or features have other channels.
+
+    Example:
+        >>> head = DAFormerHead([32, 64], num_classes=5, embed_dims=16)
+        >>> head([torch.rand(2, 32, 16, 16), torch.rand(2, 64, 8, 8)]).shape
+        torch.Size([2, 5, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        embed_dims: int = 256,
+        fusion: Fusion = "sepaspp",
+        dilations: Sequence[int] = (1, 6, 12, 18),
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if not in_channels or min(*in_channels, num_classes, embed_dims) < 1:
+            raise ValueError(
+                f"in_channels, num_classes and embed_dims must be positive and in_channels not empty, "
+                f"got {list(in_channels)}, {num_classes}, {embed_dims}"
+            )
+        if fusion not in get_args(Fusion):
+            raise ValueError(f"fusion must be one of {get_args(Fusion)}, got {fusion!r}")
+        if not dilations or min(dilations) < 1 or not 0 <= dropout < 1:
+            raise ValueError(f"dilations must be positive and dropout in [0, 1), got {list(dilations)} and {dropout}")
+        self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
+        width = len(in_channels) * embed_dims
+        self.fuse: nn.Module
+        if fusion == "conv1":
+            self.fuse = conv_bn_relu(width, embed_dims)
+        else:
+            self.fuse = Aspp(width, embed_dims, dilations, separable=fusion == "sepaspp")
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(embed_dims, num_classes, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        assert self.classifier.bias is not None
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        expected = [embedding.in_channels for embedding in self.embeddings]
+        got = [feature.shape[1] if feature.dim() == 4 else tuple(feature.shape) for feature in features]
+        if got != expected:
+            raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
+        size = features[0].shape[-2:]
+        levels = [embedding(feature) for embedding, feature in zip(self.embeddings, features, strict=True)]
+        levels = [
+            level if level.shape[-2:] == size else interpolate(level, size=size, mode="bilinear", align_corners=False)
+            for level in levels
+        ]
+        logits: Tensor = self.classifier(self.dropout(self.fuse(torch.cat(levels, dim=1))))
+        return logits
+
+
+class Aspp(nn.Module):
+    """Parallel dilated convolutions, concatenated and fused by a 3x3 convolution; no image pooling."""
+
+    def __init__(self, channels: int, width: int, dilations: Sequence[int], *, separable: bool) -> None:
+        super().__init__()
+        branches: list[nn.Module] = []
+        for dilation in dilations:
+            if dilation == 1:
+                branches.append(conv_bn_relu(channels, width))
+            elif separable:
+                depthwise = conv_bn_relu(channels, channels, kernel=3, dilation=dilation, groups=channels)
+                pointwise = conv_bn_relu(channels, width)
+                branches.append(nn.Sequential(OrderedDict(depthwise_conv=depthwise, pointwise_conv=pointwise)))
+            else:
+                branches.append(conv_bn_relu(channels, width, kernel=3, dilation=dilation))
+        self.branches = nn.ModuleList(branches)
+        self.bottleneck = conv_bn_relu(len(branches) * width, width, kernel=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
+        return out
+
+
+def conv_bn_relu(inputs: int, outputs: int, *, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution that keeps the size, batch norm, ReLU."""
+    padding = dilation * (kernel // 2)
+    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(outputs), relu=nn.ReLU()))

@@ -1,0 +1,228 @@
+"""The Mix Transformer encoder of SegFormer: a pyramid of four stages at strides 4, 8, 16 and 32."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from hrda_lib.geometry import check_tensor
+
+
+class MixTransformerSize(NamedTuple):
+    """Channels and blocks of each stage."""
+
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+
+
+SIZES = {
+    "mit_b0": MixTransformerSize((32, 64, 160, 256), (2, 2, 2, 2)),
+    "mit_b1": MixTransformerSize((64, 128, 320, 512), (2, 2, 2, 2)),
+    "mit_b2": MixTransformerSize((64, 128, 320, 512), (3, 4, 6, 3)),
+    "mit_b3": MixTransformerSize((64, 128, 320, 512), (3, 4, 18, 3)),
+    "mit_b4": MixTransformerSize((64, 128, 320, 512), (3, 8, 27, 3)),
+    "mit_b5": MixTransformerSize((64, 128, 320, 512), (3, 6, 40, 3)),
+}
+
+
+class MixTransformer(nn.Module):
+    r"""Images to features at strides 4, 8, 16 and 32 (SegFormer, arXiv 2105.15203, section 3.1).
+
+    Each stage embeds overlapping patches, then runs pre-norm blocks of attention and a feed-forward part with a 3x3
+    depthwise convolution, which takes the place of position codes:
+
+    .. math::
+        x \leftarrow x + \mathrm{softmax}\!\left(\frac{Q K^\top}{\sqrt{d}}\right) V, \qquad
+        x \leftarrow x + W_2\, \mathrm{GELU}(\mathrm{DWConv}(W_1 x))
+
+    K and V come from a feature map that a strided convolution reduced by 8, 4, 2 and 1 a side in the four stages.
+
+    Args:
+        size: "mit_b0" to "mit_b5", or a :class:`MixTransformerSize` of your own.
+        in_channels: channels of the images.
+        drop_path: probability that the last block skips a branch, per sample; it grows linearly from 0 at the first.
+        checkpoint_stages: stages (0 to 3) whose blocks keep no activations: they are computed anew in backward.
+
+    Images (B, in_channels, H, W) of any size from 32 x 32 on. Stage i has ceil(H / s) x ceil(W / s) cells for s = 4, 8,
+    16, 32; off the multiples of 32, borders are padded with zeros inside the convolutions, and cells no longer lie
+    exactly under each other: pad images to multiples of 32 where that matters.
+
+    Raises:
+        ValueError: the size is unknown, a setting is out of its range, or images have other channels.
+
+    Example:
+        >>> encoder = MixTransformer("mit_b0")
+        >>> [tuple(feature.shape) for feature in encoder(torch.rand(1, 3, 64, 96))]
+        [(1, 32, 16, 24), (1, 64, 8, 12), (1, 160, 4, 6), (1, 256, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        size: str | MixTransformerSize = "mit_b5",
+        *,
+        in_channels: int = 3,
+        drop_path: float = 0.1,
+        checkpoint_stages: Collection[int] = (),
+    ) -> None:
+        super().__init__()
+        if isinstance(size, str) and size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)} or a MixTransformerSize, got {size!r}")
+        self.widths, self.depths = SIZES[size] if isinstance(size, str) else MixTransformerSize(*size)
+        heads = (1, 2, 5, 8)
+        if not 0 <= drop_path < 1 or in_channels < 1:
+            raise ValueError(f"drop_path must be in [0, 1) and in_channels positive, got {drop_path} and {in_channels}")
+        if any(stage not in range(4) for stage in checkpoint_stages):
+            raise ValueError(f"checkpoint_stages must be stages 0 to 3, got {list(checkpoint_stages)}")
+        self.in_channels, self.checkpoint_stages = in_channels, frozenset(checkpoint_stages)
+        blocks = sum(self.depths)
+        rates = [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
+        self.stages = nn.ModuleList()
+        for i, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
+            below = in_channels if i == 0 else self.widths[i - 1]
+            first = sum(self.depths[:i])
+            self.stages.append(
+                Stage(
+                    below,
+                    width,
+                    rates[first : first + depth],
+                    kernel=7 if i == 0 else 3,
+                    stride=4 if i == 0 else 2,
+                    heads=heads[i],
+                    reduction=(8, 4, 2, 1)[i],
+                )
+            )
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        check_tensor("images", images)
+        if images.dim() != 4 or images.shape[1] != self.in_channels:
+            raise ValueError(f"images must be (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
+        if min(images.shape[-2:]) < 32:
+            raise ValueError(
+                f"images must be at least 32 pixels high and wide, got {tuple(images.shape[-2:])}; pad them"
+            )
+        features: list[Tensor] = []
+        x = images
+        for i, stage in enumerate(self.stages):
+            x = stage(x, i in self.checkpoint_stages and torch.is_grad_enabled())
+            features.append(x)
+        return features
+
+
+class Stage(nn.Module):
+    """Patch embedding, blocks and a last norm."""
+
+    def __init__(
+        self, below: int, width: int, rates: Sequence[float], *, kernel: int, stride: int, heads: int, reduction: int
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(below, width, kernel, stride, padding=kernel // 2)
+        self.embed_norm = nn.LayerNorm(width)  # eps 1e-5 here and in Attention.reduce_norm, 1e-6 everywhere else
+        self.blocks = nn.ModuleList(Block(width, rate, heads=heads, reduction=reduction) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: Tensor, recompute: bool) -> Tensor:
+        x = self.embed(x)
+        height, width = x.shape[-2:]
+        x = self.embed_norm(x.flatten(2).transpose(1, 2))
+        for block in self.blocks:
+            x = checkpoint(block, x, height, width, use_reentrant=False) if recompute else block(x, height, width)
+        out: Tensor = _grid(self.norm(x), height, width)
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then the feed-forward part, each beside the identity."""
+
+    def __init__(self, width: int, drop_path: float, *, heads: int, reduction: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads=heads, reduction=reduction)
+        self.feed_forward_norm = nn.LayerNorm(width, eps=1e-6)
+        self.feed_forward = FeedForward(width)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = x + self.drop_path(self.attention(self.attention_norm(x), height, width))
+        out: Tensor = x + self.drop_path(self.feed_forward(self.feed_forward_norm(x), height, width))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values are spatially reduced."""
+
+    def __init__(self, width: int, *, heads: int, reduction: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"widths must be multiples of the heads 1, 2, 5 and 8, got {width} for {heads}")
+        self.heads = heads
+        self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.reduce: nn.Module | None = None
+        if reduction > 1:
+            self.reduce = nn.Conv2d(width, width, reduction, stride=reduction)
+            self.reduce_norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        query = self.query(x)
+        if self.reduce is not None:
+            grid = self.reduce(_grid(x, height, width))
+            x = self.reduce_norm(grid.flatten(2).transpose(1, 2))
+        key, value = self.key_value(x).chunk(2, dim=-1)
+        query, key, value = (
+            y.view(y.shape[0], y.shape[1], self.heads, -1).transpose(1, 2) for y in (query, key, value)
+        )
+        mixed = scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a 3x3 depthwise convolution and GELU between."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = 4 * width
+        self.expand, self.contract = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.activation = nn.GELU()
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        grid = _grid(self.expand(x), height, width)
+        x = self.depthwise(grid).flatten(2).transpose(1, 2)
+        out: Tensor = self.contract(self.activation(x))
+        return out
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: the whole branch of a sample is 0 with probability ``rate``, else divided by 1 - ``rate``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1 - self.rate)
+
+
+def _grid(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, height * width, C) tokens as (B, C, height, width), in channels-last memory."""
+    return x.transpose(1, 2).view(x.shape[0], x.shape[2], height, width)
+
+
+def _initialise(module: nn.Module) -> None:
+    """What vision transformers start from: truncated normal, fan-out normal for convolutions, biases 0."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)

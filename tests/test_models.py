@@ -1,0 +1,270 @@
+"""The Mix Transformer, the DAFormer head, the builders, and published files in and out."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import checkpoint, image
+from torch import Tensor, nn
+
+from hrda_lib import EMATeacher
+from hrda_lib.models import (
+    DAFormerHead,
+    MixTransformer,
+    MixTransformerSize,
+    daformer,
+    hrda,
+    load_reference_checkpoint,
+    to_reference_state_dict,
+)
+from hrda_lib.models.mix_transformer import DropPath
+
+TINY = MixTransformerSize((8, 16, 20, 32), (1, 1, 2, 1))
+
+
+def tiny(**settings: Any) -> nn.Module:
+    return hrda(TINY, 5, embed_dims=8, attention_embed_dims=8, detail_size=(32, 32), **settings)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("mit_b0", 3_319_392),
+        ("mit_b1", 13_151_424),
+        ("mit_b2", 24_196_288),
+        ("mit_b3", 44_072_128),
+        ("mit_b4", 60_842_688),
+        ("mit_b5", 81_443_008),
+    ],
+)
+def test_parameter_counts(size: str, count: int) -> None:
+    with torch.device("meta"):
+        assert parameters(MixTransformer(size)) == count
+
+
+def test_parameters_of_hrda() -> None:
+    with torch.device("meta"):
+        assert parameters(hrda()) == 85_685_990
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 90), (33, 32), (34, 200)])
+def test_any_image_size(size: tuple[int, int]) -> None:
+    features = MixTransformer(TINY)(torch.rand(2, 3, *size))
+    for feature, width, stride in zip(features, TINY.widths, (4, 8, 16, 32), strict=True):
+        assert feature.shape == (2, width, -(-size[0] // stride), -(-size[1] // stride))
+
+
+def test_two_epsilons() -> None:
+    for name, module in MixTransformer(TINY).named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.eps == (1e-5 if name.endswith(("embed_norm", "reduce_norm")) else 1e-6), name
+
+
+def test_drop_path_skips_whole_samples_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    layer, x = DropPath(0.25), torch.ones(4000, 3, 2)
+    out = layer(x)
+    assert set(out.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert torch.equal(out, out[:, :1, :1].expand_as(out))
+    assert abs(out.mean() - 1) < 0.03
+    assert layer.eval()(x) is x
+    rates = [block.drop_path.rate for stage in MixTransformer(TINY, drop_path=0.4).stages for block in stage.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_the_teacher_drops_nothing() -> None:
+    teacher = EMATeacher(tiny(drop_path=0.9, dropout=0.9))
+    assert teacher.training
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(teacher(images).logits, teacher(images).logits)
+
+
+def test_recomputed_stages_have_the_same_gradients() -> None:
+    gradients = []
+    for stages in ((), (0, 2, 3)):
+        torch.manual_seed(0)
+        encoder = MixTransformer(TINY, drop_path=0.5, checkpoint_stages=stages)
+        torch.manual_seed(1)
+        sum(feature.sin().sum() for feature in encoder(torch.rand(2, 3, 64, 64))).backward()
+        gradients.append([p.grad for p in encoder.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_channels_and_classes_of_your_own() -> None:
+    model = tiny(in_channels=4, attention_classwise=False).eval()
+    out = model(torch.rand(1, 4, 64, 96))
+    assert out.logits.shape == (1, 5, 16, 24)
+    assert out.attention.shape == (1, 1, 8, 12)
+    fixed = tiny(fixed_attention=0.25).eval()(torch.rand(1, 3, 64, 64))
+    assert fixed.attention == 0.25
+
+
+@pytest.mark.parametrize("fusion", ["sepaspp", "aspp", "conv1"])
+def test_head(fusion: Any) -> None:
+    torch.manual_seed(0)
+    head = DAFormerHead([8, 16], 5, embed_dims=8, fusion=fusion, dropout=0).eval()
+    features = [torch.rand(2, 8, 16, 12), torch.rand(2, 16, 8, 6)]
+    logits = head(features)
+    assert logits.shape == (2, 5, 16, 12)
+    levels = []
+    for feature, embed in zip(features, head.embeddings, strict=True):
+        level = torch.einsum("bchw,oc->bohw", feature, embed.weight[:, :, 0, 0]) + embed.bias[:, None, None]
+        levels.append(nn.functional.interpolate(level, size=(16, 12), mode="bilinear"))
+    expected = head.classifier(head.fuse(torch.cat(levels, 1)))
+    assert torch.allclose(logits, expected, atol=1e-5)
+    assert [m.p for m in head.modules() if isinstance(m, nn.Dropout2d)] == [0]
+
+
+def test_compiled_and_exported_agree_with_eager() -> None:
+    torch.manual_seed(0)
+    model, images = daformer(TINY, 5, embed_dims=8).eval(), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        eager = model(images)
+        exported = torch.export.export(model, (images,)).module()(images)
+    assert (exported - eager).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("build", [tiny, lambda: daformer(TINY, 5, embed_dims=8), lambda: tiny(fixed_attention=0.5)])
+def test_published_names_are_an_exact_inverse(build: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, other = build(), build()
+    entries = to_reference_state_dict(model)
+    stored = {p.data_ptr() for p in model.state_dict().values()}
+    assert all(entry.data_ptr() in stored for entry in entries.values())
+    file = tmp_path / "iter_40000.pth"
+    torch.save({"meta": {"CLASSES": ("road",), "iter": 40000}, "state_dict": prefixed("model", entries)}, file)
+    load_reference_checkpoint(other, file)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def prefixed(prefix: str, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": entry for name, entry in entries.items()}
+
+
+def test_student_teacher_and_bare_names() -> None:
+    models = [tiny() for _ in range(3)]
+    student, teacher = (to_reference_state_dict(model) for model in models[:2])
+    file = {
+        "state_dict": prefixed("model", student) | prefixed("ema_model", teacher) | prefixed("imnet_model", student)
+    }
+    for prefix, expected in ((None, student), ("model", student), ("ema_model", teacher)):
+        load_reference_checkpoint(models[2], file, prefix=prefix)
+        got = to_reference_state_dict(models[2])
+        assert all(torch.equal(got[name], expected[name]) for name in expected)
+    load_reference_checkpoint(models[2], prefixed("ema_model", teacher))
+    load_reference_checkpoint(models[2], student)
+    with pytest.raises(ValueError, match="no entry starts with 'ema_model'; it has names without a prefix"):
+        load_reference_checkpoint(models[2], student, prefix="ema_model")
+    with pytest.raises(ValueError, match="prefix must be 'model', 'ema_model' or None, got 'student'"):
+        load_reference_checkpoint(models[2], student, prefix="student")
+
+
+class Hostile:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["HOSTILE"],)
+
+
+def test_a_hostile_file_is_refused_and_its_code_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTILE", str(tmp_path / "it ran"))
+    file = tmp_path / "hostile.pth"
+    torch.save({"state_dict": Hostile()}, file)
+    with pytest.raises(ValueError, match=r"hostile\.pth: refused, for it is no file of tensors alone"):
+        load_reference_checkpoint(tiny(), file)
+    assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("truncated", "cannot be read as a checkpoint"),
+        ("empty", "cannot be read as a checkpoint"),
+        ("text", "refused, for it is no file of tensors alone|cannot be read as a checkpoint"),
+        ("absent", "no such file"),
+        ("list", "a checkpoint must hold a dictionary, got list"),
+        ("classes", r"decode_head.head.conv_seg.weight must be \(5, 8, 1, 1\), got \(7, 8, 1, 1\)"),
+        ("missing", "missing backbone.norm4.weight; missing backbone.norm4.bias"),
+        ("unexpected", "unexpected decode_head.extra"),
+        ("encoder", "missing backbone.patch_embed1.proj.weight"),
+        ("no tensor", "backbone.norm4.bias must be a tensor, got int"),
+    ],
+)
+def test_damaged_files(case: str, message: str, tmp_path: Path) -> None:
+    model, file = tiny(), tmp_path / "file.pth"
+    entries: dict[str, Any] = dict(to_reference_state_dict(model))
+    if case == "classes":
+        entries = to_reference_state_dict(hrda(TINY, 7, embed_dims=8, attention_embed_dims=8, detail_size=(32, 32)))
+    elif case == "missing":
+        del entries["backbone.norm4.weight"], entries["backbone.norm4.bias"]
+    elif case == "unexpected":
+        entries["decode_head.extra"] = torch.zeros(1)
+    elif case == "encoder":
+        entries = {"layer1.0.weight": torch.zeros(1)}
+    elif case == "no tensor":
+        entries["backbone.norm4.bias"] = 3
+    torch.save([1] if case == "list" else {"state_dict": entries}, file)
+    if case == "truncated":
+        file.write_bytes(file.read_bytes()[:1000])
+    elif case in ("empty", "text"):
+        file.write_text("" if case == "empty" else "weights\n")
+    elif case == "absent":
+        file.unlink()
+    with pytest.raises(ValueError, match=message):
+        load_reference_checkpoint(model, file)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: MixTransformer("mit_b6"), "size must be one of mit_b0, mit_b1"),
+        (lambda: MixTransformer("mit_b0", drop_path=1), "drop_path must be in"),
+        (lambda: MixTransformer("mit_b0", checkpoint_stages=[4]), "checkpoint_stages must be stages 0 to 3"),
+        (lambda: MixTransformer(MixTransformerSize((8, 15, 20, 32), (1, 1, 1, 1))), "multiples of the heads"),
+        (lambda: MixTransformer(TINY)(torch.rand(1, 4, 32, 32)), r"images must be \(B, 3, H, W\)"),
+        (lambda: MixTransformer(TINY)(torch.rand(1, 3, 31, 64)), r"at least 32 pixels high and wide, got \(31, 64\)"),
+        (lambda: DAFormerHead([], 5), "in_channels not empty"),
+        (lambda: DAFormerHead([8], 5, fusion="isa"), "fusion must be one of"),
+        (lambda: DAFormerHead([8], 5, dilations=()), "dilations must be positive"),
+        (lambda: DAFormerHead([8], 5)([torch.rand(1, 9, 4, 4)]), r"with channels \[8\], got \[9\]"),
+        (lambda: to_reference_state_dict(nn.Linear(1, 1)), "model must be built by hrda"),
+    ],
+)
+def test_mistakes(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_gradients_end_to_end_in_float64() -> None:
+    """Of a direction in parameter space, through both scales, the fusion and both losses."""
+    from hrda_lib import CropBox, confidence_weighted_ce, crop
+
+    torch.manual_seed(0)
+    model = tiny(drop_path=0, dropout=0).double().train()
+    images, labels = torch.rand(1, 3, 64, 64, dtype=torch.float64), torch.randint(5, (1, 64, 64))
+    box, names = CropBox(8, 16, 32, 32), [name for name, _ in model.named_parameters()]
+    start = [p.detach().clone() for p in model.parameters()]
+    direction = [torch.randn_like(p) for p in start]
+
+    def loss(step: Tensor) -> Tensor:
+        moved = {name: p + step * d for name, p, d in zip(names, start, direction, strict=True)}
+        out = torch.func.functional_call(model, moved, (images, box))
+        fused = confidence_weighted_ce(out.logits, labels)
+        return 0.9 * fused + 0.1 * confidence_weighted_ce(out.detail_logits, crop(labels, box))
+
+    assert torch.autograd.gradcheck(loss, torch.zeros((), dtype=torch.float64, requires_grad=True), eps=1e-7, atol=1e-4)
+
+
+def test_the_file_is_read_in_full(tmp_path: Path) -> None:
+    model = hrda("mit_b0", embed_dims=32, attention_embed_dims=32, detail_size=(64, 64)).eval()
+    file = tmp_path / "b0.pth"
+    torch.save(checkpoint(11), file)
+    load_reference_checkpoint(model, file)
+    with torch.no_grad():
+        assert model.predict(image(11, "eval.image", 1, 128, 128)).isfinite().all()
+    assert pickle.dumps(sorted(to_reference_state_dict(model))) == pickle.dumps(sorted(checkpoint(11)))
