@@ -105,13 +105,21 @@ def read_ids(file: Path) -> tuple[npt.NDArray[np.uint8], list[tuple[int, ...]]]:
 def _opened(file: Path) -> Image.Image:
     try:
         image = Image.open(file)
-        image.info["raw mode"] = image.tile[0][3] if image.tile else ""
-        image.load()
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: cannot be read as an image ({error})") from None
+        raise _unreadable(file, error) from None
+    try:
+        image.info["raw mode"] = image.tile[0][3] if image.tile else ""
+        image.load()
+    except (OSError, SyntaxError) as error:
+        image.close()
+        raise _unreadable(file, error) from None
     return image
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    return ValueError(f"{file}: cannot be read as an image ({error})")
 
 
 class LabeledFiles:
