@@ -46,11 +46,10 @@ from hrda_lib.self_training import Objective
 from support.mini_scenes import write_mini_data
 from support.networks import build
 from support.plots import draw_classes, draw_grid, draw_runs, street_colours
-from support.report import arm_table, class_table
+from support.report import HEADS, arm_table, class_table
 from support.run_files import MEAN, STD, load, load_weights, normalize, read_metrics, save, start_run, write_metrics
 
 NAMES = [entry.name for entry in CITYSCAPES]
-HEADS = ("fused", "context", "detail", "average")
 
 
 def setting(default: Any, text: str) -> Any:
@@ -138,6 +137,7 @@ class Data:
     source: Gta
     target: Cityscapes
     val: Cityscapes
+    counts: Tensor  # of the source, (images, classes)
     cache: Path
     key: str  # changes when the labels do
 
@@ -195,17 +195,26 @@ def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run:
 
 def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[Any], Iterator[Any]]:
     """Labelled crops, those of rare classes more often; and target crops without labels."""
-    labeled = data.target if arm.oracle else data.source
-    cache = data.cache / f"{type(labeled).__name__.lower()}_counts.json"
-    counts = count_labels(labeled, cache=cache, progress=lambda indices: tqdm(indices, "reading labels"))
-    check_classes(labeled, counts, len(NAMES))
-    check_ids(labeled, counts.sum(dim=0))
-    rare_classes = RareClasses(counts[:, : len(NAMES)], temperature=config.temperature, min_pixels=config.min_pixels)
-    resized = labeled if arm.oracle or not all(config.source_size) else Resized(labeled, config.source_size)
+    labeled: LabeledImages = data.source
+    counts = data.counts
+    if arm.oracle:
+        labeled, counts = data.target, count_classes(data.target, data.cache)
+    elif all(config.source_size):
+        labeled = Resized(data.source, config.source_size)
+    rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
     length = arm.steps(config) * config.batch_size
-    source = SourceCrops(resized, config.crop, length=length, seed=seed, rare_classes=rare_classes)
+    source = SourceCrops(labeled, config.crop, length=length, seed=seed, rare_classes=rare_classes)
     target = TargetCrops(data.target.unlabeled(), config.crop, length=length, seed=seed, margins=config.margins)
     return iter(DataLoader(source, config.batch_size)), iter(DataLoader(target, config.batch_size))
+
+
+def count_classes(labeled: LabeledImages, cache: Path) -> Tensor:
+    """Pixels of each class in each image, (N, 19); every label is read once, and refused if it holds no ids."""
+    file = cache / f"{type(labeled).__name__.lower()}_counts.json"
+    counts = count_labels(labeled, cache=file, progress=lambda indices: tqdm(indices, "reading labels"))
+    check_classes(labeled, counts, len(NAMES))
+    check_ids(labeled, counts.sum(dim=0))
+    return counts[:, : len(NAMES)]
 
 
 def check_ids(labeled: LabeledImages, counts: Tensor) -> None:
@@ -346,14 +355,14 @@ def prepare(options: argparse.Namespace, seed: int) -> Data:
         gta, cityscapes = write_mini_data(root, seed=seed)
         key = json.loads((root / "mini.json").read_text())["code"]
     source, target, val = Gta(gta), Cityscapes(cityscapes, "train"), Cityscapes(cityscapes, "val")
-    source.check_files()
+    source_counts = count_classes(source, cache)
     if any(ARMS[name].oracle for name in options.arms):
         target.check_files()
     counts = sum(val[i].label.flatten().bincount(minlength=256) for i in tqdm(range(len(val)), "checking val"))
     check_ids(val, torch.as_tensor(counts))
     if options.gta:
         key = f"{source.fingerprint()} {val.fingerprint()}"
-    return Data(source, target, val, cache, key)
+    return Data(source, target, val, source_counts, cache, key)
 
 
 def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: str) -> None:

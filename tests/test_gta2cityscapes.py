@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_examples import run
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from test_examples import run  # noqa: E402
-
-import gta2cityscapes  # noqa: E402
-from support.mini_scenes import write_mini_data  # noqa: E402
-from support.report import arm_table, class_table, spread  # noqa: E402
+import gta2cityscapes
+from support.mini_scenes import write_mini_data
+from support.report import arm_table, class_table, spread
 
 FAST = ["--warmup", "2", "--steps", "2", "--crop", "192", "384", "--source-size", "0", "0", "--min-pixels", "150"]
+
+
+def few(root: Path, *, seed: int) -> tuple[Path, Path]:
+    """The toy data with three images of each part."""
+    return write_mini_data(root, seed=seed, train=3, val=3, workers=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +157,6 @@ def test_every_arm_runs_and_two_seeds_have_a_spread(mini: Path, tmp_path: Path) 
 
 
 def test_without_arguments_it_draws_the_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(root: Path, *, seed: int) -> tuple[Path, Path]:
-        return write_mini_data(root, seed=seed, train=3, val=3, workers=1, progress=False)
-
     monkeypatch.setattr(gta2cityscapes, "write_mini_data", few)
     assert gta2cityscapes.main(["--arms", "source", "--warmup", "1", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "data" / "seed1" / "cityscapes" / "gtFine").is_dir()
@@ -262,9 +259,6 @@ def test_bad_settings_are_refused_before_anything_is_drawn(
 def test_a_full_disk_leaves_no_drawn_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def few(root: Path, *, seed: int) -> tuple[Path, Path]:
-        return write_mini_data(root, seed=seed, train=3, val=3, workers=1, progress=False)
-
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 

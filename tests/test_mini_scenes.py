@@ -17,12 +17,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import Cityscapes
 
+from support import mini_street
+from support.mini_scenes import write_mini_data
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from support import mini_street  # noqa: E402
-from support.mini_scenes import write_mini_data  # noqa: E402
-
 SMALL = {"train": 4, "val": 2}
 # an independent table of train ids, label ids and colours
 OFFICIAL = {c.train_id: (c.id, c.color) for c in Cityscapes.classes if 0 <= c.train_id < 19}

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+HEADS = ("fused", "context", "detail", "average")
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> a result a seed
 
 
@@ -31,7 +32,7 @@ def arm_table(results: Results, titles: Mapping[str, str]) -> str:
     """A row an arm: mean IoU of the prediction and of both scales alone, steps and minutes."""
     rows = [["mean IoU, %", "", "prediction", "its context", "its detail", "their average", "steps", "minutes"]]
     for arm, runs in results.items():
-        heads = [spread(mean_values(runs, head)) for head in ("fused", "context", "detail", "average")]
+        heads = [spread(mean_values(runs, head)) for head in HEADS]
         minutes = statistics.mean(run["seconds"] for run in runs) / 60
         rows.append([arm, titles[arm], *heads, str(runs[0]["steps"]), f"{minutes:.1f}"])
     return markdown(rows)

@@ -64,17 +64,25 @@ def hrda(
         >>> model.eval()(torch.rand(1, 3, 64, 64)).logits.shape
         torch.Size([1, 5, 16, 16])
     """
-    body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
-    decoder = DAFormerHead(body.widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout)
+    one_scale = daformer(
+        encoder,
+        num_classes,
+        embed_dims=embed_dims,
+        drop_path=drop_path,
+        dropout=dropout,
+        fusion=fusion,
+        in_channels=in_channels,
+        checkpoint_stages=checkpoint_stages,
+    )
+    assert isinstance(one_scale.encoder, MixTransformer)
     attention: nn.Module | float
     if fixed_attention is None:
-        attention = ScaleAttentionHead(
-            body.widths, num_classes if attention_classwise else 1, embed_dims=attention_embed_dims
-        )
+        maps = num_classes if attention_classwise else 1
+        attention = ScaleAttentionHead(one_scale.encoder.widths, maps, embed_dims=attention_embed_dims)
         attention.dropout.p = dropout
     else:
         attention = fixed_attention
-    return MultiResSegmenter(body, decoder, attention, detail_size=detail_size)
+    return MultiResSegmenter(one_scale.encoder, one_scale.decoder, attention, detail_size=detail_size)
 
 
 def daformer(
