@@ -110,15 +110,17 @@ class ScaleAttentionHead(nn.Module):
     """Predict scale-attention logits from encoder features: the paper's light head (HRDA, section 3.3).
 
     Each feature is embedded by a 1x1 convolution and upsampled to the finest; their concatenation, fine to coarse,
-    goes through 1x1 convolution, batch norm, ReLU, dropout (0.1, whole channels) and a 1x1 convolution.
+    goes through 1x1 convolution, batch norm, ReLU, dropout of whole channels and a 1x1 convolution.
 
     Args:
         in_channels: channels of each feature, in the order in which they come (fine to coarse).
         out_channels: the number of classes, or 1 for an attention that all classes share.
         embed_dims: width of the head.
+        dropout: probability of dropping a channel, in [0, 1).
 
     Raises:
-        ValueError: the features are not a list of as many tensors as ``in_channels``, with those channels.
+        ValueError: a setting is out of its range, or the features are not a list of as many tensors as
+            ``in_channels``, with those channels.
 
     Example:
         >>> head = ScaleAttentionHead([16, 32], 19, embed_dims=8)
@@ -126,18 +128,22 @@ class ScaleAttentionHead(nn.Module):
         torch.Size([2, 19, 8, 8])
     """
 
-    def __init__(self, in_channels: Sequence[int], out_channels: int, *, embed_dims: int = 256) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], out_channels: int, *, embed_dims: int = 256, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         if not in_channels or min(*in_channels, out_channels, embed_dims) < 1:
             raise ValueError(
                 f"in_channels, out_channels and embed_dims must be positive and in_channels not empty, "
                 f"got {list(in_channels)}, {out_channels}, {embed_dims}"
             )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         self.fuse = nn.Sequential(
             nn.Conv2d(len(in_channels) * embed_dims, embed_dims, 1, bias=False), nn.BatchNorm2d(embed_dims), nn.ReLU()
         )
-        self.dropout = nn.Dropout2d(0.1)
+        self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(embed_dims, out_channels, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
 

@@ -36,7 +36,9 @@ class SelfTraining:
         student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
             ``box`` and ``generator`` where its ``forward`` takes them.
         teacher: images -> what the student returns, without gradient (:class:`hrda_lib.EMATeacher`).
-        feature_distance: adds :math:`L_{FD}` to the source loss (needs a SegmenterOutput).
+        feature_distance: adds :math:`L_{FD}` to the source loss. It needs a SegmenterOutput, or a plain student whose
+            ``forward`` takes ``return_features`` and then returns (logits, features), as
+            :func:`hrda_lib.models.daformer` does.
         detail_weight: :math:`\lambda_d` in [0, 1].
         threshold, per: of :func:`hrda_lib.pseudo_labels`.
         objective: what is trained, and what the teacher labels with: "fused" (HRDA), "context" or "detail" alone, or
@@ -92,19 +94,29 @@ class SelfTraining:
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
         self.augment, self.generator, self.class_weight = augment, generator, class_weight
-        self._takes_box = {"box", "generator"} <= inspect.signature(unwrap(student).forward).parameters.keys()
+        parameters = inspect.signature(unwrap(student).forward).parameters.keys()
+        self._takes_box, self._returns_features = {"box", "generator"} <= parameters, "return_features" in parameters
 
     def source(self, images: Tensor, labels: Tensor, *, box: CropBox | None = None) -> tuple[Tensor, Parts]:
         """Supervised loss plus feature distance on labelled images: one graph, one backward."""
         _check_batch("labels", labels, images)
-        output = self._segment(images, box)
-        loss, parts = self._loss(output, labels, None)
-        if self.feature_distance is not None:
+        if self.feature_distance is None:
+            return self._loss(self._segment(images, box), labels, None)
+        if self._returns_features and box is None:
+            output, features = self.student(images, return_features=True)
+            output, context = _checked("student", output), images
+        else:
+            output = self._segment(images, box)
             if not isinstance(output, SegmenterOutput):
-                raise ValueError("feature_distance needs a student that returns SegmenterOutput, got plain logits")
-            distance = self.feature_distance(output.features, output.context, labels)
-            loss, parts["feature_distance"] = loss + distance, distance.detach()
-        return loss, parts
+                raise ValueError(
+                    "feature_distance needs a student that returns SegmenterOutput, or whose forward takes "
+                    "return_features and returns (logits, features); got plain logits"
+                )
+            features, context = output.features, output.context
+        loss, parts = self._loss(output, labels, None)
+        distance = self.feature_distance(features, context, labels)
+        parts["feature_distance"] = distance.detach()
+        return loss + distance, parts
 
     @torch.no_grad()
     def pseudo_label(self, images: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:

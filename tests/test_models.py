@@ -5,18 +5,23 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from reference import checkpoint, image
 from torch import Tensor, nn
+from torchvision.models import resnet101
 
-from hrda_lib import EMATeacher
+from hrda_lib import EMATeacher, FeatureDistance, MultiResSegmenter, ScaleAttentionHead, SelfTraining
 from hrda_lib.models import (
     DAFormerHead,
+    DeepLabV2Head,
     MixTransformer,
     MixTransformerSize,
     daformer,
+    deeplab_v2,
     hrda,
+    load_encoder_weights,
     load_reference_checkpoint,
     to_reference_state_dict,
 )
@@ -122,13 +127,76 @@ def test_head(fusion: Any) -> None:
     assert [m.p for m in head.modules() if isinstance(m, nn.Dropout2d)] == [0]
 
 
-def test_compiled_and_exported_agree_with_eager() -> None:
+@pytest.mark.parametrize("build", [tiny, lambda: daformer(TINY, 5, embed_dims=8)])
+@torch.no_grad()
+def test_compiled_and_exported_agree_with_eager(build: Any) -> None:
     torch.manual_seed(0)
-    model, images = daformer(TINY, 5, embed_dims=8).eval(), torch.rand(1, 3, 64, 64)
-    with torch.no_grad():
-        eager = model(images)
-        exported = torch.export.export(model, (images,)).module()(images)
-    assert (exported - eager).abs().max() < 1e-5
+    model, images = build().eval(), torch.rand(1, 3, 64, 64)
+    model.decoder.classifier.weight.normal_()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    exported = torch.export.export(model, (images,)).module()
+    eager, *others = (run(images) for run in (model, compiled, exported))
+    for other in others:
+        if build is tiny:
+            eager, other = eager[0], other[0]
+        assert (other - eager).abs().max() < 1e-5
+    assert eager.abs().max() > 0.1
+
+
+def test_feature_distance_with_one_scale() -> None:
+    torch.manual_seed(0)
+    model = daformer(TINY, 5, embed_dims=8, drop_path=0, dropout=0)
+    reference = MixTransformer(TINY, drop_path=0)
+    distance = FeatureDistance(reference, classes=[1, 2], num_classes=5, weight=0.5)
+    training = SelfTraining(model, EMATeacher(model), feature_distance=distance)
+    images, labels = torch.rand(2, 3, 64, 64), torch.ones(2, 64, 64, dtype=torch.int64)
+    labels[1, :, 32:] = 3
+    loss, parts = training.source(images, labels)
+    away = (model.encoder(images)[-1] - reference.eval()(images)[-1]).norm(dim=1)
+    expected = 0.5 * (away[0].sum() + away[1, :, 0].sum()) / 6
+    assert torch.allclose(parts["feature_distance"], expected)
+    logits, features = model(images, return_features=True)
+    assert torch.allclose(loss, parts["logits"] + expected)
+    assert [feature.shape[1] for feature in features] == list(TINY.widths)
+    assert torch.equal(logits, model(images))
+    loss.backward()
+    names = [name for name, _ in training.losses(images, labels, images)]
+    assert names == ["source", "mixed"]
+
+
+def test_deeplab_at_two_scales() -> None:
+    torch.manual_seed(0)
+    network = deeplab_v2(5)
+    names = {name for name, _ in network.encoder.named_parameters()}
+    with torch.device("meta"):
+        expected = resnet101()
+    assert names | {"fc.weight", "fc.bias"} == {name for name, _ in expected.named_parameters()}
+    assert network(torch.rand(2, 3, 65, 96)).shape == (2, 5, 9, 12)
+    attention = ScaleAttentionHead(network.encoder.channels, 5, embed_dims=8)
+    model = MultiResSegmenter(network.encoder, network.decoder, attention, detail_size=(32, 32), output_stride=8)
+    training = SelfTraining(
+        model, EMATeacher(model), feature_distance=FeatureDistance(network.encoder, classes=None, num_classes=5)
+    )
+    images, labels = torch.rand(2, 3, 64, 64), torch.randint(5, (2, 64, 64))
+    for _, loss in training.losses(images, labels, images):
+        loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_deeplab_head_is_the_sum_of_its_branches() -> None:
+    torch.manual_seed(0)
+    head = DeepLabV2Head(4, 3, dilations=(2, 3)).double()
+    feature = torch.rand(1, 4, 7, 9, dtype=torch.float64)
+    around = nn.functional.pad(feature, (3, 3, 3, 3))
+    expected = torch.zeros(1, 3, 7, 9, dtype=torch.float64)
+    for branch, dilation in zip(head.branches, (2, 3), strict=True):
+        expected += branch.bias[:, None, None]
+        for i in range(3):
+            for j in range(3):
+                top, left = 3 + dilation * (i - 1), 3 + dilation * (j - 1)
+                window = around[:, :, top : top + 7, left : left + 9]
+                expected += torch.einsum("bchw,oc->bohw", window, branch.weight[:, :, i, j])
+    assert torch.allclose(head([feature]), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("build", [tiny, lambda: daformer(TINY, 5, embed_dims=8), lambda: tiny(fixed_attention=0.5)])
@@ -175,9 +243,18 @@ def test_a_hostile_file_is_refused_and_its_code_does_not_run(tmp_path: Path, mon
     monkeypatch.setenv("HOSTILE", str(tmp_path / "it ran"))
     file = tmp_path / "hostile.pth"
     torch.save({"state_dict": Hostile()}, file)
-    with pytest.raises(ValueError, match=r"hostile\.pth: refused, for it is no file of tensors alone"):
-        load_reference_checkpoint(tiny(), file)
+    message = r"hostile\.pth: refused, for it is no file of tensors alone \(it asks for (posix|nt)\.mkdir\)"
+    for load in (load_reference_checkpoint, lambda model, file: load_encoder_weights(model.encoder, file)):
+        with pytest.raises(ValueError, match=message):
+            load(tiny(), file)
     assert not (tmp_path / "it ran").exists()
+
+
+def test_notes_beside_the_weights_may_hold_numbers(tmp_path: Path) -> None:
+    model, file = tiny(), tmp_path / "notes.pth"
+    notes = {"best": np.float64(0.5), "iter": np.int64(3), "CLASSES": ("road",), "PALETTE": [[1, 2, 3]], "hooks": {}}
+    torch.save({"meta": notes, "state_dict": prefixed("model", to_reference_state_dict(model))}, file)
+    load_reference_checkpoint(model, file)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +264,7 @@ def test_a_hostile_file_is_refused_and_its_code_does_not_run(tmp_path: Path, mon
         ("empty", "cannot be read as a checkpoint"),
         ("text", "refused, for it is no file of tensors alone|cannot be read as a checkpoint"),
         ("absent", "no such file"),
-        ("list", "a checkpoint must hold a dictionary, got list"),
+        ("list", "a checkpoint must hold a dictionary of tensors, got list"),
         ("classes", r"decode_head.head.conv_seg.weight must be \(5, 8, 1, 1\), got \(7, 8, 1, 1\)"),
         ("missing", "missing backbone.norm4.weight; missing backbone.norm4.bias"),
         ("unexpected", "unexpected decode_head.extra"),
@@ -232,6 +309,8 @@ def test_damaged_files(case: str, message: str, tmp_path: Path) -> None:
         (lambda: DAFormerHead([8], 5, fusion="isa"), "fusion must be one of"),
         (lambda: DAFormerHead([8], 5, dilations=()), "dilations must be positive"),
         (lambda: DAFormerHead([8], 5)([torch.rand(1, 9, 4, 4)]), r"with channels \[8\], got \[9\]"),
+        (lambda: DeepLabV2Head(8, 5, dilations=()), "dilations not empty"),
+        (lambda: DeepLabV2Head(8, 5)([torch.rand(1, 9, 4, 4)]), r"last is \(B, 8, h, w\), got \(1, 9, 4, 4\)"),
         (lambda: to_reference_state_dict(nn.Linear(1, 1)), "model must be built by hrda"),
     ],
 )

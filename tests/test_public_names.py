@@ -21,7 +21,7 @@ SIGNATURES = {
     "fuse_scales": "(context_logits, detail_logits, attention, *, box=None, scale=2)",
     "ScaleAttentionFusion": "(*, scale=2, output_stride=4)",
     "ScaleAttentionFusion.forward": "(self, context_logits, detail_logits, attention_logits, box=None)",
-    "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256)",
+    "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256, dropout=0.1)",
     "ScaleAttentionHead.forward": "(self, features)",
     "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
     "progress=None)",
@@ -68,7 +68,12 @@ SIGNATURES = {
     "models.MixTransformerSize": "(widths, depths)",
     "models.DAFormerHead": "(in_channels, num_classes, *, embed_dims=256, fusion='sepaspp', dilations=(1, 6, 12, 18), "
     "dropout=0.1)",
+    "models.deeplab_v2": "(num_classes=19, *, dilations=(6, 12), weights=None)",
+    "models.DeepLabV2Head": "(in_channels, num_classes, *, dilations=(6, 12))",
+    "models.ResNet101": "(weights=None)",
     "models.EncoderDecoder": "(encoder, decoder)",
+    "models.EncoderDecoder.forward": "(self, images, *, return_features=False)",
+    "models.load_encoder_weights": "(encoder, source)",
     "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01)",
     "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",
     "data.Folders": "(root, *, ignore=())",

@@ -314,7 +314,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: setup(
             PLAIN, feature_distance=FeatureDistance(nn.Conv2d(3, 8, 4), classes=[0], num_classes=CLASSES)
         ).source(X, Y),
-        "feature_distance needs a student that returns SegmenterOutput, got plain logits",
+        "feature_distance needs a student that returns SegmenterOutput, or whose forward takes return_features and "
+        "returns (logits, features); got plain logits",
     ),
     "student answer": (
         lambda: setup(Dictionary()).source(X, Y),

@@ -1,17 +1,22 @@
 """The networks of the papers and their published weights. Imported by examples, never by a primitive."""
 
-from hrda_lib.models.builders import EncoderDecoder, daformer, hrda
-from hrda_lib.models.checkpoints import load_reference_checkpoint, to_reference_state_dict
+from hrda_lib.models.builders import EncoderDecoder, daformer, deeplab_v2, hrda
+from hrda_lib.models.checkpoints import load_encoder_weights, load_reference_checkpoint, to_reference_state_dict
 from hrda_lib.models.daformer_head import DAFormerHead
+from hrda_lib.models.deeplab_v2 import DeepLabV2Head, ResNet101
 from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
 
 __all__ = [
     "DAFormerHead",
+    "DeepLabV2Head",
     "EncoderDecoder",
     "MixTransformer",
     "MixTransformerSize",
+    "ResNet101",
     "daformer",
+    "deeplab_v2",
     "hrda",
+    "load_encoder_weights",
     "load_reference_checkpoint",
     "to_reference_state_dict",
 ]

@@ -1,25 +1,32 @@
 """The networks of the papers, assembled."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from hrda_lib.fusion import ScaleAttentionHead
 from hrda_lib.models.daformer_head import DAFormerHead, Fusion
+from hrda_lib.models.deeplab_v2 import DeepLabV2Head, ResNet101
 from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
 from hrda_lib.segmenter import MultiResSegmenter
 
 
 class EncoderDecoder(nn.Module):
-    """One scale: images (B, K, H, W) -> encoder -> decoder -> logits (B, C, h, w)."""
+    """One scale: images (B, K, H, W) -> encoder -> decoder -> logits (B, C, h, w).
+
+    With ``return_features`` it returns (logits, features), which is how :class:`hrda_lib.SelfTraining` gets the
+    features for its feature distance.
+    """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.decoder(self.encoder(images))
-        return logits
+    def forward(self, images: Tensor, *, return_features: bool = False) -> Any:
+        features = self.encoder(images)
+        logits: Tensor = self.decoder(features)
+        return (logits, features) if return_features else logits
 
 
 def hrda(
@@ -78,8 +85,7 @@ def hrda(
     attention: nn.Module | float
     if fixed_attention is None:
         maps = num_classes if attention_classwise else 1
-        attention = ScaleAttentionHead(one_scale.encoder.widths, maps, embed_dims=attention_embed_dims)
-        attention.dropout.p = dropout
+        attention = ScaleAttentionHead(one_scale.encoder.widths, maps, embed_dims=attention_embed_dims, dropout=dropout)
     else:
         attention = fixed_attention
     return MultiResSegmenter(one_scale.encoder, one_scale.decoder, attention, detail_size=detail_size)
@@ -111,3 +117,35 @@ def daformer(
     body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
     decoder = DAFormerHead(body.widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout)
     return EncoderDecoder(body, decoder)
+
+
+def deeplab_v2(
+    num_classes: int = 19, *, dilations: Sequence[int] = (6, 12), weights: str | None = None
+) -> EncoderDecoder:
+    """DeepLab-v2: ResNet-101 and summed dilated convolutions at one scale, images -> logits at stride 8.
+
+    (DeepLab, arXiv 1606.00915; the network of DACS and of the papers' comparisons.)
+
+    Args:
+        num_classes: C, channels of the logits.
+        dilations: of :class:`DeepLabV2Head`.
+        weights: of :class:`ResNet101`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    At two scales:
+
+    Example:
+        >>> import torch
+        >>> from hrda_lib import MultiResSegmenter, ScaleAttentionHead
+        >>> network = deeplab_v2(num_classes=5)
+        >>> attention = ScaleAttentionHead(network.encoder.channels, 5)
+        >>> model = MultiResSegmenter(
+        ...     network.encoder, network.decoder, attention, detail_size=(32, 32), output_stride=8
+        ... )
+        >>> model.eval()(torch.rand(1, 3, 64, 64)).logits.shape
+        torch.Size([1, 5, 8, 8])
+    """
+    encoder = ResNet101(weights)
+    return EncoderDecoder(encoder, DeepLabV2Head(*encoder.channels, num_classes, dilations=dilations))

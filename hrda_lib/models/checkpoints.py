@@ -1,10 +1,13 @@
 """Weights in the published files' names: HRDA, DAFormer and MIC checkpoints, and ImageNet weights of the encoder."""
 
+import contextlib
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,12 +26,32 @@ _ENCODER = [
     (".feed_forward.depthwise.", ".mlp.dwconv.dwconv."),
     (".feed_forward.contract.", ".mlp.fc2."),
 ]
+# and in the files of the model hub, where key and value are two layers
+_HUB = [
+    (".attention_norm.", ".layer_norm_1."),
+    (".feed_forward_norm.", ".layer_norm_2."),
+    (".attention.query.", ".attention.self.query."),
+    (".attention.key.", ".attention.self.key."),
+    (".attention.value.", ".attention.self.value."),
+    (".attention.out.", ".attention.output.dense."),
+    (".attention.reduce.", ".attention.self.sr."),
+    (".attention.reduce_norm.", ".attention.self.layer_norm."),
+    (".feed_forward.expand.", ".mlp.dense1."),
+    (".feed_forward.depthwise.", ".mlp.dwconv.dwconv."),
+    (".feed_forward.contract.", ".mlp.dense2."),
+]
 for _i in range(4):
     _ENCODER += [
         (f"stages.{_i}.embed.", f"patch_embed{_i + 1}.proj."),
         (f"stages.{_i}.embed_norm.", f"patch_embed{_i + 1}.norm."),
         (f"stages.{_i}.blocks.", f"block{_i + 1}."),
         (f"stages.{_i}.norm.", f"norm{_i + 1}."),
+    ]
+    _HUB += [
+        (f"stages.{_i}.embed.", f"encoder.patch_embeddings.{_i}.proj."),
+        (f"stages.{_i}.embed_norm.", f"encoder.patch_embeddings.{_i}.layer_norm."),
+        (f"stages.{_i}.blocks.", f"encoder.block.{_i}."),
+        (f"stages.{_i}.norm.", f"encoder.layer_norm.{_i}."),
     ]
 _HEAD = [
     ("classifier.", "conv_seg."),
@@ -59,13 +82,7 @@ def load_reference_checkpoint(
     """
     if prefix not in (None, "model", "ema_model"):
         raise ValueError(f"prefix must be 'model', 'ema_model' or None, got {prefix!r}")
-    if isinstance(path_or_state_dict, Mapping):
-        where, entries = "state dict", path_or_state_dict
-    else:
-        where, entries = str(path_or_state_dict), _read(Path(path_or_state_dict))
-    entries = entries.get("state_dict", entries)
-    if not isinstance(entries, Mapping):
-        raise ValueError(f"{where}: state_dict must be a dictionary of tensors, got {type(entries).__name__}")
+    where, entries = _entries(path_or_state_dict)
     found = [name for name in ("model", "ema_model") if any(key.startswith(f"{name}.") for key in entries)]
     chosen = prefix or next(iter(found), "")
     if prefix and prefix not in found:
@@ -98,6 +115,45 @@ def to_reference_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return renamed
 
 
+def load_encoder_weights(encoder: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
+    """Load ImageNet weights into a :class:`MixTransformer`.
+
+    The code of this library is Apache-2.0; the published *weights* are not: they carry their publisher's licence,
+    which is for non-commercial use.
+
+    Args:
+        encoder: a Mix Transformer of the file's size, such as ``hrda("mit_b5").encoder``.
+        source: a file as the SegFormer authors publish it (``mit_b5.pth``), or in the model hub's naming
+            (``model.safetensors`` or ``pytorch_model.bin``); or a name on the hub such as "nvidia/mit-b5", which is
+            downloaded once (``pip install 'hrda_lib[hub]'``); or the entries themselves. Those of a classifier or
+            decoder are left out.
+
+    Raises:
+        ValueError: the source cannot be found or read safely, or its entries are not the encoder's: all that are
+            missing, unexpected or of another shape are listed.
+    """
+    if not isinstance(encoder, MixTransformer):
+        raise ValueError(f"encoder must be a MixTransformer, got {type(encoder).__name__}")
+    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w-]+", source) and not Path(source).exists():
+        source = _download(source)
+    where, entries = _entries(source)
+    given = {
+        key.removeprefix("segformer."): entry
+        for key, entry in entries.items()
+        if not key.startswith(("head.", "classifier.", "decode_head."))
+    }
+    own: dict[str, Tensor] = {}
+    if any(key.startswith("encoder.") for key in given):
+        for name, tensor in encoder.state_dict().items():
+            parts = (
+                dict(zip((".key.", ".value."), tensor.chunk(2), strict=True)) if ".key_value." in name else {"": tensor}
+            )
+            own |= {_rename(name.replace(".key_value.", part), _HUB): x for part, x in parts.items()}
+    else:
+        own = {_rename(name, _ENCODER): tensor for name, tensor in encoder.state_dict().items()}
+    _copy(where, own, given)
+
+
 def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
     for ours, published in pairs:
         if name.startswith(ours) or ours.startswith("."):
@@ -108,7 +164,7 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
 def _copy(where: str, own: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
     problems = [f"missing {key}" for key in own if key not in given]
     problems += [f"unexpected {key}" for key in given if key not in own]
-    for key in own.keys() & given.keys():
+    for key in [key for key in own if key in given]:
         if not isinstance(given[key], Tensor):
             problems.append(f"{key} must be a tensor, got {type(given[key]).__name__}")
         elif given[key].shape != own[key].shape:
@@ -120,18 +176,72 @@ def _copy(where: str, own: Mapping[str, Tensor], given: Mapping[str, Any]) -> No
             tensor.copy_(given[key])
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _entries(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """What to call the source in an error, and its entries by name."""
+    where, content = ("state dict", source) if isinstance(source, Mapping) else (str(source), _read(Path(source)))
+    entries = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{where}: a checkpoint must hold a dictionary of tensors, got {type(entries).__name__}")
+    return where, {str(key): entry for key, entry in entries.items()}
+
+
+def _read(path: Path) -> Any:
     try:
-        entries = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            return _safetensors(path)
+        with _numbers_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, for it is no file of tensors alone ({_first_line(error)})") from None
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {name[1]}" if name else _first_line(error)
+        raise ValueError(f"{path}: refused, for it is no file of tensors alone ({reason})") from None
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
-    if not isinstance(entries, Mapping):
-        raise ValueError(f"{path}: a checkpoint must hold a dictionary, got {type(entries).__name__}")
-    return entries
+
+
+def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
+    """A training run's notes beside the weights may hold numpy's numbers, which are safe, but refused by torch."""
+    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5: such a file is refused
+        return contextlib.nullcontext()
+    build: Any = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))]
+    allowed += [(build, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and numpy 2
+    return torch.serialization.safe_globals(allowed)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise ValueError("it needs safetensors: pip install 'hrda_lib[hub]'") from None
+    return load_file(path)
+
+
+def _download(name: str) -> Path:
+    """The weights of a hub repository, from the local cache if they are there."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    except ImportError:
+        raise ValueError(f"{name}: no such file; to fetch it from the hub: pip install 'hrda_lib[hub]'") from None
+    reason = ""
+    for cached in (True, False):
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            try:
+                return Path(hf_hub_download(name, file, local_files_only=cached))
+            except EntryNotFoundError as error:
+                reason = _first_line(error)
+                if isinstance(error, LocalEntryNotFoundError) and not cached:
+                    break  # the hub cannot be reached: nor can it for the other file
+            except Exception as error:
+                reason = _first_line(error)
+                break
+    raise ValueError(
+        f"{name}: no such file, and not to be had from the hub ({reason}); where there is no network, download "
+        f"model.safetensors or pytorch_model.bin from https://huggingface.co/{name} elsewhere, and pass its path"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,79 @@
+"""DeepLab-v2 over ResNet-101, the network of the papers that came before."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class ResNet101(nn.Module):
+    """torchvision's ResNet-101 with dilation in place of the last two strides: images -> [features at stride 8].
+
+    Entries have torchvision's names, without ``fc``. The released code uses a variant whose stem is three 3x3
+    convolutions (ResNet-v1c); torchvision has the plain stem, one 7x7 convolution.
+
+    Args:
+        weights: as torchvision's ``resnet101`` takes it: None, or a name such as "IMAGENET1K_V1", which torchvision
+            downloads.
+    """
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        from torchvision.models import resnet101
+
+        network = resnet101(weights=weights, replace_stride_with_dilation=[False, True, True])
+        self.channels = (network.fc.in_features,)
+        for name, child in network.named_children():
+            if name not in ("avgpool", "fc"):
+                self.add_module(name, child)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = images
+        for child in self.children():
+            x = child(x)
+        return [x]
+
+
+class DeepLabV2Head(nn.Module):
+    r"""The sum of parallel dilated 3x3 convolutions on the last feature, without norm or activation.
+
+    .. math::
+        \hat y = \sum_r W_r *_r f
+
+    (DeepLab, arXiv 1606.00915, section 3.2.) Dilations are those of the released code of DAFormer and HRDA, 6 and 12;
+    the DeepLab paper has 6, 12, 18 and 24.
+
+    Args:
+        in_channels: channels of the feature.
+        num_classes: channels of the logits.
+        dilations: r of each branch.
+
+    Raises:
+        ValueError: a setting is out of its range, or the feature has other channels.
+
+    Example:
+        >>> import torch
+        >>> DeepLabV2Head(64, num_classes=5)([torch.rand(2, 64, 8, 16)]).shape
+        torch.Size([2, 5, 8, 16])
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, dilations: Sequence[int] = (6, 12)) -> None:
+        super().__init__()
+        if not dilations or min(in_channels, num_classes, *dilations) < 1:
+            raise ValueError(
+                "in_channels, num_classes and dilations must be positive and dilations not empty, "
+                f"got {in_channels}, {num_classes}, {list(dilations)}"
+            )
+        self.in_channels = in_channels
+        branches = [nn.Conv2d(in_channels, num_classes, 3, padding=r, dilation=r) for r in dilations]
+        for branch in branches:
+            nn.init.normal_(branch.weight, std=0.01)
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        feature = features[-1]
+        if feature.dim() != 4 or feature.shape[1] != self.in_channels:
+            raise ValueError(
+                f"features must be a list whose last is (B, {self.in_channels}, h, w), got {tuple(feature.shape)}"
+            )
+        logits: Tensor = sum(branch(feature) for branch in self.branches)
+        return logits
