@@ -26,7 +26,6 @@ from hrda_lib import (
     pseudo_labels,
     sample_class_mask,
 )
-from hrda_lib.crops import downscale
 from hrda_lib.models import hrda, load_reference_checkpoint, to_reference_state_dict
 from hrda_lib.optim import parameter_groups, warmup_poly
 
@@ -163,7 +162,7 @@ def by_hand(student: MultiResSegmenter) -> Iterator[tuple[Step, EMATeacher]]:
     side, detail_weight = META["detail_size"], META["detail_loss_weight"]
 
     def forward(model: MultiResSegmenter, images: Tensor, box: CropBox | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        context = downscale(images, 2)
+        context = interpolate(images, scale_factor=0.5, mode="bilinear", align_corners=False)
         features = model.encoder(context)
         context_logits, attention = model.decoder(features), model.attention(features)
 
