@@ -8,7 +8,7 @@ import pytest
 import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["quickstart.md", "assemble.md", "differences.md"]
+PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md"]
 
 
 @pytest.fixture
