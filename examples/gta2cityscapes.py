@@ -3,6 +3,7 @@
     python examples/gta2cityscapes.py                                    the demo: source, control, hrda
     python examples/gta2cityscapes.py --seeds 3 --ablation               every arm, mean and spread
     python examples/gta2cityscapes.py --gta DIR --cityscapes DIR         the real ones, in their official layout
+    ... --model hrda --encoder mit_b5 --encoder-weights mit_b5.pth       the paper's network and training
 
 Every arm is a row of ``ARMS``: the same network, data, rare-class sampling and colour augmentation, and what it does
 differently. An arm starts from the weights of another and is kept in OUT/seedN/ARM; with the same settings it is not
@@ -27,7 +28,15 @@ from torch.nn.functional import interpolate, pad
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hrda_lib import ConfusionMatrix, EMATeacher, MultiResSegmenter, SelfTraining, SlidingWindowInferer, StrongAugment
+from hrda_lib import (
+    ConfusionMatrix,
+    EMATeacher,
+    FeatureDistance,
+    MultiResSegmenter,
+    SelfTraining,
+    SlidingWindowInferer,
+    StrongAugment,
+)
 from hrda_lib.data import (
     CITYSCAPES,
     Cityscapes,
@@ -40,7 +49,7 @@ from hrda_lib.data import (
     count_labels,
 )
 from hrda_lib.data.labeled_files import LabeledImages
-from hrda_lib.optim import warmup_poly
+from hrda_lib.optim import parameter_groups, warmup_poly
 from hrda_lib.pseudo_labeling import Per
 from hrda_lib.self_training import Objective
 from support.mini_scenes import write_mini_data
@@ -50,6 +59,9 @@ from support.report import HEADS, arm_table, class_table
 from support.run_files import MEAN, STD, load, load_weights, normalize, read_metrics, save, start_run, write_metrics
 
 NAMES = [entry.name for entry in CITYSCAPES]
+THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign")] + list(
+    range(NAMES.index("person"), len(NAMES))
+)
 
 
 def setting(default: Any, text: str) -> Any:
@@ -67,15 +79,23 @@ class Config:
     crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
     source_size: tuple[int, int] = setting((0, 0), "fit source images into this size (h, w); 0 0: leave them")
     margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: not labelled")
-    encoder: str = setting("mini", "'mini', trained from scratch, or a timm name")
+    model: Literal["small", "hrda"] = setting("small", "a small decoder around any encoder, or the paper's network")
+    encoder: str = setting("mini", "'mini', trained from scratch, or a timm name; of the paper's: mit_b0 to mit_b5")
+    encoder_weights: str = setting("", "file, or with --model hrda a name on the hub; empty: random weights")
     lr: float = setting(3e-3, "of AdamW; it decays to 0 in the warm-up, and again afterwards")
+    lr_warmup: int = setting(50, "steps in which it rises at the beginning of each, at most half of them")
+    lr_power: float = setting(0.9, "of its decay")
+    head_factor: float = setting(1.0, "times the learning rate outside the encoder")
     weight_decay: float = setting(0.01, "of AdamW")
-    clip: float = setting(5.0, "largest gradient norm")
+    clip: float = setting(5.0, "largest gradient norm; 0: no limit")
     ema_decay: float = setting(0.99, "of the teacher")
     threshold: float = setting(0.9, "probability from which the teacher is trusted")
     per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for; the paper: batch")
     temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
     min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
+    min_crop_pixels: int = setting(75, "of that class that the crop must show, in ten tries")
+    augment_source: int = setting(1, "1: the colours of source images change too; 0: those of mixed images only")
+    feature_distance: float = setting(0.0, "its weight, on things, from --encoder-weights")
 
 
 MINI = Config()
@@ -89,7 +109,22 @@ REAL = replace(
     per="batch",
     temperature=0.01,
     min_pixels=3000,
+    min_crop_pixels=6000,
 )
+# with --model hrda, on toy or real data
+PAPER: dict[str, Any] = {
+    "model": "hrda",
+    "encoder": "mit_b5",
+    "warmup": 0,
+    "steps": 40_000,
+    "lr": 6e-5,
+    "lr_warmup": 1500,
+    "lr_power": 1.0,
+    "head_factor": 10.0,
+    "clip": 0.0,
+    "augment_source": 0,
+    "feature_distance": 0.005,
+}
 
 
 @dataclass(frozen=True)
@@ -142,7 +177,15 @@ class Data:
     key: str  # changes when the labels do
 
 
-def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run: Path, seed: int) -> None:
+def train(
+    config: Config,
+    arm: Arm,
+    data: Data,
+    student: MultiResSegmenter,
+    feature_distance: FeatureDistance | None,
+    run: Path,
+    seed: int,
+) -> None:
     """The loop; its metrics go to the run folder."""
     steps, device = arm.steps(config), next(student.parameters()).device
     seed = 2 * seed + (arm.start is not None)  # further steps see other crops and colours than the first ones
@@ -152,6 +195,7 @@ def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run:
     training = SelfTraining(
         student,
         teacher,
+        feature_distance=feature_distance,
         detail_weight=arm.detail_weight,
         threshold=config.threshold,
         per=config.per,
@@ -159,16 +203,19 @@ def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run:
         augment=augment,
         generator=generator,
     )
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    schedule = warmup_poly(optimizer, total=steps, warmup=min(50, steps // 2), power=0.9)
+    groups = parameter_groups(student, lr=config.lr, head_factor=config.head_factor, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(groups)
+    schedule = warmup_poly(optimizer, total=steps, warmup=min(config.lr_warmup, steps // 2), power=config.lr_power)
     source_batches, target_batches = batches(config, arm, data, seed)
 
     for step in (progress := tqdm(range(steps), f"{run.name:16}")):
         images, labels = next(source_batches)
         images, labels = normalize(images.to(device)), labels.to(device)
-        loss, _ = training.source(augment(images, generator), labels)
+        loss, parts = training.source(augment(images, generator) if config.augment_source else images, labels)
         loss.backward()
         values = {"step": step, "loss_source": loss.item()}
+        if feature_distance is not None:
+            values["feature_distance"] = parts["feature_distance"].item()
 
         if arm.adapts:
             if step > 0:
@@ -180,7 +227,7 @@ def train(config: Config, arm: Arm, data: Data, student: MultiResSegmenter, run:
             loss.backward()
             values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
 
-        torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip, error_if_nonfinite=True)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip or float("inf"), error_if_nonfinite=True)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -203,7 +250,14 @@ def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[A
         labeled = Resized(data.source, config.source_size)
     rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
     length = arm.steps(config) * config.batch_size
-    source = SourceCrops(labeled, config.crop, length=length, seed=seed, rare_classes=rare_classes)
+    source = SourceCrops(
+        labeled,
+        config.crop,
+        length=length,
+        seed=seed,
+        rare_classes=rare_classes,
+        min_crop_pixels=config.min_crop_pixels,
+    )
     target = TargetCrops(data.target.unlabeled(), config.crop, length=length, seed=seed, margins=config.margins)
     return iter(DataLoader(source, config.batch_size)), iter(DataLoader(target, config.batch_size))
 
@@ -297,7 +351,8 @@ def evaluate(student: MultiResSegmenter, crop: tuple[int, int], val: Cityscapes)
 def run(config: Config, name: str, data: Data, folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train and measure an arm, and before it the arm that it starts from; or read what an earlier call kept."""
     arm, place = ARMS[name], folder / name
-    earlier = run(config, arm.start, data, folder, seed, options) if arm.start else None
+    start = arm.start if config.warmup else None
+    earlier = run(config, start, data, folder, seed, options) if start else None
     settings = json.loads(json.dumps({**asdict(config), **asdict(arm), "seed": seed, "data": data.key}))
     if kept := kept_result(place):
         if kept["settings"] == settings:
@@ -306,11 +361,24 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
             raise ValueError(f"{place}: holds a run of other settings or data; choose another --out, or --overwrite")
     torch.manual_seed(seed)
     detail_size = (config.crop[0] // 2, config.crop[1] // 2)
-    student = build(config.encoder, len(NAMES), detail_size=detail_size, attention=arm.attention)
-    if arm.start:
-        load_weights(student, folder / arm.start / "last.pt")
+    student = build(
+        config.encoder,
+        len(NAMES),
+        detail_size=detail_size,
+        model=config.model,
+        weights=config.encoder_weights or None,
+        attention=arm.attention,
+    )
+    distance = None
+    if arm.adapts and config.feature_distance and config.encoder_weights:  # from the weights that it has now
+        distance = FeatureDistance(
+            student.encoder, classes=THINGS, num_classes=len(NAMES), weight=config.feature_distance
+        ).to(options.device)
+    if start:
+        load_weights(student, folder / start / "last.pt")
     student.to(options.device).to(memory_format=torch.channels_last).train()
     network = {
+        "model": config.model,
         "encoder": config.encoder,
         "class_names": NAMES,
         "detail_size": detail_size,
@@ -320,7 +388,7 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     (place / "result.json").unlink(missing_ok=True)  # until it is there again, the arm is not complete
     start_run(place, {**settings, "network": network})
     began = time.monotonic()
-    train(config, arm, data, student, place, seed)
+    train(config, arm, data, student, distance, place, seed)
     seconds = time.monotonic() - began
     save(place, student, network, arm.steps(config))
     result = {
@@ -420,7 +488,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--gta", type=Path, help="folder with images/ and labels/")
     parser.add_argument("--cityscapes", type=Path, help="folder with leftImg8bit/ and gtFine/")
     parser.add_argument("--out", type=Path, default=Path("runs/gta2cityscapes"), help="default: %(default)s")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEMO, help="default: " + " ".join(DEMO))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: " + " ".join(DEMO))
     parser.add_argument("--ablation", action="store_true", help="add " + " ".join(ABLATION))
     parser.add_argument("--seed", type=int, default=1, help="of toy images, weights and samples; 0 was for tuning")
     parser.add_argument("--seeds", type=int, default=1, help="run so many, from --seed on")
@@ -429,35 +497,47 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     for entry in fields(Config):
         default = getattr(MINI, entry.name)
         count = len(default) if isinstance(default, tuple) else None
-        real = getattr(REAL, entry.name)
-        text = f"{entry.metadata['help']} (default: {default}{'' if real == default else f'; with --gta: {real}'})"
+        cases = {"with --gta": getattr(REAL, entry.name), "with --model hrda": PAPER.get(entry.name, default)}
+        others = "".join(f"; {when}: {value}" for when, value in cases.items() if value != default)
+        text = f"{entry.metadata['help']} (default: {default}{others})"
         kind = type(default[0] if count else default)
-        choices = get_args(Per) if entry.name == "per" else None
+        choices = {"per": get_args(Per), "model": ("small", "hrda"), "augment_source": (0, 1)}.get(entry.name)
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, nargs=count, choices=choices, help=text)
     options = parser.parse_args(arguments)
     if bool(options.gta) != bool(options.cityscapes):
         parser.error("--gta and --cityscapes belong together")
-    options.arms = list(dict.fromkeys([*options.arms, *(ABLATION if options.ablation else ())]))
     chosen = {entry.name: getattr(options, entry.name) for entry in fields(Config)}
     chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
-    config = replace(REAL if options.gta else MINI, **chosen)
+    config = replace(REAL if options.gta else MINI, **((PAPER if options.model == "hrda" else {}) | chosen))
+    arms = options.arms or [name for name in DEMO if ARMS[name].steps(config)]
+    options.arms = list(dict.fromkeys([*arms, *(ABLATION if options.ablation else ())]))
+    for name in options.arms:
+        if not ARMS[name].steps(config):
+            parser.error(f"--arms {name} is the warm-up, which takes --warmup 0 steps")
+    if config.feature_distance and not config.encoder_weights:
+        print("without --encoder-weights: random weights, and no feature distance", file=sys.stderr)
     values = {**vars(options), **asdict(config)}
-    for name in ("warmup", "steps", "batch_size", "lr", "clip", "temperature", "seeds"):
+    for name in ("steps", "batch_size", "lr", "head_factor", "temperature", "seeds"):
         if not values[name] > 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, got {values[name]}")
-    for name in ("seed", "margins", "source_size", "weight_decay", "min_pixels"):
+    for name in (
+        *("seed", "warmup", "margins", "source_size", "weight_decay", "clip", "min_pixels", "min_crop_pixels"),
+        *("lr_warmup", "lr_power", "feature_distance"),
+    ):
         if np.min(values[name]) < 0:
             parser.error(f"--{name.replace('_', '-')} must not be negative, got {values[name]}")
     if not 0 <= config.ema_decay < 1 or not 0 <= config.threshold <= 1:
         parser.error(
             f"--ema-decay must be in [0, 1) and --threshold in [0, 1], got {config.ema_decay}, {config.threshold}"
         )
-    if not np.isfinite([config.lr, config.weight_decay, config.temperature]).all():
-        parser.error("--lr, --weight-decay and --temperature must be finite")
+    for entry in fields(Config):
+        if isinstance(values[entry.name], float) and not np.isfinite(values[entry.name]):
+            parser.error(f"--{entry.name.replace('_', '-')} must be finite, got {values[entry.name]}")
     if any(config.source_size) and not all(config.source_size):
         parser.error(f"--source-size must be two sides, or 0 0, got {config.source_size}")
-    if any(side < 16 or side % 16 for side in config.crop):
-        parser.error(f"--crop must be positive multiples of 16, got {config.crop}")
+    step = 64 if config.model == "hrda" else 16  # whole cells of the encoder in the context, at half the resolution
+    if any(side < step or side % step for side in config.crop):
+        parser.error(f"--crop must be positive multiples of {step}, got {config.crop}")
     return config, options
 
 

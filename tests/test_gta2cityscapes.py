@@ -14,9 +14,12 @@ from PIL import Image
 from test_examples import run
 
 import gta2cityscapes
+from hrda_lib.models import daformer, to_reference_state_dict
 from support.mini_scenes import write_mini_data
 from support.report import arm_table, class_table, spread
+from support.run_files import load, read_metrics
 
+Size = tuple[int, int]
 FAST = ["--warmup", "2", "--steps", "2", "--crop", "192", "384", "--source-size", "0", "0", "--min-pixels", "150"]
 
 
@@ -236,11 +239,15 @@ def test_damaged_data_is_one_line_and_exit_2(case: str, mini: Path, tmp_path: Pa
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
         (["--seeds", "0"], "--seeds must be positive, got 0"),
         (["--seed", "-1"], "--seed must not be negative, got -1"),
+        (["--warmup", "-1"], "--warmup must not be negative, got -1"),
+        (["--arms", "source", "--warmup", "0"], "--arms source is the warm-up, which takes --warmup 0 steps"),
+        (["--model", "hrda", "--arms", "source"], "--arms source is the warm-up, which takes --warmup 0 steps"),
         (["--steps", "0"], "--steps must be positive, got 0"),
         (["--lr", "0"], "--lr must be positive, got 0"),
         (["--crop", "100", "384"], "--crop must be positive multiples of 16, got (100, 384)"),
+        (["--model", "hrda", "--crop", "96", "192"], "--crop must be positive multiples of 64, got (96, 192)"),
         (["--per", "patch"], "invalid choice: 'patch'"),
-        (["--lr", "inf"], "--lr, --weight-decay and --temperature must be finite"),
+        (["--lr", "inf"], "--lr must be finite, got inf"),
         (["--ema-decay", "1"], "--ema-decay must be in [0, 1) and --threshold in [0, 1], got 1.0, 0.9"),
         (["--source-size", "100", "0"], "--source-size must be two sides, or 0 0, got (100, 0)"),
         (["--margins", "-1", "0", "0", "0"], "--margins must not be negative, got (-1, 0, 0, 0)"),
@@ -298,11 +305,11 @@ def test_tables_against_numbers_by_hand() -> None:
     assert spread([-1.25], signed=True) == "-1.2"
 
 
-def test_official_sizes(tmp_path: Path) -> None:
-    """The official layout and, but for validation, image sizes: source images are resized, target images are not."""
+def official_trees(root: Path, *, source: Size, target: Size, val: Size) -> list[str]:
+    """Two source images, one of the target and one of validation; the arguments that name them."""
     rng = np.random.default_rng(0)
 
-    def write(file: Path, size: tuple[int, int], *, label: bool = False) -> None:
+    def write(file: Path, size: Size, *, label: bool = False) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         ids = np.full(size, 23, np.uint8)
         ids[size[0] // 2 :] = 7
@@ -312,13 +319,57 @@ def test_official_sizes(tmp_path: Path) -> None:
         picture.save(file, compress_level=1)
 
     for i in (1, 2):
-        write(tmp_path / "gta" / "images" / f"{i:05}.png", (1052, 1914))
-        write(tmp_path / "gta" / "labels" / f"{i:05}.png", (1052, 1914), label=True)
-    for split, size in {"train": (1024, 2048), "val": (256, 512)}.items():  # windows over a whole image take long
+        write(root / "gta" / "images" / f"{i:05}.png", source)
+        write(root / "gta" / "labels" / f"{i:05}.png", source, label=True)
+    for split, size in {"train": target, "val": val}.items():
         stem = f"{split}/ulm/ulm_000000_000019"
-        write(tmp_path / "cityscapes" / "leftImg8bit" / f"{stem}_leftImg8bit.png", size)
-        write(tmp_path / "cityscapes" / "gtFine" / f"{stem}_gtFine_labelIds.png", size, label=True)
-    data = ["--gta", tmp_path / "gta", "--cityscapes", tmp_path / "cityscapes", "--out", tmp_path / "out"]
+        write(root / "cityscapes" / "leftImg8bit" / f"{stem}_leftImg8bit.png", size)
+        write(root / "cityscapes" / "gtFine" / f"{stem}_gtFine_labelIds.png", size, label=True)
+    return ["--gta", str(root / "gta"), "--cityscapes", str(root / "cityscapes"), "--out", str(root / "out")]
+
+
+def test_the_paper_s_network_and_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    entries = to_reference_state_dict(daformer("mit_b0"))
+    published = {name.removeprefix("backbone."): x for name, x in entries.items() if name.startswith("backbone.")}
+    torch.save(published, tmp_path / "mit_b0.pth")
+    data = official_trees(tmp_path, source=(128, 192), target=(128, 192), val=(64, 128))
+    small = ["--crop", "64", "128", "--source-size", "0", "0", "--margins", "0", "0", "0", "0", "--steps", "2"]
+    small += ["--min-pixels", "150"]
+    paper = ["--model", "hrda", "--encoder", "mit_b0", "--encoder-weights", str(tmp_path / "mit_b0.pth")]
+    assert gta2cityscapes.main([*data, *small, *paper]) == 0, capsys.readouterr().err
+    assert "without --encoder-weights" not in capsys.readouterr().err
+    folder = tmp_path / "out" / "seed1"
+    assert {file.name for file in folder.iterdir() if file.is_dir()} == {"control", "hrda"}
+    config = json.loads((folder / "hrda" / "config.json").read_text())
+    settings = {"lr": 6e-5, "lr_warmup": 1500, "lr_power": 1.0, "head_factor": 10.0, "weight_decay": 0.01, "clip": 0.0}
+    settings |= {"warmup": 0, "ema_decay": 0.999, "threshold": 0.968, "per": "batch", "temperature": 0.01}
+    settings |= {"min_crop_pixels": 6000, "feature_distance": 0.005, "augment_source": 0, "batch_size": 2}
+    assert {name: config[name] for name in settings} == settings
+    distances = [line["feature_distance"] for line in read_metrics(folder / "hrda")]
+    assert len(distances) == 2
+    assert "feature_distance" not in read_metrics(folder / "control")[0]
+    student, network = load(folder / "hrda")
+    assert (network["model"], network["detail_size"]) == ("hrda", (32, 64))
+    for name, start in published.items():
+        change = (to_reference_state_dict(student)[f"backbone.{name}"] - start).abs().max()
+        assert change < 1e-3  # two steps of the warm-up from the file's weights
+
+
+def test_the_paper_s_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    config, options = gta2cityscapes.parse(["--model", "hrda", "--gta", "a", "--cityscapes", "b"])
+    assert capsys.readouterr().err == "without --encoder-weights: random weights, and no feature distance\n"
+    assert options.arms == ["control", "hrda"]
+    assert (config.encoder, config.steps, config.batch_size, config.crop) == ("mit_b5", 40_000, 2, (1024, 1024))
+    assert [gta2cityscapes.NAMES[i] for i in gta2cityscapes.THINGS] == [
+        *("traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
+    ]
+
+
+def test_official_sizes(tmp_path: Path) -> None:
+    """The official layout and, but for validation, image sizes: source images are resized, target images are not."""
+    # windows over a whole validation image take long
+    data = official_trees(tmp_path, source=(1052, 1914), target=(1024, 2048), val=(256, 512))
     settings = ["--crop", "512", "512", "--warmup", "1", "--steps", "2", "--arms", "hrda"]
     done = run("gta2cityscapes.py", *data, *settings)
     assert done.returncode == 0, done.stderr

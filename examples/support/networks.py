@@ -1,4 +1,4 @@
-"""Networks of the examples: a small one to train from scratch, or any timm encoder, under one decoder."""
+"""Networks of the examples: a small one to train from scratch, one around any timm encoder, and the paper's."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from hrda_lib import MultiResSegmenter, ScaleAttentionHead
+from hrda_lib.models import hrda, load_encoder_weights
 
 
 def build(
@@ -16,14 +17,23 @@ def build(
     num_classes: int,
     *,
     detail_size: tuple[int, int],
-    weights: Path | None = None,
+    model: str = "small",
+    weights: str | Path | None = None,
     attention: float | None = None,
 ) -> MultiResSegmenter:
-    """HRDA around "mini" or a timm encoder; ``weights`` initialises the encoder, a float replaces the attention.
+    """A network at two scales; ``weights`` initialises its encoder, a float replaces the attention.
+
+    ``model`` is "small": our decoder around the encoder "mini" or one of timm; or "hrda": the paper's, around "mit_b0"
+    to "mit_b5".
 
     Raises:
-        ValueError: timm has no such encoder, it gives no feature pyramid from stride 4, or the weights do not fit.
+        ValueError: there is no such encoder, it gives no feature pyramid from stride 4, or the weights do not fit.
     """
+    if model == "hrda":
+        paper = hrda(encoder, num_classes, detail_size=detail_size, fixed_attention=attention)
+        if weights is not None:
+            load_encoder_weights(paper.encoder, weights)
+        return paper
     if encoder == "mini":
         network: nn.Module = MiniEncoder()
         channels = MiniEncoder.channels
@@ -98,7 +108,7 @@ class PyramidDecoder(nn.Module):
 class TimmEncoder(nn.Module):
     """The levels of a timm encoder from stride 4 on, channels first."""
 
-    def __init__(self, name: str, weights: Path | None) -> None:
+    def __init__(self, name: str, weights: str | Path | None) -> None:
         super().__init__()
         try:
             import timm
@@ -135,7 +145,7 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dilati
     )
 
 
-def _load(encoder: nn.Module, weights: Path) -> None:
+def _load(encoder: nn.Module, weights: str | Path) -> None:
     try:
         encoder.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     except Exception as error:

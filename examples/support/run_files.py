@@ -90,6 +90,7 @@ def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
             network["encoder"],
             len(network["class_names"]),
             detail_size=tuple(network["detail_size"]),
+            model=network.get("model", "small"),
             attention=network.get("attention"),
         )
         model.load_state_dict(kept["model"])
