@@ -208,7 +208,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1 - self.rate)
+        return x * (keep.to(x.dtype) / (1 - self.rate))
 
 
 def _grid(x: Tensor, height: int, width: int) -> Tensor:
