@@ -373,6 +373,10 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: Gta(without(gta(p), LABEL))[1],
         "ROOT/labels/00002.png: no such file; ROOT/labels holds 00001.png; " + GTA_LAYOUT,
     ),
+    "gta: a link to nowhere": (
+        lambda p: (without(gta(p), LABEL) / LABEL).symlink_to(p / "gone.png") or Gta(p)[1],
+        "ROOT/labels/00002.png: a link to ROOT/gone.png, which does not exist",
+    ),
     "gta: a label file is missing": (
         lambda p: Gta(without(gta(p, 3), LABEL)).check_files(),
         "ROOT/labels/00002.png: no such file; ROOT/labels holds 00001.png, 00003.png; " + GTA_LAYOUT,

@@ -105,7 +105,7 @@ class TargetCrops(Dataset[TargetCrop]):
             bonnet of the car (DAFormer, arXiv 2111.14887, section 4).
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range, or the margins leave nothing of an image.
     """
 
     def __init__(
@@ -127,10 +127,13 @@ class TargetCrops(Dataset[TargetCrop]):
 
     def __getitem__(self, k: int) -> TargetCrop:
         generator = _generator(self.seed, _inside(k, self.length), stream=1)
-        image = self.dataset[int(torch.randint(len(self.dataset), (), generator=generator))].image
+        image, name = self.dataset[int(torch.randint(len(self.dataset), (), generator=generator))]
         top, bottom, left, right = self.margins
-        valid = torch.zeros(image.shape[1:], dtype=torch.bool)
-        valid[top : max(valid.shape[0] - bottom, 0), left : max(valid.shape[1] - right, 0)] = True
+        height, width = image.shape[1:]
+        if top + bottom >= height or left + right >= width:
+            raise ValueError(f"margins {self.margins} leave nothing of {name}, which has {(height, width)} pixels")
+        valid = torch.zeros(height, width, dtype=torch.bool)
+        valid[top : height - bottom, left : width - right] = True
         image, valid = _padded(image, self.size, 0), _padded(valid, self.size, 0)
         box = _random_box(valid, self.size, generator)
         return TargetCrop(*_flipped((crop(image, box), crop(valid, box)), generator))

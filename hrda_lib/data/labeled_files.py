@@ -221,6 +221,8 @@ def find(folder: Path, pattern: str, layout: str) -> list[Path]:
 
 def not_found(file: Path, layout: str) -> ValueError:
     """The error that names the first missing folder on the way to ``file``, or the file, and what is there instead."""
+    if file.is_symlink():
+        return ValueError(f"{file}: a link to {file.readlink()}, which does not exist")
     missing = next((folder for folder in reversed(file.parents) if not folder.is_dir()), file)
     kind = "file" if missing == file else "folder"
     return ValueError(
