@@ -80,6 +80,12 @@ SIGNATURES = {
     "data.Folders.unlabeled": "(self)",
     "data.Gta": "(root)",
     "data.Cityscapes": "(root, split)",
+    "data.Synthia": "(root)",
+    "data.Acdc": "(root, split, condition=None)",
+    "data.DarkZurich": "(root, split)",
+    "data.Bdd100k": "(root, split)",
+    "data.Mapillary": "(root, split)",
+    "data.ListFile": "(file, *, ignore=())",
     "data.LabeledFiles": "(images, labels, names, *, read=None, settings='', layout='')",
     "data.LabeledFiles.check_files": "(self)",
     "data.UnlabeledImages": "(files, names=None)",
@@ -118,4 +124,10 @@ def test_exported_names() -> None:
     models = {name.split(".")[1] for name in SIGNATURES if name.startswith("models.")}
     assert set(hrda_lib.models.__all__) == models
     inner = {name.split(".")[1] for name in SIGNATURES if name.startswith("data.")}
-    assert set(hrda_lib.data.__all__) == inner | {"CITYSCAPES", "SourceCrop", "TargetCrop"}
+    assert set(hrda_lib.data.__all__) == inner | {
+        "CITYSCAPES",
+        "SYNTHIA_CLASSES",
+        "SYNTHIA_CLASSES_13",
+        "SourceCrop",
+        "TargetCrop",
+    }

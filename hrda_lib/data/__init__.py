@@ -1,27 +1,41 @@
 """Data sets and sampling. Imported by examples, never by a primitive; needs Pillow."""
 
+from hrda_lib.data.acdc import Acdc
+from hrda_lib.data.bdd100k import Bdd100k
 from hrda_lib.data.cityscapes import Cityscapes
 from hrda_lib.data.classes import CITYSCAPES
 from hrda_lib.data.crops import SourceCrop, SourceCrops, TargetCrop, TargetCrops
+from hrda_lib.data.dark_zurich import DarkZurich
 from hrda_lib.data.folders import Concatenated, Folders
 from hrda_lib.data.gta import Gta
 from hrda_lib.data.labeled_files import LabeledFiles, Sample, UnlabeledImages, UnlabeledSample
+from hrda_lib.data.list_file import ListFile
+from hrda_lib.data.mapillary import Mapillary
 from hrda_lib.data.rare_class import RareClasses, check_classes, count_labels
 from hrda_lib.data.resized import Resized, ResizedImages
+from hrda_lib.data.synthia import SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Synthia
 
 __all__ = [
     "CITYSCAPES",
+    "SYNTHIA_CLASSES",
+    "SYNTHIA_CLASSES_13",
+    "Acdc",
+    "Bdd100k",
     "Cityscapes",
     "Concatenated",
+    "DarkZurich",
     "Folders",
     "Gta",
     "LabeledFiles",
+    "ListFile",
+    "Mapillary",
     "RareClasses",
     "Resized",
     "ResizedImages",
     "Sample",
     "SourceCrop",
     "SourceCrops",
+    "Synthia",
     "TargetCrop",
     "TargetCrops",
     "UnlabeledImages",

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from hrda_lib.data.classes import read_train_ids
-from hrda_lib.data.labeled_files import LabeledFiles, contents, find
+from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find
 
 SPLITS = ("train", "val", "test")
 
@@ -28,17 +28,10 @@ class Cityscapes(LabeledFiles):
 
     def __init__(self, root: str | Path, split: str) -> None:
         self.root, self.split = Path(root), split
-        if split not in SPLITS:
-            folder = self.root / "leftImg8bit"
-            raise ValueError(
-                f"split must be one of {', '.join(SPLITS)}, got {split!r}; {folder} holds {contents(folder)}"
-            )
+        check_choice("split", split, SPLITS, self.root / "leftImg8bit")
         image, label = "_leftImg8bit.png", "_gtFine_labelIds.png"
         layout = f"{self.root}/leftImg8bit/{split}/CITY/*{image} with {self.root}/gtFine/{split}/CITY/*{label}"
         images = find(self.root / "leftImg8bit" / split, f"*/*{image}", layout)
-        for city in (self.root / "leftImg8bit" / split).iterdir():
-            if city.is_dir():
-                next(city.iterdir(), None)  # raises for a folder that may not be read; glob leaves it out in silence
         names = [file.name.removesuffix(image) for file in images]
         cities = [self.root / "gtFine" / split / file.parent.name for file in images]
         labels = [city / f"{name}{label}" for city, name in zip(cities, names, strict=True)]

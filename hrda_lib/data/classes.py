@@ -1,9 +1,11 @@
 """The 19 classes of Cityscapes, and labels stored by their ids."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -45,8 +47,16 @@ CITYSCAPES = (
 _BY_COLOUR: dict[tuple[int, ...], LabelClass] = {entry.colour: entry for entry in CITYSCAPES}
 # ignored ids that are officially drawn in the colour of a class: group of poles, licence plate (34 or -1)
 _SAME_COLOUR = {(18, "pole"), (34, "car"), (255, "car")}
-_TRAIN_IDS = np.full(256, 255, np.uint8)
-_TRAIN_IDS[[entry.id for entry in CITYSCAPES]] = [entry.train_id for entry in CITYSCAPES]
+
+
+def train_id_table(train_ids: Mapping[int, int]) -> npt.NDArray[np.uint8]:
+    """For each stored id, 0..255, its train id; 255 for those that are not named."""
+    table = np.full(256, 255, np.uint8)
+    table[list(train_ids)] = list(train_ids.values())
+    return table
+
+
+_TRAIN_IDS = train_id_table({entry.id: entry.train_id for entry in CITYSCAPES})
 
 
 def read_train_ids(file: Path, *, kind: str, highest: int) -> Tensor:
@@ -72,3 +82,18 @@ def read_train_ids(file: Path, *, kind: str, highest: int) -> Tensor:
         if highest < index < 255:
             raise ValueError(f"{file}: label {index} is outside 0..{highest} (and not the ignored 255); {expected}")
     return torch.from_numpy(_TRAIN_IDS[ids])
+
+
+def read_stored_train_ids(file: Path) -> Tensor:
+    """(H, W) uint8 train ids, 255 ignored, of a PNG that holds them as they are.
+
+    Raises:
+        ValueError: the file cannot be read as ids, or holds others than 0..18 and 255.
+    """
+    ids = read_ids(file)[0]
+    outside = ids[(ids >= len(CITYSCAPES)) & (ids < 255)]
+    if outside.size:
+        raise ValueError(
+            f"{file}: label {outside[0]} is outside 0..18 (and not the ignored 255); train ids are expected"
+        )
+    return torch.from_numpy(ids)

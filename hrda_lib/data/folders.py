@@ -6,7 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hrda_lib.data.labeled_files import LabeledFiles, LabeledImages, Sample, read_image, read_label
+from hrda_lib.data.labeled_files import (
+    LabeledFiles,
+    LabeledImages,
+    Sample,
+    check_ids_to_ignore,
+    read_image,
+    read_label,
+)
 
 __all__ = ["Concatenated", "Folders", "image_files", "read_image", "read_label"]
 
@@ -29,9 +36,7 @@ class Folders(LabeledFiles):
     """
 
     def __init__(self, root: str | Path, *, ignore: Sequence[int] = ()) -> None:
-        self.root, self.ignore = Path(root), list(ignore)
-        if any(not 0 <= value <= 255 for value in self.ignore):
-            raise ValueError(f"ignore must hold label ids in [0, 255], got {self.ignore}")
+        self.root, self.ignore = Path(root), check_ids_to_ignore(ignore)
         images = image_files(self.root / "images")
         names = [file.stem for file in images]
         labels = [self.root / "labels" / f"{name}.png" for name in names]

@@ -213,10 +213,37 @@ def find(folder: Path, pattern: str, layout: str) -> list[Path]:
     """
     if not folder.is_dir():
         raise not_found(folder / pattern, layout)
+    if "/" in pattern:
+        for inner in folder.iterdir():
+            if inner.is_dir():
+                next(inner.iterdir(), None)  # raises for a folder that may not be read; glob leaves it out in silence
     files = sorted(folder.glob(pattern))
     if not files:
         raise ValueError(f"{folder}: no {pattern} in this folder, which holds {contents(folder)}; expected {layout}")
     return files
+
+
+def check_choice(name: str, value: str, choices: Sequence[str], folder: Path) -> None:
+    """Refuse a split or condition that a data set does not have.
+
+    Raises:
+        ValueError: lists the choices, and what ``folder`` holds.
+    """
+    if value not in choices:
+        raise ValueError(
+            f"{name} must be one of {', '.join(choices)}, got {value!r}; {folder} holds {contents(folder)}"
+        )
+
+
+def check_ids_to_ignore(ignore: Sequence[int]) -> list[int]:
+    """The ids as a list.
+
+    Raises:
+        ValueError: one is no label of 8 bits.
+    """
+    if any(not 0 <= value <= 255 for value in ignore):
+        raise ValueError(f"ignore must hold label ids in [0, 255], got {list(ignore)}")
+    return list(ignore)
 
 
 def not_found(file: Path, layout: str) -> ValueError:

@@ -1,0 +1,52 @@
+"""Mapillary Vistas 1.2: street scenes of the world (Neuhold et al., ICCV 2017)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrda_lib.data.classes import train_id_table
+from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find, read_ids
+
+SPLITS = ("training", "validation", "testing")
+# train id -> ids of Vistas 1.2
+_IDS = {0: (13, 24, 41), 1: (2, 15), 2: (17,), 3: (6,), 4: (3,), 5: (45, 47), 6: (48,), 7: (50,), 8: (30,), 9: (29,)}
+_IDS |= {10: (27,), 11: (19,), 12: (20, 21, 22), 13: (55,), 14: (61,), 15: (54,), 16: (58,), 17: (57,), 18: (52,)}
+_TRAIN_IDS = train_id_table({index: train_id for train_id, ids in _IDS.items() for index in ids})
+
+
+class Mapillary(LabeledFiles):
+    """``root/SPLIT/images/*.jpg`` with ``root/SPLIT/labels/*.png``, palette PNGs of the 66 ids of version 1.2.
+
+    Downloads of version 2.0 hold the same labels in ``root/SPLIT/v1.2/labels``, which is taken where it exists. Ids
+    become the train ids of :data:`~hrda_lib.data.classes.CITYSCAPES`, every other id 255. Labels are opened when they
+    are asked for, never before; those of "testing" are not published.
+
+    Args:
+        root: the folder that holds ``training``, ``validation`` and ``testing``.
+        split: one of these three.
+
+    Raises:
+        ValueError: there is no such split or image; on reading, a file is missing, broken, of another size than its
+            image, or holds an id above 65. The message starts with the file.
+    """
+
+    def __init__(self, root: str | Path, split: str) -> None:
+        self.root, self.split = Path(root), split
+        check_choice("split", split, SPLITS, self.root)
+        folder = self.root / split
+        masks = folder / "v1.2" / "labels" if (folder / "v1.2").is_dir() else folder / "labels"
+        layout = f"{folder}/images/*.jpg with {masks}/*.png"
+        images = find(folder / "images", "*.jpg", layout)
+        names = [file.stem for file in images]
+        labels = [masks / f"{name}.png" for name in names]
+        super().__init__(images, labels, names, read=_read, settings="Mapillary", layout=layout)
+
+
+def _read(file: Path) -> Tensor:
+    ids = read_ids(file)[0]
+    outside = ids[(ids > 65) & (ids < 255)]
+    if outside.size:
+        raise ValueError(f"{file}: label {outside[0]} is outside 0..65; ids of Mapillary Vistas 1.2 are expected")
+    return torch.from_numpy(np.take(_TRAIN_IDS, ids))
