@@ -14,11 +14,15 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 Weights = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
 
+WIDTHS = {"mit_b0": (32, 64, 160, 256), "mit_b1": (64, 128, 320, 512), "mit_b2": (64, 128, 320, 512)}
+DEPTHS = {"mit_b0": (2, 2, 2, 2), "mit_b1": (2, 2, 2, 2), "mit_b2": (3, 4, 6, 3)}
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 DILATIONS = (1, 6, 12, 18)
 SCALE, OUTPUT_STRIDE = 2, 4
+ATTENTION = "decode_head.scale_attention"
 
 
 class Output(NamedTuple):
@@ -26,6 +30,72 @@ class Output(NamedTuple):
     detail_logits: Tensor
     context_logits: Tensor
     attention: Tensor | float
+
+
+def encoder_shapes(widths: tuple[int, ...], depths: tuple[int, ...]) -> Shapes:
+    shapes: Shapes = {}
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"backbone.{name}.weight"], shapes[f"backbone.{name}.bias"] = shape, shape[:1]
+
+    for i, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        kernel, below = (7, 3) if i == 0 else (3, widths[i - 1])
+        layer(f"patch_embed{i + 1}.proj", width, below, kernel, kernel)
+        layer(f"patch_embed{i + 1}.norm", width)
+        for j in range(depth):
+            block, reduction = f"block{i + 1}.{j}", REDUCTIONS[i]
+            layer(f"{block}.norm1", width)
+            layer(f"{block}.attn.q", width, width)
+            layer(f"{block}.attn.kv", 2 * width, width)
+            layer(f"{block}.attn.proj", width, width)
+            if reduction > 1:
+                layer(f"{block}.attn.sr", width, width, reduction, reduction)
+                layer(f"{block}.attn.norm", width)
+            layer(f"{block}.norm2", width)
+            layer(f"{block}.mlp.fc1", 4 * width, width)
+            layer(f"{block}.mlp.dwconv.dwconv", 4 * width, 1, 3, 3)
+            layer(f"{block}.mlp.fc2", width, 4 * width)
+        layer(f"norm{i + 1}", width)
+    return shapes
+
+
+def head_shapes(name: str, widths: tuple[int, ...], outputs: int, dims: int, *, light: bool = False) -> Shapes:
+    """Of the DAFormer head, or of the ``light`` head that attends to scales."""
+    shapes: Shapes = {f"{name}.conv_seg.weight": (outputs, dims, 1, 1), f"{name}.conv_seg.bias": (outputs,)}
+    for i, width in enumerate(widths):
+        shapes[f"{name}.embed_layers.{i}.proj.weight"] = (dims, width)
+        shapes[f"{name}.embed_layers.{i}.proj.bias"] = (dims,)
+
+    def conv_bn(part: str, *shape: int) -> None:
+        shapes[f"{name}.fuse_layer{part}.conv.weight"] = shape
+        for entry in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.fuse_layer{part}.bn.{entry}"] = shape[:1]
+        shapes[f"{name}.fuse_layer{part}.bn.num_batches_tracked"] = ()
+
+    channels = len(widths) * dims
+    if light:
+        conv_bn("", dims, channels, 1, 1)
+        return shapes
+    for i, dilation in enumerate(DILATIONS):
+        if dilation == 1:
+            conv_bn(f".aspp_modules.{i}", dims, channels, 1, 1)
+        else:
+            conv_bn(f".aspp_modules.{i}.depthwise_conv", channels, 1, 3, 3)
+            conv_bn(f".aspp_modules.{i}.pointwise_conv", dims, channels, 1, 1)
+    conv_bn(".bottleneck", dims, len(DILATIONS) * dims, 3, 3)
+    return shapes
+
+
+def daformer_shapes(widths: tuple[int, ...], depths: tuple[int, ...], classes: int, dims: int) -> Shapes:
+    return encoder_shapes(widths, depths) | head_shapes("decode_head", widths, classes, dims)
+
+
+def hrda_shapes(
+    widths: tuple[int, ...], depths: tuple[int, ...], classes: int, dims: int, maps: int, attention_dims: int
+) -> Shapes:
+    """Entries of a published file; ``maps`` of the attention head, 0: there is none."""
+    shapes = encoder_shapes(widths, depths) | head_shapes("decode_head.head", widths, classes, dims)
+    return shapes | (head_shapes(ATTENTION, widths, maps, attention_dims, light=True) if maps else {})
 
 
 def resize(x: Tensor, height: int, width: int) -> Tensor:
@@ -159,9 +229,8 @@ def daformer_head(w: Weights, name: str, features: list[Tensor], training: bool)
 
 def attention_head(w: Weights, features: list[Tensor], training: bool) -> Tensor:
     """Before the sigmoid."""
-    name = "decode_head.scale_attention"
-    x = conv_bn_relu(w, f"{name}.fuse_layer", embedded(w, name, features), training)
-    return conv(w, f"{name}.conv_seg", x)
+    x = conv_bn_relu(w, f"{ATTENTION}.fuse_layer", embedded(w, ATTENTION, features), training)
+    return conv(w, f"{ATTENTION}.conv_seg", x)
 
 
 def daformer(w: Weights, images: Tensor, depths: tuple[int, ...], *, training: bool = False) -> Tensor:
