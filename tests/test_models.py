@@ -82,6 +82,30 @@ def test_two_epsilons() -> None:
             assert module.eps == (1e-5 if name.endswith(("embed_norm", "reduce_norm")) else 1e-6), name
 
 
+def test_initial_weights() -> None:
+    """Convolutions before a batch norm: normal, 2 / (outputs x kernel); classifiers 0.01; the encoder 0.02."""
+    torch.manual_seed(0)
+    model = hrda("mit_b0")
+    std = {name: p.std().item() for name, p in model.named_parameters() if p.dim() > 1}
+    branch = "decoder.fuse.branches"
+    expected = {
+        "decoder.fuse.bottleneck.conv.weight": (2 / (256 * 9)) ** 0.5,
+        f"{branch}.0.conv.weight": (2 / 256) ** 0.5,
+        f"{branch}.1.depthwise_conv.conv.weight": (2 / (1024 * 9)) ** 0.5,
+        f"{branch}.3.pointwise_conv.conv.weight": (2 / 256) ** 0.5,
+        "attention.fuse.0.weight": (2 / 256) ** 0.5,
+        "decoder.classifier.weight": 0.01,
+        "attention.classifier.weight": 0.01,
+        "encoder.stages.0.embed.weight": (2 / (32 * 49)) ** 0.5,
+        "encoder.stages.3.blocks.1.attention.query.weight": 0.02,
+        "encoder.stages.3.blocks.1.feed_forward.depthwise.weight": (2 / 9) ** 0.5,
+    }
+    assert {name: std[name] for name in expected} == pytest.approx(expected, rel=0.05)
+    for name, parameter in model.named_parameters():
+        if name.endswith("classifier.bias") or (name.startswith("encoder") and name.endswith("bias")):
+            assert not parameter.any(), name
+
+
 def test_drop_path_skips_whole_samples_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     layer, x = DropPath(0.25), torch.ones(4000, 3, 2)

@@ -91,6 +91,12 @@ def hrda(
     if fixed_attention is None:
         maps = num_classes if attention_classwise else 1
         attention = ScaleAttentionHead(one_scale.encoder.widths, maps, embed_dims=attention_embed_dims, dropout=dropout)
+        # as in the released code, like the decoder
+        for name, parameter in attention.named_parameters():
+            if name == "fuse.0.weight":
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+            elif name == "classifier.bias":
+                nn.init.zeros_(parameter)
     elif isinstance(fixed_attention, (int, float)) and not isinstance(fixed_attention, bool):
         attention = fixed_attention  # its range is MultiResSegmenter's to check
     else:

@@ -108,7 +108,8 @@ class Aspp(nn.Module):
 
 
 def conv_bn_relu(inputs: int, outputs: int, *, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size, batch norm, ReLU."""
+    """A convolution that keeps the size, batch norm, ReLU; it starts as in the released code."""
     padding = dilation * (kernel // 2)
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(outputs), relu=nn.ReLU()))
