@@ -177,6 +177,18 @@ class Data:
     key: str  # changes when the labels do
 
 
+def network(config: Config, attention: float | None) -> MultiResSegmenter:
+    """As it is before any training."""
+    return build(
+        config.encoder,
+        len(NAMES),
+        detail_size=(config.crop[0] // 2, config.crop[1] // 2),
+        model=config.model,
+        weights=config.encoder_weights or None,
+        attention=attention,
+    )
+
+
 def train(
     config: Config,
     arm: Arm,
@@ -227,7 +239,9 @@ def train(
             loss.backward()
             values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
 
-        torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip or float("inf"), error_if_nonfinite=True)
+        norm = torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip or float("inf"))
+        if not norm.isfinite():
+            raise ValueError(f"{run}: gradients are not finite at step {step}; choose a smaller --lr")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -360,15 +374,7 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
         if not options.overwrite:
             raise ValueError(f"{place}: holds a run of other settings or data; choose another --out, or --overwrite")
     torch.manual_seed(seed)
-    detail_size = (config.crop[0] // 2, config.crop[1] // 2)
-    student = build(
-        config.encoder,
-        len(NAMES),
-        detail_size=detail_size,
-        model=config.model,
-        weights=config.encoder_weights or None,
-        attention=arm.attention,
-    )
+    student = network(config, arm.attention)
     distance = None
     if arm.adapts and config.feature_distance and config.encoder_weights:  # from the weights that it has now
         distance = FeatureDistance(
@@ -377,20 +383,20 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     if start:
         load_weights(student, folder / start / "last.pt")
     student.to(options.device).to(memory_format=torch.channels_last).train()
-    network = {
+    built = {
         "model": config.model,
         "encoder": config.encoder,
         "class_names": NAMES,
-        "detail_size": detail_size,
+        "detail_size": student.detail_size,
         "attention": arm.attention,
         "ignore": [],
     }
     (place / "result.json").unlink(missing_ok=True)  # until it is there again, the arm is not complete
-    start_run(place, {**settings, "network": network})
+    start_run(place, {**settings, "network": built})
     began = time.monotonic()
     train(config, arm, data, student, distance, place, seed)
     seconds = time.monotonic() - began
-    save(place, student, network, arm.steps(config))
+    save(place, student, built, arm.steps(config))
     result = {
         "settings": settings,
         "classes": evaluate(student, config.crop, data.val),
@@ -458,7 +464,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config, options = parse(arguments)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
     problem, status, began = "", 0, time.monotonic()
+    if config.feature_distance and not config.encoder_weights:
+        print("without --encoder-weights: random weights, and no feature distance", file=sys.stderr)
     try:
+        network(config, None).to(options.device)  # bad names and files are found before any data is read
         for seed in range(options.seed, options.seed + options.seeds):
             folder, data = options.out / f"seed{seed}", prepare(options, seed)
             for name in options.arms:
@@ -514,8 +523,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     for name in options.arms:
         if not ARMS[name].steps(config):
             parser.error(f"--arms {name} is the warm-up, which takes --warmup 0 steps")
-    if config.feature_distance and not config.encoder_weights:
-        print("without --encoder-weights: random weights, and no feature distance", file=sys.stderr)
     values = {**vars(options), **asdict(config)}
     for name in ("steps", "batch_size", "lr", "head_factor", "temperature", "seeds"):
         if not values[name] > 0:

@@ -2,8 +2,9 @@
 
     python examples/predict.py RUN INPUT... --out DIR
 
-RUN is a run folder of own_data.py, an INPUT an image or a folder of images. For each image, DIR gets NAME.png (class
-ids) and NAME_overlay.png (colours). A file that cannot be read is reported, the rest go on, and the exit status is 1.
+RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an image or a folder of images. For each
+image, DIR gets NAME.png (class ids) and NAME_overlay.png (colours). A file that cannot be read is reported, the rest go
+on, and the exit status is 1.
 With --labels, NAME.png in that folder is the truth, and the IoU of each class is printed.
 """
 

@@ -1,13 +1,21 @@
 """Scale attention: fuse context and detail predictions (HRDA, arXiv 2204.13132, section 3.3)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from hrda_lib.geometry import CropBox, as_box, check_tensor, crop
+from hrda_lib.geometry import (
+    CropBox,
+    as_box,
+    as_counts,
+    check_counts,
+    check_rates,
+    check_tensor,
+    crop,
+    feature_channels,
+)
 
 
 def fuse_scales(
@@ -132,13 +140,9 @@ class ScaleAttentionHead(nn.Module):
         self, in_channels: Sequence[int], out_channels: int, *, embed_dims: int = 256, dropout: float = 0.1
     ) -> None:
         super().__init__()
-        if not in_channels or min(*in_channels, out_channels, embed_dims) < 1:
-            raise ValueError(
-                f"in_channels, out_channels and embed_dims must be positive and in_channels not empty, "
-                f"got {list(in_channels)}, {out_channels}, {embed_dims}"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        in_channels = as_counts("in_channels", in_channels)
+        check_counts(out_channels=out_channels, embed_dims=embed_dims)
+        check_rates(dropout=dropout)
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         self.fuse = nn.Sequential(
             nn.Conv2d(len(in_channels) * embed_dims, embed_dims, 1, bias=False), nn.BatchNorm2d(embed_dims), nn.ReLU()
@@ -149,7 +153,7 @@ class ScaleAttentionHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expected = [embedding.in_channels for embedding in self.embeddings]
-        got = tuple(features.shape) if isinstance(features, Tensor) else [_channels(feature) for feature in features]
+        got = feature_channels(features)
         if got != expected:
             raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
         finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
@@ -158,12 +162,6 @@ class ScaleAttentionHead(nn.Module):
         ]
         logits: Tensor = self.classifier(self.dropout(self.fuse(torch.cat(embedded, dim=1))))
         return logits
-
-
-def _channels(feature: Tensor) -> Any:
-    if not isinstance(feature, Tensor):
-        return feature
-    return feature.shape[1] if feature.dim() == 4 else tuple(feature.shape)
 
 
 def _fine_size(context_logits: Tensor, scale: float) -> tuple[int, int]:

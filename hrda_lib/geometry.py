@@ -103,6 +103,50 @@ def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     return values
 
 
+def check_counts(**values: object) -> None:
+    """Refuse what is no positive int: widths, classes, channels."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive int, got {_short(value)}")
+
+
+def check_rates(**values: object) -> None:
+    """Refuse what is no probability below 1: dropout, stochastic depth."""
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+            raise ValueError(f"{name} must be a number in [0, 1), got {_short(value)}")
+
+
+def as_counts(name: str, values: object) -> tuple[int, ...]:
+    """``values`` as a tuple of positive ints, at least one."""
+    found = tuple(values) if isinstance(values, tuple | list) else ()
+    if not found or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in found):
+        raise ValueError(f"{name} must be a list of positive ints, at least one, got {_short(values)}")
+    return found
+
+
+def check_images(images: object, channels: int | None = None) -> None:
+    """Refuse what is no non-empty batch of float images, of so many channels if given."""
+    check_tensor("images", images)
+    assert isinstance(images, Tensor)
+    wanted = "K" if channels is None else channels
+    fits = images.dim() == 4 and 0 not in images.shape and channels in (None, images.shape[1])
+    if not fits or not images.is_floating_point():
+        raise ValueError(
+            f"images must be float (B, {wanted}, H, W) and not empty, got {images.dtype} {tuple(images.shape)}"
+        )
+
+
+def feature_channels(features: object) -> object:
+    """The channels of each (B, C, h, w) tensor of a list, for comparison with what was expected; else what came."""
+    if not isinstance(features, list | tuple):
+        return _short(features) if isinstance(features, Tensor) else type(features).__name__
+    return [
+        (f.shape[1] if f.dim() == 4 else tuple(f.shape)) if isinstance(f, Tensor) else type(f).__name__
+        for f in features
+    ]
+
+
 def as_box(name: str, box: CropBox) -> CropBox:
     """``box`` as a :class:`CropBox`; any four ints will do."""
     if not isinstance(box, (tuple, list)) or len(box) != 4 or any(not isinstance(v, int) for v in box):

@@ -100,7 +100,7 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_encoder_weights(torch.nn.Linear(1, 1), file)
     assert all(torch.equal(a, b) for a, b in zip(before, encoder.state_dict().values(), strict=True))
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(ValueError, match=r"it needs safetensors: pip install 'hrda_lib\[hub\]'"):
+    with pytest.raises(ValueError, match=r"it needs safetensors: pip install safetensors"):
         load_encoder_weights(encoder, tmp_path / "broken.safetensors")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"nvidia/mit-b5: no such file; to fetch it from the hub: pip install"):
@@ -126,6 +126,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, cached: dict[str, Path], online: dict[s
 
     monkeypatch.setattr(module, "hf_hub_download", download)
     return asked
+
+
+def test_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = hub(monkeypatch, {}, None)
+    for source in ("../x", "./x", "a/" + "b" * 5000, "a/b/c", tmp_path / "x"):
+        with pytest.raises(ValueError, match=r"no such file$|cannot be read as a checkpoint"):
+            load_encoder_weights(MixTransformer(TINY), source)
+    assert not asked
 
 
 def test_hub_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -312,10 +313,10 @@ def test_head_starts_near_an_even_mix() -> None:
         ([torch.zeros(1, 2, 4, 4)], "[2]"),
         ([torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2)], "[2, 3, 3]"),
         ([torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 4, 4)], "[3, 2]"),
-        (torch.zeros(1, 2, 4, 4), "(1, 2, 4, 4)"),
-        (torch.zeros(2, 3, 4, 4), "(2, 3, 4, 4)"),
+        (torch.zeros(1, 2, 4, 4), "a tensor of (1, 2, 4, 4)"),
+        (torch.zeros(2, 3, 4, 4), "a tensor of (2, 3, 4, 4)"),
         ([], "[]"),
-        ([torch.zeros(1, 2, 4, 4), None], "[2, None]"),
+        ([torch.zeros(1, 2, 4, 4), None], "[2, 'NoneType']"),
         ([torch.zeros(2, 4, 4), torch.zeros(3, 2, 2)], "["),
     ],
     ids=["too few", "too many", "order", "a tensor", "a tensor of two", "none", "no tensor", "no batch"],
@@ -326,11 +327,24 @@ def test_head_refuses_features(features: object, got: str) -> None:
         ScaleAttentionHead([2, 3], 1, embed_dims=4)(features)
 
 
+IN_CHANNELS = "in_channels must be a list of positive ints, at least one, got "
+
+
 @pytest.mark.parametrize(
-    ("channels", "maps", "width", "got"),
-    [([], 1, 4, "[], 1, 4"), ([2, 0], 1, 4, "[2, 0], 1, 4"), ([2], 0, 4, "[2], 0, 4"), ([2], 1, 0, "[2], 1, 0")],
+    ("channels", "maps", "settings", "message"),
+    [
+        ([], 1, {}, IN_CHANNELS + "[]"),
+        ([2, 0], 1, {}, IN_CHANNELS + "[2, 0]"),
+        (2, 1, {}, IN_CHANNELS + "2"),
+        ([2.0], 1, {}, IN_CHANNELS + "[2.0]"),
+        ([2], 0, {}, "out_channels must be a positive int, got 0"),
+        ([2], True, {}, "out_channels must be a positive int, got True"),
+        ([2], 1, {"embed_dims": "8"}, "embed_dims must be a positive int, got '8'"),
+        ([2], 1, {"dropout": 1}, "dropout must be a number in [0, 1), got 1"),
+        ([2], 1, {"dropout": float("nan")}, "dropout must be a number in [0, 1), got nan"),
+        ([2], 1, {"dropout": None}, "dropout must be a number in [0, 1), got None"),
+    ],
 )
-def test_head_refuses_settings(channels: list[int], maps: int, width: int, got: str) -> None:
-    message = f"in_channels, out_channels and embed_dims must be positive and in_channels not empty, got {got}"
+def test_head_refuses_settings(channels: Any, maps: int, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        ScaleAttentionHead(channels, maps, embed_dims=width)
+        ScaleAttentionHead(channels, maps, **settings)

@@ -21,6 +21,7 @@ from support.run_files import load, read_metrics
 
 Size = tuple[int, int]
 FAST = ["--warmup", "2", "--steps", "2", "--crop", "192", "384", "--source-size", "0", "0", "--min-pixels", "150"]
+FAST += ["--margins", "0", "0", "0", "0"]
 
 
 def few(root: Path, *, seed: int) -> tuple[Path, Path]:
@@ -356,9 +357,26 @@ def test_the_paper_s_network_and_training(tmp_path: Path, capsys: pytest.Capture
         assert change < 1e-3  # two steps of the warm-up from the file's weights
 
 
-def test_the_paper_s_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_network_is_found_before_any_data(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--gta", str(mini / "gta"), "--cityscapes", str(mini / "cityscapes"), "--out", str(tmp_path / "out")]
+    for options, message in (
+        (["--model", "hrda", "--encoder", "mit_b9"], "the encoder's size must be one of mit_b0"),
+        (["--model", "hrda", "--encoder", "mit_b0", "--encoder-weights", "x.pth"], "x.pth: no such file"),
+        (["--encoder", "mit_b0"], "encoder 'mit_b0' belongs to the model 'hrda'"),
+        (["--device", "foo"], "Expected one of cpu, cuda"),
+    ):
+        assert gta2cityscapes.main([*data, *options]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_paper_s_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, options = gta2cityscapes.parse(["--model", "hrda", "--gta", "a", "--cityscapes", "b"])
-    assert capsys.readouterr().err == "without --encoder-weights: random weights, and no feature distance\n"
+    assert (
+        gta2cityscapes.main(["--model", "hrda", "--encoder", "mit_b0", "--gta", str(tmp_path), "--cityscapes", "b"])
+        == 2
+    )
+    assert capsys.readouterr().err.startswith("without --encoder-weights: random weights, and no feature distance\n")
     assert options.arms == ["control", "hrda"]
     assert (config.encoder, config.steps, config.batch_size, config.crop) == ("mit_b5", 40_000, 2, (1024, 1024))
     assert [gta2cityscapes.NAMES[i] for i in gta2cityscapes.THINGS] == [

@@ -29,6 +29,10 @@ def build(
     Raises:
         ValueError: there is no such encoder, it gives no feature pyramid from stride 4, or the weights do not fit.
     """
+    if model not in ("small", "hrda"):
+        raise ValueError(f"model must be 'small' or 'hrda', got {model!r}")
+    if model == "small" and encoder.startswith("mit_b"):
+        raise ValueError(f"encoder {encoder!r} belongs to the model 'hrda'")
     if model == "hrda":
         paper = hrda(encoder, num_classes, detail_size=detail_size, fixed_attention=attention)
         if weights is not None:

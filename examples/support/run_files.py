@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import pickle
 import platform
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     try:
         model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
     except Exception as error:
-        raise ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {error})") from None
+        raise _unreadable(file, error) from None
 
 
 def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
@@ -82,7 +83,9 @@ def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
     """
     file = run / "last.pt"
     if not file.is_file():
-        raise ValueError(f"{file}: no such file; a run folder of own_data.py is expected")
+        raise ValueError(
+            f"{file}: no such file; a run folder of own_data.py, or an arm of gta2cityscapes.py, is expected"
+        )
     try:
         kept = torch.load(file, map_location="cpu", weights_only=True)
         network = kept["network"]
@@ -95,5 +98,14 @@ def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
         )
         model.load_state_dict(kept["model"])
     except Exception as error:
-        raise ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {error})") from None
+        raise _unreadable(file, error) from None
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise ValueError(f"{file}: holds weights that are not finite")
     return model.eval(), network
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    if isinstance(error, pickle.UnpicklingError):  # its own text advises to run the code in the file
+        return ValueError(f"{file}: cannot be loaded, for it holds more than weights, or is none of torch.save")
+    text = " ".join(str(error).split()) or "it ends too early"
+    return ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {text})")

@@ -21,6 +21,9 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
+        for name, module in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(module, nn.Module):
+                raise ValueError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
         self.encoder, self.decoder = encoder, decoder
 
     def forward(self, images: Tensor, *, return_features: bool = False) -> Any:
@@ -82,12 +85,22 @@ def hrda(
         checkpoint_stages=checkpoint_stages,
     )
     assert isinstance(one_scale.encoder, MixTransformer)
+    if not isinstance(attention_classwise, bool):
+        raise ValueError(f"attention_classwise must be True or False, got {attention_classwise!r}")
     attention: nn.Module | float
     if fixed_attention is None:
         maps = num_classes if attention_classwise else 1
         attention = ScaleAttentionHead(one_scale.encoder.widths, maps, embed_dims=attention_embed_dims, dropout=dropout)
+        # as in the released code, like the decoder
+        for name, parameter in attention.named_parameters():
+            if name == "fuse.0.weight":
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+            elif name == "classifier.bias":
+                nn.init.zeros_(parameter)
+    elif isinstance(fixed_attention, (int, float)) and not isinstance(fixed_attention, bool):
+        attention = fixed_attention  # its range is MultiResSegmenter's to check
     else:
-        attention = fixed_attention
+        raise ValueError(f"fixed_attention must be a number in [0, 1] or None, got {fixed_attention!r}")
     return MultiResSegmenter(one_scale.encoder, one_scale.decoder, attention, detail_size=detail_size)
 
 
@@ -104,7 +117,8 @@ def daformer(
 ) -> EncoderDecoder:
     """DAFormer: a Mix Transformer and the DAFormer head at one scale, images -> logits at stride 4.
 
-    (DAFormer, arXiv 2111.14887, section 3.2.) Arguments as in :func:`hrda`.
+    (DAFormer, arXiv 2111.14887, section 3.2.) Arguments as in :func:`hrda`. Logits at the size of the images:
+    ``SlidingWindowInferer(window)(images, model.eval())``, with a window as large as the image for one pass.
 
     Raises:
         ValueError: a setting is out of its range.

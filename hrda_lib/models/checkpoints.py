@@ -11,7 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hrda_lib.fusion import ScaleAttentionHead
+from hrda_lib.models.daformer_head import DAFormerHead
 from hrda_lib.models.mix_transformer import MixTransformer
+from hrda_lib.teacher import unwrap
 
 # what a part of our names is called in the published files, applied from top to bottom
 _ENCODER = [
@@ -98,9 +101,14 @@ def to_reference_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: the model is not one of :func:`hrda` or :func:`daformer`.
     """
-    if not isinstance(getattr(model, "encoder", None), MixTransformer):
-        raise ValueError(f"model must be built by hrda() or daformer(), got {type(model).__name__}")
-    two_scales = hasattr(model, "attention")
+    model = unwrap(model) if isinstance(model, nn.Module) else model
+    encoder, decoder, attention = (getattr(model, name, None) for name in ("encoder", "decoder", "attention"))
+    parts = isinstance(encoder, MixTransformer) and isinstance(decoder, DAFormerHead)
+    if not parts or not isinstance(attention, ScaleAttentionHead | float | int | None):
+        raise ValueError(
+            f"model must be built by hrda() or daformer(), got {type(model).__name__}; of an EMATeacher pass .module"
+        )
+    two_scales = attention is not None
     renamed = {}
     for name, tensor in model.state_dict().items():
         part, rest = name.split(".", 1)
@@ -125,16 +133,17 @@ def load_encoder_weights(encoder: nn.Module, source: str | Path | Mapping[str, A
         encoder: a Mix Transformer of the file's size, such as ``hrda("mit_b5").encoder``.
         source: a file as the SegFormer authors publish it (``mit_b5.pth``), or in the model hub's naming
             (``model.safetensors`` or ``pytorch_model.bin``); or a name on the hub such as "nvidia/mit-b5", which is
-            downloaded once (``pip install 'hrda_lib[hub]'``); or the entries themselves. Those of a classifier or
-            decoder are left out.
+            downloaded once (``pip install huggingface_hub safetensors``); or the entries themselves. Those of a
+            classifier or decoder are left out.
 
     Raises:
         ValueError: the source cannot be found or read safely, or its entries are not the encoder's: all that are
             missing, unexpected or of another shape are listed.
     """
+    encoder = unwrap(encoder) if isinstance(encoder, nn.Module) else encoder
     if not isinstance(encoder, MixTransformer):
         raise ValueError(f"encoder must be a MixTransformer, got {type(encoder).__name__}")
-    if isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w-]+", source) and not Path(source).exists():
+    if isinstance(source, str) and re.fullmatch(r"\w[\w.-]{0,95}/\w[\w-]{0,95}", source) and not Path(source).exists():
         source = _download(source)
     where, entries = _entries(source)
     given = {
@@ -162,22 +171,46 @@ def _rename(name: str, pairs: list[tuple[str, str]]) -> str:
 
 
 def _copy(where: str, own: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
-    problems = [f"missing {key}" for key in own if key not in given]
-    problems += [f"unexpected {key}" for key in given if key not in own]
-    for key in [key for key in own if key in given]:
-        if not isinstance(given[key], Tensor):
-            problems.append(f"{key} must be a tensor, got {type(given[key]).__name__}")
-        elif given[key].shape != own[key].shape:
-            problems.append(f"{key} must be {tuple(own[key].shape)}, got {tuple(given[key].shape)}")
-    if problems:
-        raise ValueError(f"{where}: not the weights of this model: " + "; ".join(problems))
+    """Write ``given`` into ``own``, all entries or none."""
+    missing = [f"missing {key}" for key in own if key not in given]
+    unexpected = [f"unexpected {key}" for key in given if key not in own]
+    found = [key for key in own if key in given]
+    wrong = [f"{key} {problem}" for key in found if (problem := _problem(own[key], given[key]))]
+    if missing or unexpected or wrong:
+        counts = f"{len(missing)} entries missing, {len(unexpected)} unexpected, {len(wrong)} wrong"
+        if not found and given:
+            counts += f"; no name is one of the model's, the first is {next(iter(given))}"
+        raise ValueError(
+            f"{where}: not the weights of this model ({counts}): " + "; ".join(missing + unexpected + wrong)
+        )
     with torch.no_grad():
-        for key, tensor in own.items():
-            tensor.copy_(given[key])
+        # copies first: entries may share memory with the model's own
+        converted = {key: given[key].to(own[key], copy=True) for key in found}
+        for key, tensor in converted.items():
+            own[key].copy_(tensor)
+
+
+def _problem(own: Tensor, entry: Any) -> str:
+    """What is wrong with an entry of the file; empty if nothing is."""
+    if own.is_meta:
+        return "of the model is on the meta device; give it memory first: model.to_empty(device='cpu')"
+    if not isinstance(entry, Tensor) or nn.parameter.is_lazy(entry):
+        return f"must be a tensor, got {type(entry).__name__}"
+    if entry.shape != own.shape:
+        return f"must be {tuple(own.shape)}, got {tuple(entry.shape)}"
+    if entry.layout != torch.strided or entry.is_meta or entry.is_quantized:
+        return f"must be a dense tensor with values, got {entry.layout} of {entry.dtype} on {entry.device}"
+    if entry.is_floating_point() != own.is_floating_point() or entry.is_complex() or entry.dtype == torch.bool:
+        return f"must be {own.dtype} or alike, got {entry.dtype}"
+    if own.is_floating_point() and not entry.to(own.dtype).isfinite().all():
+        return f"must be finite in {own.dtype}"
+    return ""
 
 
 def _entries(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """What to call the source in an error, and its entries by name."""
+    if not isinstance(source, str | Path | Mapping):
+        raise ValueError(f"a path or a dictionary of tensors is expected, got {type(source).__name__}")
     where, content = ("state dict", source) if isinstance(source, Mapping) else (str(source), _read(Path(source)))
     entries = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(entries, Mapping):
@@ -193,10 +226,14 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError as error:  # torch's own text advises to run the code in the file
         name = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {name[1]}" if name else _first_line(error)
-        raise ValueError(f"{path}: refused, for it is no file of tensors alone ({reason})") from None
+        cause = re.search(r"WeightsUnpickler error: +(\S.*)", str(error))
+        reason = f"it asks for {name[1]}" if name else cause[1] if cause else "it is not of torch.save"
+        raise ValueError(
+            f"{path}: refused, for it is no file of tensors alone ({reason}); files of torch.save and "
+            ".safetensors files are read"
+        ) from None
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
 
@@ -206,7 +243,7 @@ def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
     if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5: such a file is refused
         return contextlib.nullcontext()
     build: Any = np.float64(0).__reduce__()[0]
-    allowed: list[Any] = [np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))]
+    allowed: list[Any] = [np.dtype, *(type(np.dtype(name)) for name in ("?", "u1", "f2", "f4", "f8", "i4", "i8"))]
     allowed += [(build, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and numpy 2
     return torch.serialization.safe_globals(allowed)
 
@@ -215,7 +252,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors.torch import load_file
     except ImportError:
-        raise ValueError("it needs safetensors: pip install 'hrda_lib[hub]'") from None
+        raise ValueError("it needs safetensors: pip install safetensors") from None
     return load_file(path)
 
 
@@ -225,7 +262,9 @@ def _download(name: str) -> Path:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError:
-        raise ValueError(f"{name}: no such file; to fetch it from the hub: pip install 'hrda_lib[hub]'") from None
+        raise ValueError(
+            f"{name}: no such file; to fetch it from the hub: pip install huggingface_hub safetensors"
+        ) from None
     reason = ""
     for cached in (True, False):
         for file in ("model.safetensors", "pytorch_model.bin"):

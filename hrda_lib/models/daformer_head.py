@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from hrda_lib.geometry import as_counts, check_counts, check_rates, feature_channels
+
 Fusion = Literal["sepaspp", "aspp", "conv1"]
 
 
@@ -17,8 +19,8 @@ class DAFormerHead(nn.Module):
     .. math::
         \hat y = W\, g\big(\mathrm{concat}_i\, \mathrm{up}(E_i f_i)\big)
 
-    with 1x1 embeddings :math:`E_i`, levels from fine to coarse, and g an ASPP of depthwise-separable convolutions
-    without image pooling (DAFormer, arXiv 2111.14887, section 3.2).
+    with 1x1 embeddings :math:`E_i`, levels in the order in which they come (fine to coarse), and g an ASPP of
+    depthwise-separable convolutions without image pooling (DAFormer, arXiv 2111.14887, section 3.2).
 
     Args:
         in_channels: channels of each level.
@@ -49,15 +51,11 @@ class DAFormerHead(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        if not in_channels or min(*in_channels, num_classes, embed_dims) < 1:
-            raise ValueError(
-                f"in_channels, num_classes and embed_dims must be positive and in_channels not empty, "
-                f"got {list(in_channels)}, {num_classes}, {embed_dims}"
-            )
+        in_channels, dilations = as_counts("in_channels", in_channels), as_counts("dilations", dilations)
+        check_counts(num_classes=num_classes, embed_dims=embed_dims)
+        check_rates(dropout=dropout)
         if fusion not in get_args(Fusion):
             raise ValueError(f"fusion must be one of {get_args(Fusion)}, got {fusion!r}")
-        if not dilations or min(dilations) < 1 or not 0 <= dropout < 1:
-            raise ValueError(f"dilations must be positive and dropout in [0, 1), got {list(dilations)} and {dropout}")
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         width = len(in_channels) * embed_dims
         self.fuse: nn.Module
@@ -73,10 +71,10 @@ class DAFormerHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         expected = [embedding.in_channels for embedding in self.embeddings]
-        got = [feature.shape[1] if feature.dim() == 4 else tuple(feature.shape) for feature in features]
+        got = feature_channels(features)
         if got != expected:
             raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
-        size = features[0].shape[-2:]
+        size = max((feature.shape[-2:] for feature in features), key=lambda side: side[0] * side[1])
         levels = [embedding(feature) for embedding, feature in zip(self.embeddings, features, strict=True)]
         levels = [
             level if level.shape[-2:] == size else interpolate(level, size=size, mode="bilinear", align_corners=False)
@@ -110,7 +108,8 @@ class Aspp(nn.Module):
 
 
 def conv_bn_relu(inputs: int, outputs: int, *, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size, batch norm, ReLU."""
+    """A convolution that keeps the size, batch norm, ReLU; it starts as in the released code."""
     padding = dilation * (kernel // 2)
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(outputs), relu=nn.ReLU()))

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from hrda_lib.geometry import as_counts, check_counts, check_images, feature_channels
+
 
 class ResNet101(nn.Module):
     """torchvision's ResNet-101 with dilation in place of the last two strides: images -> [features at stride 8].
@@ -11,22 +13,36 @@ class ResNet101(nn.Module):
     Entries have torchvision's names, without ``fc``. The released code uses a variant whose stem is three 3x3
     convolutions (ResNet-v1c); torchvision has the plain stem, one 7x7 convolution.
 
+    A file that torchvision published is loaded by ``encoder.load_state_dict(torch.load(file), strict=False)``;
+    ``strict`` for its ``fc``. ``.channels`` are the channels of the features, for a decoder.
+
     Args:
-        weights: as torchvision's ``resnet101`` takes it: None, or a name such as "IMAGENET1K_V1", which torchvision
-            downloads.
+        weights: None, or a name such as "IMAGENET1K_V1", which torchvision downloads.
+
+    Raises:
+        ValueError: there are no such weights, or they cannot be downloaded; images are not float (B, 3, H, W).
     """
 
     def __init__(self, weights: str | None = None) -> None:
         super().__init__()
-        from torchvision.models import resnet101
+        from torchvision.models import ResNet101_Weights, resnet101
 
-        network = resnet101(weights=weights, replace_stride_with_dilation=[False, True, True])
+        names = list(ResNet101_Weights.__members__)
+        if weights is not None and weights not in names:
+            raise ValueError(
+                f"weights must be None or one of {', '.join(names)}, got {weights!r}; for a file see above"
+            )
+        try:
+            network = resnet101(weights=weights, replace_stride_with_dilation=[False, True, True])
+        except OSError as error:
+            raise ValueError(f"weights {weights!r} cannot be downloaded ({error}); for a file see above") from None
         self.channels = (network.fc.in_features,)
         for name, child in network.named_children():
             if name not in ("avgpool", "fc"):
                 self.add_module(name, child)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        check_images(images, 3)
         x = images
         for child in self.children():
             x = child(x)
@@ -58,11 +74,8 @@ class DeepLabV2Head(nn.Module):
 
     def __init__(self, in_channels: int, num_classes: int, *, dilations: Sequence[int] = (6, 12)) -> None:
         super().__init__()
-        if not dilations or min(in_channels, num_classes, *dilations) < 1:
-            raise ValueError(
-                "in_channels, num_classes and dilations must be positive and dilations not empty, "
-                f"got {in_channels}, {num_classes}, {list(dilations)}"
-            )
+        check_counts(in_channels=in_channels, num_classes=num_classes)
+        dilations = as_counts("dilations", dilations)
         self.in_channels = in_channels
         branches = [nn.Conv2d(in_channels, num_classes, 3, padding=r, dilation=r) for r in dilations]
         for branch in branches:
@@ -70,10 +83,8 @@ class DeepLabV2Head(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        feature = features[-1]
-        if feature.dim() != 4 or feature.shape[1] != self.in_channels:
-            raise ValueError(
-                f"features must be a list whose last is (B, {self.in_channels}, h, w), got {tuple(feature.shape)}"
-            )
-        logits: Tensor = sum(branch(feature) for branch in self.branches)
+        got = feature_channels(features)
+        if not isinstance(got, list) or got[-1:] != [self.in_channels]:
+            raise ValueError(f"features must be a list whose last is (B, {self.in_channels}, h, w), got channels {got}")
+        logits: Tensor = sum(branch(features[-1]) for branch in self.branches)
         return logits

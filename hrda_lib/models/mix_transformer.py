@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from hrda_lib.geometry import check_tensor
+from hrda_lib.geometry import check_counts, check_images, check_rates
 
 
 class MixTransformerSize(NamedTuple):
@@ -26,6 +26,24 @@ SIZES = {
     "mit_b4": MixTransformerSize((64, 128, 320, 512), (3, 8, 27, 3)),
     "mit_b5": MixTransformerSize((64, 128, 320, 512), (3, 6, 40, 3)),
 }
+
+
+def as_size(size: str | MixTransformerSize) -> MixTransformerSize:
+    """A named size, or one of your own, checked.
+
+    Raises:
+        ValueError: there is no such name, or widths and depths are not four positive ints each.
+    """
+    if isinstance(size, str) and size in SIZES:
+        return SIZES[size]
+    parts = list(size) if isinstance(size, tuple) else []
+    numbers = [n for part in parts if isinstance(part, tuple | list) and len(part) == 4 for n in part]
+    if len(parts) != 2 or len(numbers) != 8 or any(not isinstance(n, int) or n < 1 for n in numbers):
+        raise ValueError(
+            f"the encoder's size must be one of {', '.join(SIZES)}, or a MixTransformerSize of four widths and four "
+            f"depths, got {size!r}"
+        )
+    return MixTransformerSize(*size)
 
 
 class MixTransformer(nn.Module):
@@ -46,9 +64,12 @@ class MixTransformer(nn.Module):
         drop_path: probability that the last block skips a branch, per sample; it grows linearly from 0 at the first.
         checkpoint_stages: stages (0 to 3) whose blocks keep no activations: they are computed anew in backward.
 
-    Images (B, in_channels, H, W) of any size from 32 x 32 on. Stage i has ceil(H / s) x ceil(W / s) cells for s = 4, 8,
-    16, 32; off the multiples of 32, borders are padded with zeros inside the convolutions, and cells no longer lie
-    exactly under each other: pad images to multiples of 32 where that matters.
+    Images (B, in_channels, H, W) float of any size. Stage i has ceil(H / s) x ceil(W / s) cells for s = 4, 8, 16, 32.
+    Off the multiples of 32, borders are padded with zeros inside the convolutions, the reduction leaves out a rest of
+    cells at the bottom and right, and cells no longer lie exactly under each other: pad images to multiples of 32 where
+    that matters. Below 32 pixels, maps that are smaller than their reduction are padded to it with zeros.
+
+    ``.widths`` are the channels of the features, for a decoder.
 
     Raises:
         ValueError: the size is unknown, a setting is out of its range, or images have other channels.
@@ -68,14 +89,14 @@ class MixTransformer(nn.Module):
         checkpoint_stages: Collection[int] = (),
     ) -> None:
         super().__init__()
-        if isinstance(size, str) and size not in SIZES:
-            raise ValueError(f"size must be one of {', '.join(SIZES)} or a MixTransformerSize, got {size!r}")
-        self.widths, self.depths = SIZES[size] if isinstance(size, str) else MixTransformerSize(*size)
+        self.widths, self.depths = as_size(size)
         heads = (1, 2, 5, 8)
-        if not 0 <= drop_path < 1 or in_channels < 1:
-            raise ValueError(f"drop_path must be in [0, 1) and in_channels positive, got {drop_path} and {in_channels}")
-        if any(stage not in range(4) for stage in checkpoint_stages):
-            raise ValueError(f"checkpoint_stages must be stages 0 to 3, got {list(checkpoint_stages)}")
+        check_counts(in_channels=in_channels)
+        check_rates(drop_path=drop_path)
+        if not isinstance(checkpoint_stages, list | tuple | set | frozenset | range) or any(
+            not isinstance(stage, int) or stage not in range(4) for stage in checkpoint_stages
+        ):
+            raise ValueError(f"checkpoint_stages must be a list of stages 0 to 3, got {checkpoint_stages!r}")
         self.in_channels, self.checkpoint_stages = in_channels, frozenset(checkpoint_stages)
         blocks = sum(self.depths)
         rates = [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
@@ -97,13 +118,7 @@ class MixTransformer(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        check_tensor("images", images)
-        if images.dim() != 4 or images.shape[1] != self.in_channels:
-            raise ValueError(f"images must be (B, {self.in_channels}, H, W), got {tuple(images.shape)}")
-        if min(images.shape[-2:]) < 32:
-            raise ValueError(
-                f"images must be at least 32 pixels high and wide, got {tuple(images.shape[-2:])}; pad them"
-            )
+        check_images(images, self.in_channels)
         features: list[Tensor] = []
         x = images
         for i, stage in enumerate(self.stages):
@@ -158,7 +173,7 @@ class Attention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"widths must be multiples of the heads 1, 2, 5 and 8, got {width} for {heads}")
-        self.heads = heads
+        self.heads, self.reduction = heads, reduction
         self.query, self.key_value = nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
         self.reduce: nn.Module | None = None
@@ -169,8 +184,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         query = self.query(x)
         if self.reduce is not None:
-            grid = self.reduce(_grid(x, height, width))
-            x = self.reduce_norm(grid.flatten(2).transpose(1, 2))
+            grid = _grid(x, height, width)
+            rows, columns = (max(self.reduction - side, 0) for side in (height, width))
+            if rows or columns:  # an image below 32 pixels
+                grid = pad(grid, (0, columns, 0, rows))
+            x = self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))
         key, value = self.key_value(x).chunk(2, dim=-1)
         query, key, value = (
             y.view(y.shape[0], y.shape[1], self.heads, -1).transpose(1, 2) for y in (query, key, value)
