@@ -152,6 +152,7 @@ def test_written_and_read_back(kind: str, tmp_path: Path) -> None:
         assert sample.image.shape == (3, *SIZE)
         assert torch.equal(sample.label, expected)
         assert torch.equal(data.label(i), expected)
+        assert torch.equal(data.count(i), expected.flatten().bincount(minlength=256))
     target = data.unlabeled()
     assert torch.equal(target[0].image, data[0].image)
     assert not hasattr(target[0], "label")
@@ -262,7 +263,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
             (mapillary(p) and palette(p / "validation/labels/-0mXqxOjZDsMeQ8jvjA_uw.png", every_id(123, 0)))
             or Mapillary(p, "validation")[0]
         ),
-        r"_uw.png: label 66 is outside 0..65; ids of Mapillary Vistas 1.2 are expected$",
+        r"_uw.png: label 66 is outside 0..65 \(and not the ignored 255\); ids of Mapillary Vistas 1.2 are expected$",
     ),
     "list: missing": (lambda p: ListFile(p / "list.txt"), r"list.txt: cannot be read as a list \(.*No such file"),
     "list: empty": (lambda p: (p / "l").write_text("\n") and ListFile(p / "l"), "/l: names no image$"),

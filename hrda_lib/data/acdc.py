@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import read_stored_train_ids
+from hrda_lib.data.classes import STORED_TRAIN_IDS
 from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find
 
 CONDITIONS = ("fog", "night", "rain", "snow")
@@ -41,4 +41,4 @@ class Acdc(LabeledFiles):
             self.root / "gt" / kind / split / file.parent.name / f"{name}{LABEL}"
             for kind, file, name in zip(self.conditions, images, names, strict=True)
         ]
-        super().__init__(images, labels, names, read=read_stored_train_ids, settings="train ids", layout=layout)
+        super().__init__(images, labels, names, read=STORED_TRAIN_IDS, settings="train ids", layout=layout)

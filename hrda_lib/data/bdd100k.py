@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import read_stored_train_ids
+from hrda_lib.data.classes import STORED_TRAIN_IDS
 from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find
 
 SPLITS = ("train", "val", "test")
@@ -31,4 +31,4 @@ class Bdd100k(LabeledFiles):
         images = find(folder / split, "*.jpg", layout)
         names = [file.stem for file in images]
         labels = [masks / f"{name}.png" for name in names]
-        super().__init__(images, labels, names, read=read_stored_train_ids, settings="train ids", layout=layout)
+        super().__init__(images, labels, names, read=STORED_TRAIN_IDS, settings="train ids", layout=layout)

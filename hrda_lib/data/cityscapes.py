@@ -1,9 +1,8 @@
 """Cityscapes: street scenes of 50 cities (Cordts et al., CVPR 2016)."""
 
-from functools import partial
 from pathlib import Path
 
-from hrda_lib.data.classes import read_train_ids
+from hrda_lib.data.classes import cityscapes_ids
 from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find
 
 SPLITS = ("train", "val", "test")
@@ -35,5 +34,5 @@ class Cityscapes(LabeledFiles):
         names = [file.name.removesuffix(image) for file in images]
         cities = [self.root / "gtFine" / split / file.parent.name for file in images]
         labels = [city / f"{name}{label}" for city, name in zip(cities, names, strict=True)]
-        read = partial(read_train_ids, kind="Cityscapes", highest=33)
+        read = cityscapes_ids("Cityscapes", 33)
         super().__init__(images, labels, names, read=read, settings="Cityscapes", layout=layout)

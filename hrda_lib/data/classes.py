@@ -1,15 +1,14 @@
 """The 19 classes of Cityscapes, and labels stored by their ids."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from hrda_lib.data.labeled_files import read_ids
+from hrda_lib.data.labeled_files import Palette, StoredIds, ignoring
 
 
 class LabelClass(NamedTuple):
@@ -59,21 +58,21 @@ def train_id_table(train_ids: Mapping[int, int]) -> npt.NDArray[np.uint8]:
 _TRAIN_IDS = train_id_table({entry.id: entry.train_id for entry in CITYSCAPES})
 
 
-def read_train_ids(file: Path, *, kind: str, highest: int) -> Tensor:
-    """(H, W) uint8 train ids, 255 ignored, of a grey or palette PNG of Cityscapes ids.
+def cityscapes_ids(kind: str, highest: int) -> StoredIds:
+    """Reads PNGs of Cityscapes ids as train ids; others become 255.
+
+    Refused are ids outside 0..``highest`` and 255, and an id drawn in the colour of another class.
 
     Args:
-        file: the PNG.
         kind: whose ids, for messages.
-        highest: ids are 0..highest, and 255 for "none".
-
-    Raises:
-        ValueError: the file cannot be read as ids, holds one outside the range, or draws one in the colour of another
-            class.
+        highest: the largest id.
     """
-    ids, palette = read_ids(file)
+    return StoredIds(_TRAIN_IDS, partial(_check_ids, kind=kind, highest=highest))
+
+
+def _check_ids(file: Path, ids: list[int], palette: Palette, *, kind: str, highest: int) -> None:
     expected = f"{kind} ids are expected, from {CITYSCAPES[0].id} for road to {CITYSCAPES[-1].id} for bicycle"
-    for index in np.flatnonzero(np.bincount(ids.ravel(), minlength=256)).tolist():
+    for index in ids:
         drawn = _BY_COLOUR.get(palette[index]) if index < len(palette) else None
         if drawn and drawn.id != index and (index, drawn.name) not in _SAME_COLOUR:
             raise ValueError(
@@ -81,19 +80,18 @@ def read_train_ids(file: Path, *, kind: str, highest: int) -> Tensor:
             )
         if highest < index < 255:
             raise ValueError(f"{file}: label {index} is outside 0..{highest} (and not the ignored 255); {expected}")
-    return torch.from_numpy(_TRAIN_IDS[ids])
 
 
-def read_stored_train_ids(file: Path) -> Tensor:
-    """(H, W) uint8 train ids, 255 ignored, of a PNG that holds them as they are.
+def check_range(file: Path, ids: list[int], palette: Palette, *, highest: int, expected: str) -> None:
+    """Refuse ids outside 0..``highest`` and 255.
 
     Raises:
-        ValueError: the file cannot be read as ids, or holds others than 0..18 and 255.
+        ValueError: names the file and the id.
     """
-    ids = read_ids(file)[0]
-    outside = ids[(ids >= len(CITYSCAPES)) & (ids < 255)]
-    if outside.size:
-        raise ValueError(
-            f"{file}: label {outside[0]} is outside 0..18 (and not the ignored 255); train ids are expected"
-        )
-    return torch.from_numpy(ids)
+    for index in ids:
+        if highest < index < 255:
+            raise ValueError(f"{file}: label {index} is outside 0..{highest} (and not the ignored 255); {expected}")
+
+
+STORED_TRAIN_IDS = StoredIds(ignoring(()), partial(check_range, highest=18, expected="train ids are expected"))
+"""Reads PNGs that hold train ids as they are; other ids than 0..18 and 255 are refused."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hrda_lib.data.acdc import IMAGE, LABEL, SPLITS
-from hrda_lib.data.classes import read_stored_train_ids
+from hrda_lib.data.classes import STORED_TRAIN_IDS
 from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find
 
 
@@ -34,4 +34,4 @@ class DarkZurich(LabeledFiles):
             self.root / "gt" / split / "night" / file.parent.name / f"{name}{LABEL}"
             for file, name in zip(images, names, strict=True)
         ]
-        super().__init__(images, labels, names, read=read_stored_train_ids, settings="train ids", layout=layout)
+        super().__init__(images, labels, names, read=STORED_TRAIN_IDS, settings="train ids", layout=layout)

@@ -1,7 +1,6 @@
 """Labelled images in two plain folders, and several data sets as one."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +9,8 @@ from hrda_lib.data.labeled_files import (
     LabeledFiles,
     LabeledImages,
     Sample,
-    check_ids_to_ignore,
+    StoredIds,
+    ignoring,
     read_image,
     read_label,
 )
@@ -36,11 +36,11 @@ class Folders(LabeledFiles):
     """
 
     def __init__(self, root: str | Path, *, ignore: Sequence[int] = ()) -> None:
-        self.root, self.ignore = Path(root), check_ids_to_ignore(ignore)
+        self.root, self.ignore = Path(root), list(ignore)
+        read = StoredIds(ignoring(self.ignore))
         images = image_files(self.root / "images")
         names = [file.stem for file in images]
         labels = [self.root / "labels" / f"{name}.png" for name in names]
-        read = partial(read_label, ignore=self.ignore)
         super().__init__(images, labels, names, read=read, settings=repr(self.ignore))
 
 

@@ -1,9 +1,8 @@
 """GTA: street scenes from a game (Richter et al., "Playing for Data", ECCV 2016)."""
 
-from functools import partial
 from pathlib import Path
 
-from hrda_lib.data.classes import read_train_ids
+from hrda_lib.data.classes import cityscapes_ids
 from hrda_lib.data.labeled_files import LabeledFiles, find
 
 
@@ -26,5 +25,5 @@ class Gta(LabeledFiles):
         layout = f"{self.root}/images/00001.png with {self.root}/labels/00001.png"
         images = find(self.root / "images", "*.png", layout)
         labels = [self.root / "labels" / file.name for file in images]
-        read = partial(read_train_ids, kind="GTA", highest=34)
+        read = cityscapes_ids("GTA", 34)
         super().__init__(images, labels, [file.stem for file in images], read=read, settings="GTA", layout=layout)

@@ -79,27 +79,74 @@ def read_label(file: Path, *, ignore: Sequence[int] = ()) -> Tensor:
     Raises:
         ValueError: the file is missing or broken, or has several channels or 16 bits.
     """
-    label = torch.from_numpy(read_ids(file)[0])
-    for value in ignore:
-        label[label == value] = 255
-    return label
+    return StoredIds(ignoring(ignore))(file)
 
 
-def read_ids(file: Path) -> tuple[npt.NDArray[np.uint8], list[tuple[int, ...]]]:
-    """(H, W) uint8 ids as they are stored, and the colours of the palette: none for a grey PNG.
+def ignoring(ignore: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """The table that leaves ids as they are, but those to ignore become 255.
 
     Raises:
-        ValueError: as :func:`read_label`.
+        ValueError: one is no label of 8 bits.
     """
-    with _opened(file) as image:
+    if any(not 0 <= value <= 255 for value in ignore):
+        raise ValueError(f"ignore must hold label ids in [0, 255], got {list(ignore)}")
+    table = np.arange(256, dtype=np.uint8)
+    table[list(ignore)] = 255
+    return table
+
+
+Palette = Sequence[tuple[int, ...]]
+
+
+class StoredIds:
+    """Reads labels that are stored as ids in grey or palette PNGs; the file is all that it takes.
+
+    Args:
+        table: for each stored id, 0..255, the id to give for it.
+        check: (file, the stored ids that occur, the colours of the palette), raises ValueError where they are wrong.
+    """
+
+    def __init__(
+        self, table: npt.NDArray[np.uint8], check: Callable[[Path, list[int], Palette], None] | None = None
+    ) -> None:
+        self.table, self.check = table, check
+
+    def __call__(self, file: Path) -> Tensor:
+        """The label, (H, W) uint8."""
+        with self._opened(file) as image:
+            self._count(file, image)
+            return torch.from_numpy(self.table[self._ids(image)])
+
+    def count(self, file: Path) -> Tensor:
+        """Pixels of each id, (256,) int64, much faster than from the label."""
+        with self._opened(file) as image:
+            stored = torch.from_numpy(self._count(file, image))
+        return torch.zeros(256, dtype=torch.int64).index_add_(0, torch.from_numpy(self.table).long(), stored)
+
+    def _opened(self, file: Path) -> Image.Image:
+        image = _opened(file)
         if image.mode not in ("L", "P", "1"):
+            image.close()
             raise ValueError(
                 f"{file}: label must be a single-channel 8-bit or palette PNG of ids, got mode {image.mode}"
             )
+        return image
+
+    def _ids(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         # Pillow spreads grey levels of 2 and 4 bits over 0..255
         spread = {"L;2": 85, "L;4": 17}.get(image.info["raw mode"], 1)
-        flat = image.getpalette() or []
-        return np.array(image, dtype=np.uint8) // spread, list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+        ids = np.asarray(image, dtype=np.uint8)
+        return ids if spread == 1 else ids // spread
+
+    def _count(self, file: Path, image: Image.Image) -> npt.NDArray[np.int64]:
+        as_stored = image.mode in ("L", "P") and image.info["raw mode"] not in ("L;2", "L;4")
+        counts = image.histogram() if as_stored else np.bincount(self._ids(image).ravel(), minlength=256)
+        counts = np.asarray(counts, dtype=np.int64)
+        if self.check is not None:
+            flat = image.getpalette() or []
+            palette = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
+            self.check(file, np.flatnonzero(counts).tolist(), palette)
+        return counts
 
 
 def _opened(file: Path) -> Image.Image:
@@ -131,7 +178,8 @@ class LabeledFiles:
         images: image files.
         labels: their label files, in the same order.
         names: the samples' names, in the same order.
-        read: gives the (H, W) uint8 label of a file, with 255 ignored; None: ids are taken as they are stored.
+        read: gives the (H, W) uint8 label of a file, with 255 ignored, as :class:`StoredIds` does; None: ids are taken
+            as they are stored.
         settings: whatever the labels depend on besides the files, for the fingerprint.
         layout: where label files are expected, for messages.
 
@@ -155,7 +203,8 @@ class LabeledFiles:
                 f"images, labels and names must be equally many, got {len(images)}, {len(labels)} and {len(names)}"
             )
         self._images, self._labels, self._names = list(images), list(labels), list(names)
-        self._read, self._settings, self._layout = read or read_label, settings, layout
+        self._read: Callable[[Path], Tensor] = read or StoredIds(ignoring(()))
+        self._settings, self._layout = settings, layout
 
     def __len__(self) -> int:
         return len(self._images)
@@ -173,6 +222,13 @@ class LabeledFiles:
         """The label (H, W) uint8 alone, without reading the image."""
         self._check_file(self._labels[index])
         return self._read(self._labels[index])
+
+    def count(self, index: int) -> Tensor:
+        """Pixels of each id in the label, (256,) int64."""
+        if not isinstance(self._read, StoredIds):
+            return self.label(index).flatten().bincount(minlength=256)
+        self._check_file(self._labels[index])
+        return self._read.count(self._labels[index])
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""
@@ -233,17 +289,6 @@ def check_choice(name: str, value: str, choices: Sequence[str], folder: Path) ->
         raise ValueError(
             f"{name} must be one of {', '.join(choices)}, got {value!r}; {folder} holds {contents(folder)}"
         )
-
-
-def check_ids_to_ignore(ignore: Sequence[int]) -> list[int]:
-    """The ids as a list.
-
-    Raises:
-        ValueError: one is no label of 8 bits.
-    """
-    if any(not 0 <= value <= 255 for value in ignore):
-        raise ValueError(f"ignore must hold label ids in [0, 255], got {list(ignore)}")
-    return list(ignore)
 
 
 def not_found(file: Path, layout: str) -> ValueError:

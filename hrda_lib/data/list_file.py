@@ -1,10 +1,9 @@
 """Labelled images named by a list."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-from hrda_lib.data.labeled_files import LabeledFiles, check_ids_to_ignore, read_label
+from hrda_lib.data.labeled_files import LabeledFiles, StoredIds, ignoring
 
 
 class ListFile(LabeledFiles):
@@ -23,7 +22,7 @@ class ListFile(LabeledFiles):
     """
 
     def __init__(self, file: str | Path, *, ignore: Sequence[int] = ()) -> None:
-        self.file, self.ignore = Path(file), check_ids_to_ignore(ignore)
+        self.file, self.ignore = Path(file), list(ignore)
         try:
             lines = self.file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -43,5 +42,5 @@ class ListFile(LabeledFiles):
             names.append(parts[0])
         if not images:
             raise ValueError(f"{self.file}: names no image")
-        read = partial(read_label, ignore=self.ignore)
+        read = StoredIds(ignoring(self.ignore))
         super().__init__(images, labels, names, read=read, settings=repr(self.ignore))

@@ -1,19 +1,19 @@
 """Mapillary Vistas 1.2: street scenes of the world (Neuhold et al., ICCV 2017)."""
 
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from hrda_lib.data.classes import train_id_table
-from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find, read_ids
+from hrda_lib.data.classes import check_range, train_id_table
+from hrda_lib.data.labeled_files import LabeledFiles, StoredIds, check_choice, find
 
 SPLITS = ("training", "validation", "testing")
 # train id -> ids of Vistas 1.2
 _IDS = {0: (13, 24, 41), 1: (2, 15), 2: (17,), 3: (6,), 4: (3,), 5: (45, 47), 6: (48,), 7: (50,), 8: (30,), 9: (29,)}
 _IDS |= {10: (27,), 11: (19,), 12: (20, 21, 22), 13: (55,), 14: (61,), 15: (54,), 16: (58,), 17: (57,), 18: (52,)}
-_TRAIN_IDS = train_id_table({index: train_id for train_id, ids in _IDS.items() for index in ids})
+_READ = StoredIds(
+    train_id_table({index: train_id for train_id, ids in _IDS.items() for index in ids}),
+    partial(check_range, highest=65, expected="ids of Mapillary Vistas 1.2 are expected"),
+)
 
 
 class Mapillary(LabeledFiles):
@@ -41,12 +41,4 @@ class Mapillary(LabeledFiles):
         images = find(folder / "images", "*.jpg", layout)
         names = [file.stem for file in images]
         labels = [masks / f"{name}.png" for name in names]
-        super().__init__(images, labels, names, read=_read, settings="Mapillary", layout=layout)
-
-
-def _read(file: Path) -> Tensor:
-    ids = read_ids(file)[0]
-    outside = ids[(ids > 65) & (ids < 255)]
-    if outside.size:
-        raise ValueError(f"{file}: label {outside[0]} is outside 0..65; ids of Mapillary Vistas 1.2 are expected")
-    return torch.from_numpy(np.take(_TRAIN_IDS, ids))
+        super().__init__(images, labels, names, read=_READ, settings="Mapillary", layout=layout)
