@@ -20,6 +20,7 @@ from hrda_lib.data import (
     TargetCrops,
     check_classes,
     count_labels,
+    read_published_counts,
 )
 
 
@@ -310,3 +311,35 @@ def test_bad_input(case: str, tmp_path: Path) -> None:
     call, text = BAD[case]
     with pytest.raises(ValueError, match=re.escape(text)):
         call(tmp_path)
+
+
+PUBLISHED = {
+    "sample_class_stats.json": [
+        {"0": 5, "13": 7, "file": "data/gta/labels/00001_labelTrainIds.png"},
+        {"2": 9, "file": "data\\gta\\labels\\00010_labelTrainIds.png"},
+        {"3": 1, "file": "data/gta/labels/00099_labelTrainIds.png"},
+    ],
+    "samples_with_class.json": {
+        "0": [["data/gta/labels/00001_labelTrainIds.png", 5]],
+        "2": [["data/gta/labels/00010_labelTrainIds.png", 9]],
+        "13": [["data/gta/labels/00001_labelTrainIds.png", 7]],
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(json.dumps(PUBLISHED[name]))
+    counts = read_published_counts(tmp_path / name, ["00001", "00010"])
+    expected = torch.zeros(2, 256, dtype=torch.int64)
+    expected[0, 0], expected[0, 13], expected[1, 2] = 5, 7, 9
+    assert torch.equal(counts, expected)
+    with pytest.raises(ValueError, match=r"\.json: no entry for 0001 \(1 of 2 images have none\)"):
+        read_published_counts(tmp_path / name, ["00001", "0001"])
+
+
+@pytest.mark.parametrize("text", ["", "no json", "3", '[{"0": 5}]', '{"0": 3}', '{"road": [["a", 3]]}'])
+def test_other_files_are_no_published_counts(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json: cannot be read as sample_class_stats\.json or samples_with_class"):
+        read_published_counts(tmp_path / "x.json", ["a"])

@@ -95,6 +95,8 @@ SIGNATURES = {
     "data.UnlabeledSample": "(image, name)",
     "data.Concatenated": "(datasets)",
     "data.count_labels": "(dataset, *, cache=None, progress=None)",
+    "data.LabeledFiles.count": "(self, index)",
+    "data.read_published_counts": "(file, names)",
     "data.check_classes": "(dataset, counts, num_classes, *, ignore_index=255)",
     "data.RareClasses": "(counts, *, temperature=0.01, min_pixels=3000)",
     "data.RareClasses.draw": "(self, generator=None)",

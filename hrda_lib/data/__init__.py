@@ -11,7 +11,7 @@ from hrda_lib.data.gta import Gta
 from hrda_lib.data.labeled_files import LabeledFiles, Sample, UnlabeledImages, UnlabeledSample
 from hrda_lib.data.list_file import ListFile
 from hrda_lib.data.mapillary import Mapillary
-from hrda_lib.data.rare_class import RareClasses, check_classes, count_labels
+from hrda_lib.data.rare_class import RareClasses, check_classes, count_labels, read_published_counts
 from hrda_lib.data.resized import Resized, ResizedImages
 from hrda_lib.data.synthia import SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Synthia
 
@@ -42,4 +42,5 @@ __all__ = [
     "UnlabeledSample",
     "check_classes",
     "count_labels",
+    "read_published_counts",
 ]

@@ -223,6 +223,11 @@ class LabeledFiles:
         self._check_file(self._labels[index])
         return self._read(self._labels[index])
 
+    @property
+    def names(self) -> list[str]:
+        """The samples' names, in order."""
+        return list(self._names)
+
     def count(self, index: int) -> Tensor:
         """Pixels of each id in the label, (256,) int64."""
         if not isinstance(self._read, StoredIds):

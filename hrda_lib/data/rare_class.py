@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +37,46 @@ def count_labels(
     )
     if path:
         _save(path, fingerprint, counts)
+    return counts
+
+
+def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
+    """Pixels of each class in each image, (N, 256) int64, from a JSON file of the released code.
+
+    ``sample_class_stats.json`` lists the counts image by image, ``samples_with_class.json`` class by class; classes are
+    train ids. The file ``NAME_labelTrainIds.png`` belongs to the image NAME.
+
+    Args:
+        file: one of the two.
+        names: the images' names (:attr:`LabeledFiles.names`).
+
+    Raises:
+        ValueError: the file is not of this kind, or has no entry for an image.
+    """
+    path = Path(file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            entries = [(where, label, pixels) for label, images in content.items() for where, pixels in images]
+        else:
+            entries = [(row["file"], label, row[label]) for row in content for label in row if label != "file"]
+        rows = [(Path(where.replace("\\", "/")).stem, int(label), int(pixels)) for where, label, pixels in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as sample_class_stats.json or samples_with_class.json ({error})"
+        ) from None
+    counts = torch.zeros(len(names), 256, dtype=torch.int64)
+    index = {name: i for i, name in enumerate(names)}
+    for stem, label, pixels in rows:
+        ends = [i for i, letter in enumerate(f"{stem}_") if letter == "_"]
+        name = next((stem[:end] for end in reversed(ends) if stem[:end] in index), None)
+        if name is not None:
+            if not 0 <= label < 255:
+                raise ValueError(f"{path}: label {label} of {stem} is no train id")
+            counts[index[name], label] = pixels
+    empty = (counts.sum(dim=1) == 0).nonzero().flatten()
+    if len(empty):
+        raise ValueError(f"{path}: no entry for {names[int(empty[0])]} ({len(empty)} of {len(names)} images have none)")
     return counts
 
 
