@@ -15,6 +15,7 @@ from hrda_lib.geometry import (
     check_tensor,
     crop,
     feature_channels,
+    finest_size,
 )
 
 
@@ -156,7 +157,7 @@ class ScaleAttentionHead(nn.Module):
         got = feature_channels(features)
         if got != expected:
             raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
-        finest = max((f.shape[-2:] for f in features), key=lambda size: size[0] * size[1])
+        finest = finest_size(features)
         embedded = [
             _resize(embedding(feature), finest) for embedding, feature in zip(self.embeddings, features, strict=True)
         ]

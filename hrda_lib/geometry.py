@@ -1,5 +1,6 @@
 """Boxes and windows: the vocabulary that every other room shares, and the checks that go with it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ def _starts(size: int, window: int, stride: int) -> list[int]:
 
 def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     """``size`` as (height, width) of positive ints; an int stands for a square."""
-    values = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    values = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(values) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
         raise ValueError(f"{name} must be a positive int or two of them (height, width), got {size!r}")
     return values
@@ -119,7 +120,7 @@ def check_rates(**values: object) -> None:
 
 def as_counts(name: str, values: object) -> tuple[int, ...]:
     """``values`` as a tuple of positive ints, at least one."""
-    found = tuple(values) if isinstance(values, tuple | list) else ()
+    found = tuple(values) if isinstance(values, (tuple, list)) else ()
     if not found or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in found):
         raise ValueError(f"{name} must be a list of positive ints, at least one, got {_short(values)}")
     return found
@@ -139,12 +140,21 @@ def check_images(images: object, channels: int | None = None) -> None:
 
 def feature_channels(features: object) -> object:
     """The channels of each (B, C, h, w) tensor of a list, for comparison with what was expected; else what came."""
-    if not isinstance(features, list | tuple):
+    if not isinstance(features, (list, tuple)):  # no union: the compiler of older torch stops at it
         return _short(features) if isinstance(features, Tensor) else type(features).__name__
     return [
         (f.shape[1] if f.dim() == 4 else tuple(f.shape)) if isinstance(f, Tensor) else type(f).__name__
         for f in features
     ]
+
+
+def finest_size(features: Sequence[Tensor]) -> tuple[int, int]:
+    """(h, w) of the feature with the most cells."""
+    height, width = features[0].shape[-2:]
+    for feature in features:  # no max(key=): the compiler of older torch stops at it
+        if feature.shape[-2] * feature.shape[-1] > height * width:
+            height, width = feature.shape[-2:]
+    return height, width
 
 
 def as_box(name: str, box: CropBox) -> CropBox:

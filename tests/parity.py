@@ -324,4 +324,4 @@ def batch(t: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradient_norm(model: MultiResSegmenter) -> float:
-    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item()
+    return torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from hrda_lib.fusion import ScaleAttentionHead
 from hrda_lib.models.daformer_head import DAFormerHead
@@ -240,7 +241,9 @@ def _read(path: Path) -> Any:
 
 def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
     """A training run's notes beside the weights may hold numpy's numbers, which are safe, but refused by torch."""
-    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5: such a file is refused
+    if TorchVersion(torch.__version__) < TorchVersion(
+        "2.7"
+    ):  # cannot be told what numpy 1 called them: such a file is refused
         return contextlib.nullcontext()
     build: Any = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.dtype, *(type(np.dtype(name)) for name in ("?", "u1", "f2", "f4", "f8", "i4", "i8"))]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from hrda_lib.geometry import as_counts, check_counts, check_rates, feature_channels
+from hrda_lib.geometry import as_counts, check_counts, check_rates, feature_channels, finest_size
 
 Fusion = Literal["sepaspp", "aspp", "conv1"]
 
@@ -74,7 +74,7 @@ class DAFormerHead(nn.Module):
         got = feature_channels(features)
         if got != expected:
             raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
-        size = max((feature.shape[-2:] for feature in features), key=lambda side: side[0] * side[1])
+        size = finest_size(features)
         levels = [embedding(feature) for embedding, feature in zip(self.embeddings, features, strict=True)]
         levels = [
             level if level.shape[-2:] == size else interpolate(level, size=size, mode="bilinear", align_corners=False)
