@@ -1,0 +1,53 @@
+"""Data sets by name, and by what their folder holds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hrda_lib.data import (
+    Acdc,
+    Bdd100k,
+    Cityscapes,
+    DarkZurich,
+    Folders,
+    Gta,
+    LabeledFiles,
+    ListFile,
+    Mapillary,
+    Synthia,
+)
+
+# kind -> (how it is opened, its splits, what a folder of this kind holds)
+KINDS: dict[str, tuple[Callable[..., LabeledFiles], tuple[str, ...], tuple[str, ...]]] = {
+    "cityscapes": (Cityscapes, ("train", "val"), ("leftImg8bit",)),
+    "synthia": (Synthia, (), ("RGB", "GT")),
+    "acdc": (Acdc, ("train", "val"), ("rgb_anon/fog",)),
+    "dark_zurich": (DarkZurich, ("train", "val"), ("rgb_anon/train/night",)),
+    "bdd100k": (Bdd100k, ("train", "val"), ("images/10k",)),
+    "mapillary": (Mapillary, ("training", "validation"), ("training/images",)),
+    "gta": (Gta, (), ("images/00001.png",)),
+    "folders": (Folders, (), ("images",)),
+}
+
+
+def open_all(root: Path, kind: str | None = None) -> dict[str, LabeledFiles]:
+    """The data set below ``root``, a name for each of its splits; a file is a list of images.
+
+    Args:
+        root: its folder, or a file of lines ``image<TAB>label``.
+        kind: a key of ``KINDS``; None: by what the folder holds.
+
+    Raises:
+        ValueError: it is of no kind that is known, or cannot be read.
+    """
+    if root.is_file():
+        return {root.name: ListFile(root)}
+    found = kind or next(
+        (name for name, (_, _, signs) in KINDS.items() if all((root / sign).exists() for sign in signs)), None
+    )
+    if found is None:
+        signs = "; ".join(f"{name}: {', '.join(signs)}" for name, (_, _, signs) in KINDS.items())
+        raise ValueError(f"{root}: no data set is recognised here; one holds, for {signs}")
+    build, splits, _ = KINDS[found]
+    if not splits:
+        return {found: build(root)}
+    return {f"{found} {split}": build(root, split) for split in splits}

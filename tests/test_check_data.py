@@ -1,0 +1,81 @@
+"""The look through data sets before a long run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_gta_cityscapes import cityscapes, gta
+from test_street_data import acdc, bdd100k, dark_zurich, list_file, mapillary, synthia
+
+import check_data
+from support.datasets import open_all
+
+
+@pytest.mark.parametrize(
+    ("build", "names"),
+    [
+        (gta, ["gta"]),
+        (cityscapes, ["cityscapes train", "cityscapes val"]),
+        (synthia, ["synthia"]),
+        (acdc, ["acdc train", "acdc val"]),
+        (dark_zurich, ["dark_zurich train", "dark_zurich val"]),
+    ],
+)
+def test_kinds_are_recognised(build: object, names: list[str], tmp_path: Path) -> None:
+    build(tmp_path)
+    assert list(open_all(tmp_path)) == names
+
+
+def test_named_kinds_and_lists(tmp_path: Path) -> None:
+    bdd100k(tmp_path / "a")
+    (tmp_path / "a/images/10k/train").mkdir()
+    with pytest.raises(ValueError, match=r"images/10k/train: no \*\.jpg in this folder"):
+        open_all(tmp_path / "a")
+    mapillary(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"b: no data set is recognised here; one holds, for cityscapes: leftImg8bit;"):
+        open_all(tmp_path / "b")
+    list_file(tmp_path / "c")
+    assert list(open_all(tmp_path / "c" / "list.txt")) == ["list.txt"]
+
+
+def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cityscapes(tmp_path / "data")
+    assert check_data.main([str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "cityscapes train: 3 images, 0 with a problem\n  sizes (h, w): (14, 20): 3\n" in printed
+    shares = [float(x) for x in re.findall(r"([0-9.]+) %", printed)]
+    assert len(shares) == 40
+    assert sum(shares) == pytest.approx(200, abs=0.02)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"cityscapes_train.png", "cityscapes_val.png"}
+
+
+def test_every_problem_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = gta(tmp_path / "data", 6)
+    (root / "labels" / "00001.png").unlink()
+    (root / "labels" / "00002.png").write_bytes((root / "labels" / "00002.png").read_bytes()[:50])
+    (root / "images" / "00003.png").write_bytes(b"")
+    Image.fromarray(np.zeros((3, 4), np.uint8)).save(root / "labels" / "00004.png")
+    Image.fromarray(np.full((14, 20), 200, np.uint8)).save(root / "labels" / "00005.png")
+    assert check_data.main([str(root), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "gta: 6 images, 5 with a problem\n  sizes (h, w): (14, 20): 1\n" in printed
+    for text in (
+        r"labels/00001\.png: no such file",
+        r"labels/00002\.png: cannot be read as an image",
+        r"images/00003\.png: cannot be read as an image",
+        r"labels/00004\.png: label must have its image's size \(14, 20\), got \(3, 4\)",
+        r"labels/00005\.png: label 200 is outside 0..34",
+    ):
+        assert re.search(text, printed)
+
+
+def test_a_target_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cityscapes(tmp_path / "data", labels=False)
+    arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert check_data.main([*arguments, "--no-labels"]) == 0
+    assert "%" not in capsys.readouterr().out
+    assert check_data.main(arguments) == 1
+    assert check_data.main([str(tmp_path / "nowhere"), *arguments[1:]]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("check_data.py: ")
