@@ -16,6 +16,7 @@ from hrda_lib.data import (
     Concatenated,
     Folders,
     RareClasses,
+    Relabeled,
     SourceCrops,
     TargetCrops,
     check_classes,
@@ -343,3 +344,24 @@ def test_other_files_are_no_published_counts(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json: cannot be read as sample_class_stats\.json or samples_with_class"):
         read_published_counts(tmp_path / "x.json", ["a"])
+
+
+def test_other_class_ids(tmp_path: Path) -> None:
+    data = Folders(write(tmp_path, 4))
+    common = Relabeled(data, {0: 3, 2: 3, 1: 0})
+    expected = torch.tensor([3, 0, 3, 255], dtype=torch.uint8)
+    for i in range(4):
+        label = torch.where(data.label(i) == 0, expected[0], expected[i])
+        assert torch.equal(common.label(i), label)
+        assert torch.equal(common[i].label, label)
+        assert torch.equal(common[i].image, data[i].image)
+        assert common[i].name == data[i].name
+    assert len(common) == 4
+    assert common.label_file(1) == data.label_file(1)
+    assert common.fingerprint() != Relabeled(data, {0: 3}).fingerprint()
+    assert sorted(count_labels(common).sum(0).nonzero().flatten().tolist()) == [0, 3, 255]
+    for ids in ({}, {256: 0}, {0: -1}):
+        with pytest.raises(
+            ValueError, match=re.escape(f"ids must map label ids in [0, 255] to others, at least one, got {ids}")
+        ):
+            Relabeled(data, ids)

@@ -89,6 +89,7 @@ SIGNATURES = {
     "data.LabeledFiles": "(images, labels, names, *, read=None, settings='', layout='')",
     "data.LabeledFiles.check_files": "(self)",
     "data.UnlabeledImages": "(files, names=None)",
+    "data.Relabeled": "(dataset, ids)",
     "data.Resized": "(dataset, size)",
     "data.ResizedImages": "(dataset, size)",
     "data.Sample": "(image, label, name)",

@@ -12,6 +12,7 @@ from hrda_lib.data.labeled_files import LabeledFiles, Sample, UnlabeledImages, U
 from hrda_lib.data.list_file import ListFile
 from hrda_lib.data.mapillary import Mapillary
 from hrda_lib.data.rare_class import RareClasses, check_classes, count_labels, read_published_counts
+from hrda_lib.data.relabeled import Relabeled
 from hrda_lib.data.resized import Resized, ResizedImages
 from hrda_lib.data.synthia import SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Synthia
 
@@ -30,6 +31,7 @@ __all__ = [
     "ListFile",
     "Mapillary",
     "RareClasses",
+    "Relabeled",
     "Resized",
     "ResizedImages",
     "Sample",

@@ -1,0 +1,52 @@
+"""A data set under other class ids."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrda_lib.data.labeled_files import LabeledImages, Sample
+
+
+class Relabeled:
+    """Labels by an explicit map, the rest ignored: for a source and a target whose classes differ.
+
+    Args:
+        dataset: labelled images.
+        ids: old id -> new id; every other id, and 255, becomes 255.
+
+    Raises:
+        ValueError: an id is no label of 8 bits, or no id is kept.
+    """
+
+    def __init__(self, dataset: LabeledImages, ids: Mapping[int, int]) -> None:
+        if not ids or any(not 0 <= value <= 255 for pair in ids.items() for value in pair):
+            raise ValueError(f"ids must map label ids in [0, 255] to others, at least one, got {dict(ids)}")
+        self.dataset, self.ids = dataset, dict(ids)
+        table = np.full(256, 255, np.uint8)
+        table[list(ids)] = list(ids.values())
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        image, label, name = self.dataset[index]
+        return Sample(image, self._renamed(label), name)
+
+    def label(self, index: int) -> Tensor:
+        """The label (H, W) uint8 alone, without reading the image."""
+        return self._renamed(self.dataset.label(index))
+
+    def label_file(self, index: int) -> Path:
+        """Where the label of an image is expected."""
+        return self.dataset.label_file(index)
+
+    def fingerprint(self) -> str:
+        """Changes with the map, and when any label does."""
+        return f"{self.dataset.fingerprint()} as {sorted(self.ids.items())}"
+
+    def _renamed(self, label: Tensor) -> Tensor:
+        return torch.from_numpy(self._table[label.numpy()])
