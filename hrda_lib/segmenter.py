@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
 from hrda_lib.geometry import CropBox, as_box, check_tensor, crop, pair
-from hrda_lib.sliding_window import Output, SlidingWindowInferer
+from hrda_lib.sliding_window import Output, SlidingWindowInferer, in_eval_mode
 
 Detail = Literal["crop", "windows"]
 
@@ -166,13 +166,8 @@ class MultiResSegmenter(nn.Module):
         rows, columns = images.shape[-2:]
         padded = pad(images, (0, -columns % cell, 0, -rows % cell))
         infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with in_eval_mode(self):
             return infer(padded, lambda x: self(x, detail="windows").logits)[..., :rows, :columns]
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def _detail_windows(self, images: Tensor) -> Tensor:
         # a batch norm that uses batch statistics must see all windows at once, as in the released code

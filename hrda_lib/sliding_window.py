@@ -1,11 +1,12 @@
 """Overlapping windows over an image of any size, averaged into one prediction."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from hrda_lib.geometry import CropBox, check_tensor, crop, pair, window_grid
@@ -162,3 +163,15 @@ def _finish(logits: Tensor, output: Output) -> Tensor:
     if output == "probs":
         return logits.softmax(dim=1)
     return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int64)
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in eval mode, and afterwards in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -199,6 +199,24 @@ def test_feature_distance_with_one_scale() -> None:
     assert names == ["source", "mixed"]
 
 
+def test_one_scale_predicts_whole_images() -> None:
+    torch.manual_seed(0)
+    model = daformer(TINY, 5, embed_dims=8, dropout=0.5)
+    model.encoder.eval()
+    images = torch.rand(2, 3, 50, 70)
+    logits = model.predict(images)
+    assert (model.training, model.encoder.training, model.decoder.dropout.training) == (True, False, True)
+    with torch.no_grad():
+        expected = nn.functional.interpolate(model.eval()(images), size=(50, 70), mode="bilinear")
+    assert torch.allclose(logits, expected, atol=1e-6)
+    assert not logits.requires_grad
+    assert torch.equal(model.predict(images, output="labels"), expected.argmax(1).to(torch.uint8))
+    left, right = (model.predict(images[..., start : start + 50]) for start in (0, 20))
+    windows = model.predict(images, window=(50, 50), stride=(50, 20))
+    assert torch.allclose(windows[..., :20], left[..., :20], atol=1e-6)
+    assert torch.allclose(windows[..., 20:50], (left[..., 20:] + right[..., :30]) / 2, atol=1e-6)
+
+
 def test_deeplab_at_two_scales() -> None:
     torch.manual_seed(0)
     network = deeplab_v2(5)

@@ -73,6 +73,7 @@ SIGNATURES = {
     "models.ResNet101": "(weights=None)",
     "models.EncoderDecoder": "(encoder, decoder)",
     "models.EncoderDecoder.forward": "(self, images, *, return_features=False)",
+    "models.EncoderDecoder.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1)",
     "models.load_encoder_weights": "(encoder, source)",
     "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01)",
     "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",

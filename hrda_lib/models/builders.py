@@ -3,13 +3,16 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hrda_lib.fusion import ScaleAttentionHead
+from hrda_lib.geometry import check_images
 from hrda_lib.models.daformer_head import DAFormerHead, Fusion
 from hrda_lib.models.deeplab_v2 import DeepLabV2Head, ResNet101
 from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
 from hrda_lib.segmenter import MultiResSegmenter
+from hrda_lib.sliding_window import Output, SlidingWindowInferer, in_eval_mode
 
 
 class EncoderDecoder(nn.Module):
@@ -30,6 +33,31 @@ class EncoderDecoder(nn.Module):
         features = self.encoder(images)
         logits: Tensor = self.decoder(features)
         return (logits, features) if return_features else logits
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Tensor,
+        *,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        output: Output = "logits",
+        batch_size: int | None = 1,
+    ) -> Tensor:
+        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
+
+        Args:
+            images: (B, K, H, W) float.
+            window: window size; None: the whole image at once, as DAFormer is evaluated.
+            stride: step between windows; None: half a window.
+            output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
+            batch_size: windows x images at once: more memory, the same result.
+        """
+        check_images(images)
+        whole = (images.shape[-2], images.shape[-1])
+        infer = SlidingWindowInferer(window or whole, stride=stride, batch_size=batch_size, output=output)
+        with in_eval_mode(self):
+            return infer(images, self)
 
 
 def hrda(
@@ -117,16 +145,18 @@ def daformer(
 ) -> EncoderDecoder:
     """DAFormer: a Mix Transformer and the DAFormer head at one scale, images -> logits at stride 4.
 
-    (DAFormer, arXiv 2111.14887, section 3.2.) Arguments as in :func:`hrda`. Logits at the size of the images:
-    ``SlidingWindowInferer(window)(images, model.eval())``, with a window as large as the image for one pass.
+    (DAFormer, arXiv 2111.14887, section 3.2.) Arguments as in :func:`hrda`.
 
     Raises:
         ValueError: a setting is out of its range.
 
     Example:
         >>> import torch
-        >>> daformer("mit_b0", num_classes=5, embed_dims=16)(torch.rand(1, 3, 64, 64)).shape
+        >>> model = daformer("mit_b0", num_classes=5, embed_dims=16)
+        >>> model(torch.rand(1, 3, 64, 64)).shape
         torch.Size([1, 5, 16, 16])
+        >>> model.predict(torch.rand(1, 3, 50, 70), output="labels").shape
+        torch.Size([1, 50, 70])
     """
     body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
     decoder = DAFormerHead(body.widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout)
