@@ -1,9 +1,10 @@
-"""HRDA from GTA to Cityscapes; without arguments on a toy version of both, which is drawn on the spot.
+"""HRDA from GTA to Cityscapes, or between other street data sets; without arguments on toy data, drawn on the spot.
 
     python examples/gta2cityscapes.py                                    the demo: source, control, hrda
     python examples/gta2cityscapes.py --seeds 3 --ablation               every arm, mean and spread
     python examples/gta2cityscapes.py --gta DIR --cityscapes DIR         the real ones, in their official layout
     ... --model hrda --encoder mit_b5 --encoder-weights mit_b5.pth       the paper's network and training
+    ... --recipe NAME [--print]                                          settings of examples/recipes/NAME.toml
 
 Every arm is a row of ``ARMS``: the same network, data, rare-class sampling and colour augmentation, and what it does
 differently. An arm starts from the weights of another and is kept in OUT/seedN/ARM; with the same settings it is not
@@ -16,6 +17,7 @@ import os
 import signal
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -39,25 +41,32 @@ from hrda_lib import (
 )
 from hrda_lib.data import (
     CITYSCAPES,
-    Cityscapes,
-    Gta,
+    SYNTHIA_CLASSES,
+    SYNTHIA_CLASSES_13,
+    LabeledFiles,
     RareClasses,
     Resized,
+    ResizedImages,
     SourceCrops,
     TargetCrops,
+    UnlabeledImages,
     check_classes,
     count_labels,
 )
 from hrda_lib.data.labeled_files import LabeledImages
+from hrda_lib.models import EncoderDecoder
 from hrda_lib.optim import parameter_groups, warmup_poly
 from hrda_lib.pseudo_labeling import Per
 from hrda_lib.self_training import Objective
+from support.datasets import open_split
 from support.mini_scenes import write_mini_data
-from support.networks import build
+from support.networks import MODELS, build
 from support.plots import draw_classes, draw_grid, draw_runs, street_colours
 from support.report import HEADS, arm_table, class_table
 from support.run_files import MEAN, STD, load, load_weights, normalize, read_metrics, save, start_run, write_metrics
 
+Network = MultiResSegmenter | EncoderDecoder
+FOLDERS = ("gta", "synthia", "cityscapes", "acdc", "dark_zurich")
 NAMES = [entry.name for entry in CITYSCAPES]
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign")] + list(
     range(NAMES.index("person"), len(NAMES))
@@ -77,10 +86,13 @@ class Config:
     steps: int = setting(1000, "steps of adaptation, and of its control")
     batch_size: int = setting(2, "images of each domain")
     crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
+    source: str = setting("gta", "where labels come from")
+    target: str = setting("cityscapes", "what is adapted to")
     source_size: tuple[int, int] = setting((0, 0), "fit source images into this size (h, w); 0 0: leave them")
+    target_size: tuple[int, int] = setting((0, 0), "the same of target images; results are measured at their own size")
     margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: not labelled")
-    model: Literal["small", "hrda"] = setting("small", "a small decoder around any encoder, or the paper's network")
-    encoder: str = setting("mini", "'mini', trained from scratch, or a timm name; of the paper's: mit_b0 to mit_b5")
+    model: str = setting("small", "two scales and a small decoder around any encoder, or a network of the papers")
+    encoder: str = setting("mini", "'mini', trained from scratch, or a timm name; mit_b0 to mit_b5; resnet101")
     encoder_weights: str = setting("", "file, or with --model hrda a name on the hub; empty: random weights")
     lr: float = setting(3e-3, "of AdamW; it decays to 0 in the warm-up, and again afterwards")
     lr_warmup: int = setting(50, "steps in which it rises at the beginning of each, at most half of them")
@@ -91,11 +103,13 @@ class Config:
     ema_decay: float = setting(0.99, "of the teacher")
     threshold: float = setting(0.9, "probability from which the teacher is trusted")
     per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for; the paper: batch")
+    rare_classes: int = setting(1, "1: source images of rare classes are drawn more often; 0: all alike")
     temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
     min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
     min_crop_pixels: int = setting(75, "of that class that the crop must show, in ten tries")
     augment_source: int = setting(1, "1: the colours of source images change too; 0: those of mixed images only")
     feature_distance: float = setting(0.0, "its weight, on things, from --encoder-weights")
+    classes: int = setting(19, "classes that the mean is over; 16 and 13 are SYNTHIA's")
 
 
 MINI = Config()
@@ -111,7 +125,7 @@ REAL = replace(
     min_pixels=3000,
     min_crop_pixels=6000,
 )
-# with --model hrda, on toy or real data
+# with a network of the papers, on toy or real data
 PAPER: dict[str, Any] = {
     "model": "hrda",
     "encoder": "mit_b5",
@@ -152,6 +166,7 @@ ARMS = {
     "hrda": HRDA,
     "control-long": Arm("source only, as much time as hrda", "source", length=2.6),
     "oracle": Arm("learns from target labels", "source", oracle=True),
+    "uda": Arm("self-training at one scale", "source", adapts=True),
 }
 for _name, _arm in {
     "context": replace(HRDA, title="context alone", objective="context", attention=0.0),
@@ -161,6 +176,7 @@ for _name, _arm in {
 }.items():
     ARMS[f"{_name}-source"] = replace(_arm, title=f"{_arm.title}, source only", start=None, adapts=False)
     ARMS[_name] = replace(_arm, start=f"{_name}-source")
+RECIPES = Path(__file__).parent / "recipes"
 DEMO = ("source", "control", "hrda")
 ABLATION = ("context", "detail", "average", "separate", "hrda")
 
@@ -169,15 +185,16 @@ ABLATION = ("context", "detail", "average", "separate", "hrda")
 class Data:
     """Labelled source, target whose labels only the oracle reads, and what the results are measured on."""
 
-    source: Gta
-    target: Cityscapes
-    val: Cityscapes
+    source: LabeledFiles
+    target: LabeledFiles
+    val: LabeledFiles
+    val_images: UnlabeledImages  # as the network sees them
     counts: Tensor  # of the source, (images, classes)
     cache: Path
     key: str  # changes when the labels do
 
 
-def network(config: Config, attention: float | None) -> MultiResSegmenter:
+def network(config: Config, attention: float | None) -> Network:
     """As it is before any training."""
     return build(
         config.encoder,
@@ -193,7 +210,7 @@ def train(
     config: Config,
     arm: Arm,
     data: Data,
-    student: MultiResSegmenter,
+    student: Network,
     feature_distance: FeatureDistance | None,
     run: Path,
     seed: int,
@@ -247,7 +264,7 @@ def train(
         optimizer.zero_grad()
 
         if arm.adapts and (step % 100 == 0 or step == steps - 1):
-            values |= watch(training, teacher, data.val, device)
+            values |= watch(training, teacher, data, device)
         progress.set_postfix(loss=f"{loss.item():.2f}")
         write_metrics(run, values)
     if not all(parameter.isfinite().all() for parameter in student.parameters()):
@@ -257,12 +274,16 @@ def train(
 def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[Any], Iterator[Any]]:
     """Labelled crops, those of rare classes more often; and target crops without labels."""
     labeled: LabeledImages = data.source
-    counts = data.counts
+    counts, size, images = data.counts, config.source_size, data.target.unlabeled()
     if arm.oracle:
-        labeled, counts = data.target, count_classes(data.target, data.cache)
-    elif all(config.source_size):
-        labeled = Resized(data.source, config.source_size)
-    rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
+        labeled, counts, size = data.target, count_classes(data.target, data.cache), config.target_size
+    if all(size):
+        labeled = Resized(labeled, size)
+    if all(config.target_size):
+        images = ResizedImages(images, config.target_size)
+    rare_classes = None
+    if config.rare_classes:
+        rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
     length = arm.steps(config) * config.batch_size
     source = SourceCrops(
         labeled,
@@ -272,7 +293,7 @@ def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[A
         rare_classes=rare_classes,
         min_crop_pixels=config.min_crop_pixels,
     )
-    target = TargetCrops(data.target.unlabeled(), config.crop, length=length, seed=seed, margins=config.margins)
+    target = TargetCrops(images, config.crop, length=length, seed=seed, margins=config.margins)
     return iter(DataLoader(source, config.batch_size)), iter(DataLoader(target, config.batch_size))
 
 
@@ -294,14 +315,16 @@ def check_ids(labeled: LabeledImages, counts: Tensor) -> None:
         )
 
 
-def watch(training: SelfTraining, teacher: EMATeacher, val: Cityscapes, device: torch.device) -> dict[str, float]:
+def watch(training: SelfTraining, teacher: EMATeacher, data: Data, device: torch.device) -> dict[str, float]:
     """How right the teacher's labels are on a dozen validation images: drawn, and used for nothing."""
     right, trusted, both, pixels = 0, 0, 0, 0
     teacher.eval()
-    for i in range(0, len(val), max(len(val) // 12, 1)):
-        image, truth, _ = val[i]
+    for i in range(0, len(data.val), max(len(data.val) // 12, 1)):
+        image, truth = data.val_images[i].image, data.val.label(i)
         labels, weight = training.pseudo_label(whole_cells(image).to(device))
-        labels, weight = (x[0, : truth.shape[0], : truth.shape[1]].cpu() for x in (labels, weight))
+        # both at the size of the truth; the images may have been resized
+        maps = torch.stack([labels[0].float(), weight[0]])[:, : image.shape[1], : image.shape[2]].cpu()
+        labels, weight = interpolate(maps[None], size=truth.shape, mode="nearest")[0]
         known, hit, trust = truth != 255, labels == truth, weight > 0
         pixels, right = pixels + int(known.sum()), right + int((known & hit).sum())
         trusted, both = trusted + int((known & trust).sum()), both + int((known & hit & trust).sum())
@@ -314,10 +337,13 @@ def watch(training: SelfTraining, teacher: EMATeacher, val: Cityscapes, device: 
 
 
 @torch.no_grad()
-def predict(student: MultiResSegmenter, crop: tuple[int, int], image: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Labels (H, W) of one image by every head, and how much attention (H, W) the predicted class pays to the detail.
+def predict(
+    student: Network, crop: tuple[int, int], image: Tensor, size: torch.Size
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Labels of ``size`` of one image by every head, and how much attention the predicted class pays to the detail.
 
-    The heads are the fused prediction, the context, the detail, and the plain average of these two.
+    The heads are the fused prediction, the context, the detail, and the plain average of these two; a network of one
+    scale has the prediction alone and no attention, 0.
     """
 
     def heads(x: Tensor) -> Tensor:
@@ -329,9 +355,16 @@ def predict(student: MultiResSegmenter, crop: tuple[int, int], image: Tensor) ->
         return torch.cat([out.logits, context, out.detail_logits, average, attention], dim=1)
 
     x = whole_cells(image).to(next(student.parameters()).device)
-    maps = SlidingWindowInferer(crop)(x, heads)[0, :, : image.shape[1], : image.shape[2]].cpu()
-    *logits, attention = maps.split(len(NAMES))
-    return {head: part.argmax(0) for head, part in zip(HEADS, logits, strict=True)}, attention[0]
+    if isinstance(student, MultiResSegmenter):
+        maps = SlidingWindowInferer(crop)(x, heads)
+    else:
+        logits = student.predict(x)
+        maps = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
+    maps = maps[..., : image.shape[1], : image.shape[2]]
+    if size != image.shape[1:]:
+        maps = interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    *logits, attention = maps[0].cpu().split(len(NAMES))
+    return {head: part.argmax(0) for head, part in zip(HEADS, logits, strict=False)}, attention[0]
 
 
 def whole_cells(image: Tensor) -> Tensor:
@@ -344,20 +377,22 @@ def enlarge(small: Tensor, like: Tensor) -> Tensor:
     return interpolate(small, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def evaluate(student: MultiResSegmenter, crop: tuple[int, int], val: Cityscapes) -> dict[str, dict[str, float | None]]:
-    """IoU of each class by every head, and the mean attention on it; None where no validation image shows it."""
+def evaluate(config: Config, student: Network, data: Data) -> dict[str, dict[str, float | None]]:
+    """IoU of each class by every head, and the mean attention on it; None where it is not measured or not there."""
     confusion = {head: ConfusionMatrix(len(NAMES)) for head in HEADS}
     attention_sum, pixels = torch.zeros(256, dtype=torch.float64), torch.zeros(256)
-    for i in tqdm(range(len(val)), "evaluating"):
-        image, truth, _ = val[i]
-        labels, attention = predict(student.eval(), crop, image)
-        for head in HEADS:
+    for i in tqdm(range(len(data.val)), "evaluating"):
+        truth = data.val.label(i)
+        labels, attention = predict(student.eval(), config.crop, data.val_images[i].image, truth.shape)
+        for head in labels:
             confusion[head].update(labels[head], truth.long())
         attention_sum += truth.flatten().bincount(attention.flatten().double(), minlength=256)
         pixels += truth.flatten().bincount(minlength=256)
-    numbers = {head: matrix.iou() for head, matrix in confusion.items()} | {"attention": attention_sum / pixels}
+    numbers = {head: matrix.iou() for head, matrix in confusion.items() if matrix.matrix.any()}
+    numbers["attention"] = attention_sum / pixels
+    measured = {19: range(19), 16: SYNTHIA_CLASSES, 13: SYNTHIA_CLASSES_13}[config.classes]
     return {
-        key: {name: values[i].item() if pixels[i] else None for i, name in enumerate(NAMES)}
+        key: {name: values[i].item() if pixels[i] and i in measured else None for i, name in enumerate(NAMES)}
         for key, values in numbers.items()
     }
 
@@ -387,7 +422,7 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
         "model": config.model,
         "encoder": config.encoder,
         "class_names": NAMES,
-        "detail_size": student.detail_size,
+        "detail_size": (config.crop[0] // 2, config.crop[1] // 2),
         "attention": arm.attention,
         "ignore": [],
     }
@@ -399,7 +434,7 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     save(place, student, built, arm.steps(config))
     result = {
         "settings": settings,
-        "classes": evaluate(student, config.crop, data.val),
+        "classes": evaluate(config, student, data),
         "steps": arm.steps(config) + (earlier["steps"] if earlier else 0),
         "seconds": seconds + (earlier["seconds"] if earlier else 0),
     }
@@ -413,7 +448,7 @@ def kept_result(place: Path) -> dict[str, Any] | None:
     """The result of a complete arm; None where anything of it is missing or damaged, so that it is trained again."""
     try:
         kept: dict[str, Any] = json.loads((place / "result.json").read_text())
-        whole = kept["settings"] and kept["steps"] and kept["seconds"] and all(kept["classes"][head] for head in HEADS)
+        whole = kept["settings"] and kept["steps"] and kept["seconds"] and kept["classes"]["fused"]
         read_metrics(place)
         load(place)
     except (OSError, ValueError, KeyError, TypeError):
@@ -421,22 +456,27 @@ def kept_result(place: Path) -> dict[str, Any] | None:
     return kept if whole else None
 
 
-def prepare(options: argparse.Namespace, seed: int) -> Data:
+def prepare(config: Config, options: argparse.Namespace, seed: int) -> Data:
     """Find the data sets, or draw the toy ones; refuse what would fail after hours."""
-    gta, cityscapes, cache = options.gta, options.cityscapes, options.out
-    if not gta:
+    folders: dict[str, Path] = {kind: root for kind in FOLDERS if (root := getattr(options, kind))}
+    cache, real = options.out, bool(folders)
+    if not real:
         root, cache = options.out / "data" / f"seed{seed}", options.out / f"seed{seed}"
-        gta, cityscapes = write_mini_data(root, seed=seed)
+        folders["gta"], folders["cityscapes"] = write_mini_data(root, seed=seed)
         key = json.loads((root / "mini.json").read_text())["code"]
-    source, target, val = Gta(gta), Cityscapes(cityscapes, "train"), Cityscapes(cityscapes, "val")
+    source = open_split(config.source, folders[config.source], "train")
+    target, val = (open_split(config.target, folders[config.target], split) for split in ("train", "val"))
     source_counts = count_classes(source, cache)
     if any(ARMS[name].oracle for name in options.arms):
         target.check_files()
-    counts = sum(val[i].label.flatten().bincount(minlength=256) for i in tqdm(range(len(val)), "checking val"))
+    counts = sum(val.count(i) for i in tqdm(range(len(val)), "checking val"))
     check_ids(val, torch.as_tensor(counts))
-    if options.gta:
+    if real:
         key = f"{source.fingerprint()} {val.fingerprint()}"
-    return Data(source, target, val, source_counts, cache, key)
+    val_images = val.unlabeled()
+    if all(config.target_size):
+        val_images = ResizedImages(val_images, config.target_size)
+    return Data(source, target, val, val_images, source_counts, cache, key)
 
 
 def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: str) -> None:
@@ -445,15 +485,17 @@ def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: 
     rows, shown = [], set[int]()
     # validation images come city by city: one from the middle of each third
     for i in sorted({i * len(data.val) // 6 for i in (1, 3, 5)}):
-        image, truth, _ = data.val[i]
+        image, truth = data.val_images[i].image, data.val.label(i)
         shown |= set(truth.unique().tolist())
         pictures = [image.permute(1, 2, 0).numpy(), street_colours(truth)]
         for student in students:
-            labels, attention = predict(student, config.crop, image)
+            labels, attention = predict(student, config.crop, image, truth.shape)
             pictures.append(street_colours(labels["fused"]))
-        pictures += [street_colours(labels["context"]), street_colours(labels["detail"]), attention.numpy()]
+        titles = ["image", "truth", *arms]
+        if "context" in labels:
+            pictures += [street_colours(labels["context"]), street_colours(labels["detail"]), attention.numpy()]
+            titles += ["its context", "its detail", "its attention"]
         rows.append(pictures)
-    titles = ("image", "truth", *arms, "its context", "its detail", "its attention")
     colours = {entry.name: entry.colour for entry in CITYSCAPES if entry.train_id in shown}
     draw_grid(folder / "panel.png", rows, titles, colours)
     draw_runs(folder / "curves.png", {name: read_metrics(folder / name) for name in arms})
@@ -462,6 +504,9 @@ def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: 
 def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
     config, options = parse(arguments)
+    if options.print:
+        print(json.dumps({"arms": options.arms, **asdict(config)}, indent=2))
+        return 0
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in options.arms}
     problem, status, began = "", 0, time.monotonic()
     if config.feature_distance and not config.encoder_weights:
@@ -469,7 +514,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         network(config, None).to(options.device)  # bad names and files are found before any data is read
         for seed in range(options.seed, options.seed + options.seeds):
-            folder, data = options.out / f"seed{seed}", prepare(options, seed)
+            folder, data = options.out / f"seed{seed}", prepare(config, options, seed)
             for name in options.arms:
                 results[name].append(run(config, name, data, folder, seed, options))
             shown = [name for name in options.arms if name in DEMO] or options.arms
@@ -492,10 +537,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+CHOICES: dict[str, Sequence[Any]] = {
+    "source": ("gta", "synthia", "cityscapes"),
+    "target": ("cityscapes", "acdc", "dark_zurich"),
+    "model": MODELS,
+    "per": get_args(Per),
+    "augment_source": (0, 1),
+    "rare_classes": (0, 1),
+    "classes": (19, 16, 13),
+}
+
+
 def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gta", type=Path, help="folder with images/ and labels/")
-    parser.add_argument("--cityscapes", type=Path, help="folder with leftImg8bit/ and gtFine/")
+    for kind in FOLDERS:
+        parser.add_argument(f"--{kind.replace('_', '-')}", type=Path, help=f"folder of {kind}, in its official layout")
+    parser.add_argument(
+        "--recipe",
+        choices=sorted(x.stem for x in RECIPES.glob("*.toml")),
+        help="settings of examples/recipes; options that are given win",
+    )
+    parser.add_argument("--print", action="store_true", help="show the settings and stop")
     parser.add_argument("--out", type=Path, default=Path("runs/gta2cityscapes"), help="default: %(default)s")
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: " + " ".join(DEMO))
     parser.add_argument("--ablation", action="store_true", help="add " + " ".join(ABLATION))
@@ -506,18 +568,27 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     for entry in fields(Config):
         default = getattr(MINI, entry.name)
         count = len(default) if isinstance(default, tuple) else None
-        cases = {"with --gta": getattr(REAL, entry.name), "with --model hrda": PAPER.get(entry.name, default)}
+        cases = {"real data": getattr(REAL, entry.name), "the papers' models": PAPER.get(entry.name, default)}
         others = "".join(f"; {when}: {value}" for when, value in cases.items() if value != default)
         text = f"{entry.metadata['help']} (default: {default}{others})"
-        kind = type(default[0] if count else default)
-        choices = {"per": get_args(Per), "model": ("small", "hrda"), "augment_source": (0, 1)}.get(entry.name)
-        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=kind, nargs=count, choices=choices, help=text)
+        number = type(default[0] if count else default)
+        choices = CHOICES.get(entry.name)
+        parser.add_argument(f"--{entry.name.replace('_', '-')}", type=number, nargs=count, choices=choices, help=text)
     options = parser.parse_args(arguments)
-    if bool(options.gta) != bool(options.cityscapes):
-        parser.error("--gta and --cityscapes belong together")
-    chosen = {entry.name: getattr(options, entry.name) for entry in fields(Config)}
-    chosen = {name: tuple(x) if isinstance(x, list) else x for name, x in chosen.items() if x is not None}
-    config = replace(REAL if options.gta else MINI, **((PAPER if options.model == "hrda" else {}) | chosen))
+    recipe = tomllib.loads((RECIPES / f"{options.recipe}.toml").read_text()) if options.recipe else {}
+    options.arms = options.arms or recipe.pop("arms", None)
+    chosen = recipe | {x.name: value for x in fields(Config) if (value := getattr(options, x.name)) is not None}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    real = any(getattr(options, kind) for kind in FOLDERS)
+    paper = PAPER if chosen.get("model", "small") != "small" else {}
+    config = replace(REAL if real or options.recipe else MINI, **(paper | chosen))
+    for kind in (config.source, config.target):
+        if real and not getattr(options, kind):
+            parser.error(f"--{kind.replace('_', '-')} is missing: the data go from {config.source} to {config.target}")
+    if options.recipe and not (real or options.print):
+        parser.error(f"--recipe needs data: --{config.source} DIR --{config.target.replace('_', '-')} DIR")
+    if not real and (config.source, config.target) != ("gta", "cityscapes"):
+        parser.error("the toy data are --source gta --target cityscapes")
     arms = options.arms or [name for name in DEMO if ARMS[name].steps(config)]
     options.arms = list(dict.fromkeys([*arms, *(ABLATION if options.ablation else ())]))
     for name in options.arms:
@@ -528,7 +599,17 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
         if not values[name] > 0:
             parser.error(f"--{name.replace('_', '-')} must be positive, got {values[name]}")
     for name in (
-        *("seed", "warmup", "margins", "source_size", "weight_decay", "clip", "min_pixels", "min_crop_pixels"),
+        *(
+            "seed",
+            "warmup",
+            "margins",
+            "source_size",
+            "target_size",
+            "weight_decay",
+            "clip",
+            "min_pixels",
+            "min_crop_pixels",
+        ),
         *("lr_warmup", "lr_power", "feature_distance"),
     ):
         if np.min(values[name]) < 0:
@@ -540,9 +621,15 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     for entry in fields(Config):
         if isinstance(values[entry.name], float) and not np.isfinite(values[entry.name]):
             parser.error(f"--{entry.name.replace('_', '-')} must be finite, got {values[entry.name]}")
-    if any(config.source_size) and not all(config.source_size):
-        parser.error(f"--source-size must be two sides, or 0 0, got {config.source_size}")
-    step = 64 if config.model == "hrda" else 16  # whole cells of the encoder in the context, at half the resolution
+    for name in ("source_size", "target_size"):
+        if any(values[name]) and not all(values[name]):
+            parser.error(f"--{name.replace('_', '-')} must be two sides, or 0 0, got {values[name]}")
+    two_scales = config.model in ("small", "hrda")
+    for name in options.arms:
+        if not two_scales and (ARMS[name].attention is not None or name == "hrda"):
+            parser.error(f"--arms {name} needs two scales, which --model {config.model} has not; self-training is uda")
+    # whole cells of the encoder, at two scales in the context, at half the resolution
+    step = {"small": 16, "hrda": 64, "daformer": 32, "deeplab_v2": 8}[config.model]
     if any(side < step or side % step for side in config.crop):
         parser.error(f"--crop must be positive multiples of {step}, got {config.crop}")
     return config, options

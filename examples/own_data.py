@@ -226,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.manual_seed(config.seed)
         detail_size = (data.crop[0] // 2, data.crop[1] // 2)
         student = build(config.encoder, len(data.names), detail_size=detail_size, weights=config.encoder_weights)
+        assert isinstance(student, MultiResSegmenter)
         if config.init:
             load_weights(student, config.init)
         student.to(config.device)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from hrda_lib import ConfusionMatrix, MultiResSegmenter
 from hrda_lib.data.folders import image_files, read_image, read_label
+from hrda_lib.models import EncoderDecoder
 from support.plots import attention_map, overlay
 from support.run_files import load, normalize
 
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = find(options.inputs, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
         model.to(options.device)
+        if options.save_attention and not isinstance(model, MultiResSegmenter):
+            raise ValueError("--save-attention: this network has one scale, and no attention")
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         print(f"predict.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
@@ -55,20 +58,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if done == len(files) else 1
 
 
-def write(file: Path, model: MultiResSegmenter, classes: int, options: argparse.Namespace) -> Tensor:
+def write(file: Path, model: MultiResSegmenter | EncoderDecoder, classes: int, options: argparse.Namespace) -> Tensor:
     """All output of one image; returns its labels (H, W)."""
     image = read_image(file)
     x = normalize(image[None].to(options.device))
     labels = predict(model, x, flip=options.flip)[0].cpu()
     Image.fromarray(labels.numpy()).save(options.out / f"{file.stem}.png")
     Image.fromarray(overlay(image, labels, classes)).save(options.out / f"{file.stem}_overlay.png")
-    if options.save_attention:
+    if options.save_attention and isinstance(model, MultiResSegmenter):
         attention = attention_map(model, x).cpu()
         Image.fromarray((255 * attention).byte().numpy()).save(options.out / f"{file.stem}_attention.png")
     return labels
 
 
-def predict(model: MultiResSegmenter, x: Tensor, *, flip: bool) -> Tensor:
+def predict(model: MultiResSegmenter | EncoderDecoder, x: Tensor, *, flip: bool) -> Tensor:
     """Labels (B, H, W); ``flip`` averages the probabilities with those of the mirrored image."""
     if not flip:
         return model.predict(x, output="labels")

@@ -51,3 +51,17 @@ def open_all(root: Path, kind: str | None = None) -> dict[str, LabeledFiles]:
     if not splits:
         return {found: build(root)}
     return {f"{found} {split}": build(root, split) for split in splits}
+
+
+def open_split(kind: str, root: Path, split: str) -> LabeledFiles:
+    """One split, "train" or "val", of a street data set; those without splits have "train" alone.
+
+    Raises:
+        ValueError: the data set has no such split, or cannot be read.
+    """
+    build, splits, _ = KINDS[kind]
+    if splits:
+        return build(root, split)
+    if split != "train":
+        raise ValueError(f"{kind} has no images to measure on")
+    return build(root)

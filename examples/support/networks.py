@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from hrda_lib import MultiResSegmenter, ScaleAttentionHead
-from hrda_lib.models import hrda, load_encoder_weights
+from hrda_lib.models import EncoderDecoder, daformer, deeplab_v2, hrda, load_encoder_weights
+
+MODELS = ("small", "hrda", "daformer", "deeplab_v2")
 
 
 def build(
@@ -20,21 +22,33 @@ def build(
     model: str = "small",
     weights: str | Path | None = None,
     attention: float | None = None,
-) -> MultiResSegmenter:
-    """A network at two scales; ``weights`` initialises its encoder, a float replaces the attention.
+) -> MultiResSegmenter | EncoderDecoder:
+    """A network; ``weights`` initialises its encoder, a float replaces the attention.
 
-    ``model`` is "small": our decoder around the encoder "mini" or one of timm; or "hrda": the paper's, around "mit_b0"
-    to "mit_b5".
+    ``model`` is "small": two scales, our decoder around the encoder "mini" or one of timm; "hrda": the paper's two
+    scales around "mit_b0" to "mit_b5"; "daformer": the same at one scale; or "deeplab_v2": one scale, whose encoder is
+    "resnet101".
 
     Raises:
         ValueError: there is no such encoder, it gives no feature pyramid from stride 4, or the weights do not fit.
     """
-    if model not in ("small", "hrda"):
-        raise ValueError(f"model must be 'small' or 'hrda', got {model!r}")
+    if model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     if model == "small" and encoder.startswith("mit_b"):
-        raise ValueError(f"encoder {encoder!r} belongs to the model 'hrda'")
-    if model == "hrda":
-        paper = hrda(encoder, num_classes, detail_size=detail_size, fixed_attention=attention)
+        raise ValueError(f"encoder {encoder!r} belongs to the models hrda and daformer")
+    if model == "deeplab_v2":
+        if encoder != "resnet101":
+            raise ValueError(f"encoder of deeplab_v2 must be resnet101, got {encoder!r}")
+        deeplab = deeplab_v2(num_classes)
+        if weights is not None:
+            _load(deeplab.encoder, weights, beside=("fc.",))
+        return deeplab
+    if model in ("hrda", "daformer"):
+        paper = (
+            hrda(encoder, num_classes, detail_size=detail_size, fixed_attention=attention)
+            if model == "hrda"
+            else daformer(encoder, num_classes)
+        )
         if weights is not None:
             load_encoder_weights(paper.encoder, weights)
         return paper
@@ -149,8 +163,10 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dilati
     )
 
 
-def _load(encoder: nn.Module, weights: str | Path) -> None:
+def _load(encoder: nn.Module, weights: str | Path, *, beside: tuple[str, ...] = ()) -> None:
+    """Entries whose names start with one of ``beside`` are left out."""
     try:
-        encoder.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        entries = torch.load(weights, map_location="cpu", weights_only=True)
+        encoder.load_state_dict({name: x for name, x in entries.items() if not name.startswith(beside or "\0")})
     except Exception as error:
         raise ValueError(f"{weights}: not a state dict of this encoder ({error})") from None

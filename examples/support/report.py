@@ -15,11 +15,12 @@ def class_table(results: Results) -> str:
     }
     for arm, runs in results.items():
         columns[arm]["mean"] = mean_values(runs, "fused")
-    if {"control", "hrda"} <= results.keys():
-        columns["hrda - control"] = {
-            name: [a - b for a, b in zip(columns["hrda"][name], columns["control"][name], strict=True)]
-            for name in columns["hrda"]
-        }
+    for arm in ("hrda", "uda"):
+        if {"control", arm} <= results.keys():
+            columns[f"{arm} - control"] = {
+                name: [a - b for a, b in zip(columns[arm][name], columns["control"][name], strict=True)]
+                for name in columns[arm]
+            }
     rows = [["IoU, %", *columns]]
     rows += [
         [name, *(spread(column[name], signed=" - " in arm) for arm, column in columns.items())]
@@ -32,7 +33,7 @@ def arm_table(results: Results, titles: Mapping[str, str]) -> str:
     """A row an arm: mean IoU of the prediction and of both scales alone, steps and minutes."""
     rows = [["mean IoU, %", "", "prediction", "its context", "its detail", "their average", "steps", "minutes"]]
     for arm, runs in results.items():
-        heads = [spread(mean_values(runs, head)) for head in HEADS]
+        heads = [spread(mean_values(runs, head)) if head in runs[0]["classes"] else "" for head in HEADS]
         minutes = statistics.mean(run["seconds"] for run in runs) / 60
         rows.append([arm, titles[arm], *heads, str(runs[0]["steps"]), f"{minutes:.1f}"])
     return markdown(rows)

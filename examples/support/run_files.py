@@ -13,6 +13,7 @@ from torch import nn
 
 import hrda_lib
 from hrda_lib import MultiResSegmenter
+from hrda_lib.models import EncoderDecoder
 from support.networks import build
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
@@ -75,7 +76,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise _unreadable(file, error) from None
 
 
-def load(run: Path) -> tuple[MultiResSegmenter, dict[str, Any]]:
+def load(run: Path) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]:
     """The network of a run in eval mode, and its settings: encoder, class_names, detail_size, ignore.
 
     Raises:
