@@ -32,7 +32,7 @@ def build(
     if model not in ("small", "hrda"):
         raise ValueError(f"model must be 'small' or 'hrda', got {model!r}")
     if model == "small" and encoder.startswith("mit_b"):
-        raise ValueError(f"encoder {encoder!r} belongs to the model 'hrda'")
+        raise ValueError(f"encoder {encoder!r}: gta2cityscapes.py takes it with --model hrda")
     if model == "hrda":
         paper = hrda(encoder, num_classes, detail_size=detail_size, fixed_attention=attention)
         if weights is not None:
