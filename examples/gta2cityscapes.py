@@ -3,7 +3,7 @@
     python examples/gta2cityscapes.py                                    the demo: source, control, hrda
     python examples/gta2cityscapes.py --seeds 3 --ablation               every arm, mean and spread
     python examples/gta2cityscapes.py --gta DIR --cityscapes DIR         the real ones, in their official layout
-    ... --model hrda --encoder mit_b5 --encoder-weights mit_b5.pth       the paper's network and training
+    ... --model hrda --encoder-weights mit_b5.pth                        the paper's network and training
     ... --recipe NAME [--print]                                          settings of examples/recipes/NAME.toml
 
 Every arm is a row of ``ARMS``: the same network, data, rare-class sampling and colour augmentation, and what it does
@@ -127,7 +127,6 @@ REAL = replace(
 )
 # with a network of the papers, on toy or real data
 PAPER: dict[str, Any] = {
-    "model": "hrda",
     "encoder": "mit_b5",
     "warmup": 0,
     "steps": 40_000,
@@ -411,7 +410,9 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     torch.manual_seed(seed)
     student = network(config, arm.attention)
     distance = None
-    if arm.adapts and config.feature_distance and config.encoder_weights:  # from the weights that it has now
+    if (
+        arm.adapts and config.feature_distance and config.encoder_weights
+    ):  # before load_weights: still the ImageNet weights
         distance = FeatureDistance(
             student.encoder, classes=THINGS, num_classes=len(NAMES), weight=config.feature_distance
         ).to(options.device)

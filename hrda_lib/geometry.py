@@ -99,15 +99,20 @@ def _starts(size: int, window: int, stride: int) -> list[int]:
 def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
     """``size`` as (height, width) of positive ints; an int stands for a square."""
     values = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(values) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in values):
+    if len(values) != 2 or not all(map(is_count, values)):
         raise ValueError(f"{name} must be a positive int or two of them (height, width), got {size!r}")
     return values
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a positive int."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def check_counts(**values: object) -> None:
     """Refuse what is no positive int: widths, classes, channels."""
     for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_count(value):
             raise ValueError(f"{name} must be a positive int, got {_short(value)}")
 
 
@@ -121,7 +126,7 @@ def check_rates(**values: object) -> None:
 def as_counts(name: str, values: object) -> tuple[int, ...]:
     """``values`` as a tuple of positive ints, at least one."""
     found = tuple(values) if isinstance(values, (tuple, list)) else ()
-    if not found or any(not isinstance(v, int) or isinstance(v, bool) or v < 1 for v in found):
+    if not found or not all(map(is_count, found)):
         raise ValueError(f"{name} must be a list of positive ints, at least one, got {_short(values)}")
     return found
 
@@ -133,9 +138,7 @@ def check_images(images: object, channels: int | None = None) -> None:
     wanted = "K" if channels is None else channels
     fits = images.dim() == 4 and 0 not in images.shape and channels in (None, images.shape[1])
     if not fits or not images.is_floating_point():
-        raise ValueError(
-            f"images must be float (B, {wanted}, H, W) and not empty, got {images.dtype} {tuple(images.shape)}"
-        )
+        raise ValueError(f"images must be float (B, {wanted}, H, W), got {images.dtype} {tuple(images.shape)}")
 
 
 def feature_channels(features: object) -> object:

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
-from hrda_lib.geometry import CropBox, as_box, check_tensor, crop, pair
+from hrda_lib.geometry import CropBox, as_box, check_images, crop, pair
 from hrda_lib.sliding_window import Output, SlidingWindowInferer, in_eval_mode
 
 Detail = Literal["crop", "windows"]
@@ -155,12 +155,10 @@ class MultiResSegmenter(nn.Module):
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
         """
-        check_tensor("images", images)
-        if images.dim() != 4:
-            raise ValueError(f"images must be (B, K, H, W), got {tuple(images.shape)}")
+        check_images(images)
         cell = self._sampler.cell
         height, width = (max(round(side * self.scale) // cell, 1) * cell for side in self.detail_size)
-        window = pair("window", window or (height, width))
+        window = pair("window", (height, width) if window is None else window)
         if window[0] % cell or window[1] % cell:
             raise ValueError(f"window must be a multiple of {cell} pixels, got {window}")
         rows, columns = images.shape[-2:]
@@ -194,9 +192,7 @@ class MultiResSegmenter(nn.Module):
         return box
 
     def _check_size(self, images: Tensor) -> tuple[int, int]:
-        check_tensor("images", images)
-        if images.dim() != 4 or not images.is_floating_point():
-            raise ValueError(f"images must be float (B, K, H, W), got {images.dtype} {tuple(images.shape)}")
+        check_images(images)
         height, width = images.shape[-2:]
         if height % self._sampler.cell or width % self._sampler.cell:
             raise ValueError(

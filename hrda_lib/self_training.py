@@ -102,9 +102,13 @@ class SelfTraining:
         _check_batch("labels", labels, images)
         if self.feature_distance is None:
             return self._loss(self._segment(images, box), labels, None)
-        if self._returns_features and box is None:
-            output, features = self.student(images, return_features=True)
-            output, context = _checked("student", output), images
+        if self._returns_features and not self._takes_box and box is None:
+            answer = self.student(images, return_features=True)
+            if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Tensor):
+                raise ValueError(
+                    f"student must return (logits, features) with return_features=True, got {type(answer).__name__}"
+                )
+            (output, features), context = answer, images
         else:
             output = self._segment(images, box)
             if not isinstance(output, SegmenterOutput):

@@ -1,7 +1,7 @@
 """A second, slow HRDA network: plain functions over a state dict with the published entry names.
 
 Written from the papers (Mix Transformer, arXiv 2105.15203; DAFormer, 2111.14887; HRDA, 2204.13132) and a description of
-the released options, without a look at any implementation, ours included. It computes in the dtype of its weights.
+the released options. It computes in the dtype of its weights.
 Everything but the convolutions is spelled out. With ``training`` batch norm uses batch statistics, and the running ones
 in the state dict are replaced by their next values.
 """
@@ -158,7 +158,11 @@ def self_attention(w: Weights, name: str, x: Tensor, height: int, width: int, he
     """softmax(Q K^T / sqrt d) V, with keys and values of a grid that is ``reduction`` times as coarse."""
     shared = x
     if reduction > 1:
-        shared = to_tokens(conv(w, f"{name}.sr", to_image(x, height, width), stride=reduction))
+        grid = to_image(x, height, width)
+        rows, columns = max(height, reduction), max(width, reduction)
+        padded = torch.zeros(*grid.shape[:2], rows, columns, dtype=grid.dtype)
+        padded[:, :, :height, :width] = grid
+        shared = to_tokens(conv(w, f"{name}.sr", padded, stride=reduction))
         shared = layer_norm(w, f"{name}.norm", shared, 1e-5)
     queries, both = linear(w, f"{name}.q", x), linear(w, f"{name}.kv", shared)
     width_of_head = queries.shape[-1] // heads
@@ -290,17 +294,14 @@ def hrda(
     boxes = grid((height, width), detail) if box is None else [box]
     patches = torch.cat([images[:, :, t : t + h, left : left + v] for t, left, h, v in boxes])
     fine = daformer_head(w, head, encoder(w, patches, depths), training)
-    cells = [
-        (t // OUTPUT_STRIDE, left // OUTPUT_STRIDE, h // OUTPUT_STRIDE, v // OUTPUT_STRIDE) for t, left, h, v in boxes
-    ]
+    cells = [tuple(n // OUTPUT_STRIDE for n in b) for b in boxes]
     size = height // OUTPUT_STRIDE, width // OUTPUT_STRIDE
-    inserted = torch.zeros(batch, fine.shape[1], *size, dtype=fine.dtype)
-    masked = torch.zeros_like(context)
     if box is None:
         inserted = fine = average(list(fine.split(batch)), cells, *size)
-        masked = masked + mix
+        masked = torch.zeros_like(context) + mix
     else:
         (top, left, rows, columns), k = cells[0], SCALE
+        inserted = torch.zeros(batch, fine.shape[1], *size, dtype=fine.dtype)
         inserted[:, :, top : top + rows, left : left + columns] = fine
         inside = torch.zeros_like(context)
         inside[:, :, top // k : (top + rows) // k, left // k : (left + columns) // k] = 1

@@ -79,11 +79,8 @@ def training_pass() -> Rows:
     box = CropBox(*META["train.box"])
     out = model(images, box)
     assert isinstance(out.attention, Tensor)
-    masked = torch.zeros_like(out.attention)
-    cells = box.scaled(1 / 8)
-    masked[:, :, cells.top : cells.top + cells.height, cells.left : cells.left + cells.width] = crop(
-        out.attention, cells
-    )
+    masked, cells = torch.zeros_like(out.attention), box.scaled(1 / 8)
+    crop(masked, cells).copy_(crop(out.attention, cells).detach())
     got = {
         "train.fused_logits": out.logits,
         "train.detail_logits": out.detail_logits,

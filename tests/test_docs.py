@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import verify
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md"]
@@ -40,3 +41,8 @@ def test_python_blocks_of_a_page_run_from_top_to_bottom(name: str) -> None:
 
     torch.manual_seed(0)
     exec(compile(source, str(page), "exec"), {"__name__": "docs"})
+
+
+def test_the_table_of_proofs_has_a_row_for_each() -> None:
+    _, _, *rows = (DOCS / "tables" / "verified.md").read_text().splitlines()
+    assert len(rows) == len(verify.PROOFS)

@@ -96,7 +96,7 @@ def test_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"broken\.safetensors: cannot be read as a checkpoint"):
         load_encoder_weights(encoder, tmp_path / "broken.safetensors")
-    with pytest.raises(ValueError, match="encoder must be a MixTransformer, got Linear"):
+    with pytest.raises(ValueError, match=r"encoder must be a MixTransformer, got Linear; pass model\.encoder"):
         load_encoder_weights(torch.nn.Linear(1, 1), file)
     assert all(torch.equal(a, b) for a, b in zip(before, encoder.state_dict().values(), strict=True))
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)

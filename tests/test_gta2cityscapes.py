@@ -362,7 +362,7 @@ def test_a_bad_network_is_found_before_any_data(mini: Path, tmp_path: Path, caps
     for options, message in (
         (["--model", "hrda", "--encoder", "mit_b9"], "the encoder's size must be one of mit_b0"),
         (["--model", "hrda", "--encoder", "mit_b0", "--encoder-weights", "x.pth"], "x.pth: no such file"),
-        (["--encoder", "mit_b0"], "encoder 'mit_b0' belongs to the model 'hrda'"),
+        (["--encoder", "mit_b0"], "encoder 'mit_b0': gta2cityscapes.py takes it with --model hrda"),
         (["--device", "foo"], "Expected one of cpu, cuda"),
     ):
         assert gta2cityscapes.main([*data, *options]) == 2

@@ -236,7 +236,7 @@ def test_grey_labels_of_few_bits(tmp_path: Path, bits: int) -> None:
     assert torch.equal(Folders(tmp_path).label(0), torch.from_numpy(ids))
 
 
-def test_streams_end_and_margins_may_exceed_the_image(tmp_path: Path) -> None:
+def test_streams_end_and_margins_leave_something(tmp_path: Path) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
         Image.new("RGB" if folder == "images" else "L", (16, 16)).save(tmp_path / folder / "0.png")
@@ -246,5 +246,7 @@ def test_streams_end_and_margins_may_exceed_the_image(tmp_path: Path) -> None:
     target = Folders(tmp_path).unlabeled()
     with pytest.raises(IndexError, match="sample 3 is outside the 3 of this stream"):
         TargetCrops(target, 8, length=3)[3]
-    assert not TargetCrops(target, 16, length=1, margins=(0, 20, 0, 0))[0].valid.any()
-    assert not TargetCrops(target, 16, length=1, margins=(0, 0, 0, 20))[0].valid.any()
+    assert TargetCrops(target, 16, length=1, margins=(0, 15, 0, 15))[0].valid.sum() == 1
+    for margins in ((0, 20, 0, 0), (0, 0, 8, 8)):
+        with pytest.raises(ValueError, match=r"leave nothing of 0, which has \(16, 16\) pixels"):
+            TargetCrops(target, 16, length=1, margins=margins)[0]

@@ -292,7 +292,7 @@ BAD = {
     ),
     "predict rank": (
         lambda: model().predict(torch.zeros(3, 64, 64)),
-        "images must be (B, K, H, W), got (3, 64, 64)",
+        "images must be float (B, K, H, W), got torch.float32 (3, 64, 64)",
     ),
     "predict output": (
         lambda: model().predict(IMAGES, output="classes"),

@@ -310,6 +310,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: setup(PLAIN).source(X, Y, box=SOURCE_BOX),
         "box needs a student whose forward takes box and generator, such as MultiResSegmenter",
     ),
+    "features without a pair": (
+        lambda: setup(
+            Careless(), feature_distance=FeatureDistance(nn.Conv2d(3, 8, 4), classes=[0], num_classes=CLASSES)
+        ).source(X, Y),
+        "student must return (logits, features) with return_features=True, got Tensor",
+    ),
     "feature distance for a plain student": (
         lambda: setup(
             PLAIN, feature_distance=FeatureDistance(nn.Conv2d(3, 8, 4), classes=[0], num_classes=CLASSES)
@@ -338,6 +344,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "valid must be bool (2, 32, 32), got torch.float32 (2, 32, 32)",
     ),
 }
+
+
+class Careless(nn.Conv2d):
+    """Takes ``return_features`` and ignores it."""
+
+    def __init__(self) -> None:
+        super().__init__(3, CLASSES, 1)
+
+    def forward(self, images: Tensor, *, return_features: bool = False) -> Tensor:
+        return super().forward(images)
 
 
 class Dictionary(nn.Module):

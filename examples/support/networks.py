@@ -35,7 +35,7 @@ def build(
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     if model == "small" and encoder.startswith("mit_b"):
-        raise ValueError(f"encoder {encoder!r} belongs to the models hrda and daformer")
+        raise ValueError(f"encoder {encoder!r}: gta2cityscapes.py takes it with --model hrda")
     if model == "deeplab_v2":
         if encoder != "resnet101":
             raise ValueError(f"encoder of deeplab_v2 must be resnet101, got {encoder!r}")

@@ -1,7 +1,7 @@
 """The networks of the papers, assembled."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,14 @@ class EncoderDecoder(nn.Module):
             stride: step between windows; None: half a window.
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
+
+        Raises:
+            ValueError: images are not float (B, K, H, W), or a setting is out of its range.
         """
         check_images(images)
-        whole = (images.shape[-2], images.shape[-1])
-        infer = SlidingWindowInferer(window or whole, stride=stride, batch_size=batch_size, output=output)
+        if window is None:
+            window = (images.shape[-2], images.shape[-1])
+        infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
         with in_eval_mode(self):
             return infer(images, self)
 
@@ -102,6 +106,11 @@ def hrda(
         >>> model.eval()(torch.rand(1, 3, 64, 64)).logits.shape
         torch.Size([1, 5, 16, 16])
     """
+    if not isinstance(attention_classwise, bool):
+        raise ValueError(f"attention_classwise must be True or False, got {attention_classwise!r}")
+    number = isinstance(fixed_attention, (int, float)) and not isinstance(fixed_attention, bool)
+    if fixed_attention is not None and not (number and 0 <= fixed_attention <= 1):
+        raise ValueError(f"fixed_attention must be a number in [0, 1] or None, got {fixed_attention!r}")
     one_scale = daformer(
         encoder,
         num_classes,
@@ -113,22 +122,17 @@ def hrda(
         checkpoint_stages=checkpoint_stages,
     )
     assert isinstance(one_scale.encoder, MixTransformer)
-    if not isinstance(attention_classwise, bool):
-        raise ValueError(f"attention_classwise must be True or False, got {attention_classwise!r}")
     attention: nn.Module | float
-    if fixed_attention is None:
-        maps = num_classes if attention_classwise else 1
-        attention = ScaleAttentionHead(one_scale.encoder.widths, maps, embed_dims=attention_embed_dims, dropout=dropout)
-        # as in the released code, like the decoder
-        for name, parameter in attention.named_parameters():
-            if name == "fuse.0.weight":
-                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
-            elif name == "classifier.bias":
-                nn.init.zeros_(parameter)
-    elif isinstance(fixed_attention, (int, float)) and not isinstance(fixed_attention, bool):
-        attention = fixed_attention  # its range is MultiResSegmenter's to check
+    if fixed_attention is not None:
+        attention = fixed_attention
     else:
-        raise ValueError(f"fixed_attention must be a number in [0, 1] or None, got {fixed_attention!r}")
+        maps = num_classes if attention_classwise else 1
+        attention = head = ScaleAttentionHead(
+            one_scale.encoder.widths, maps, embed_dims=attention_embed_dims, dropout=dropout
+        )
+        # as in the released code, like the decoder
+        nn.init.kaiming_normal_(cast(nn.Conv2d, head.fuse[0]).weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(cast(Tensor, head.classifier.bias))
     return MultiResSegmenter(one_scale.encoder, one_scale.decoder, attention, detail_size=detail_size)
 
 
@@ -178,12 +182,10 @@ def deeplab_v2(
     Raises:
         ValueError: a setting is out of its range.
 
-    At two scales:
-
     Example:
         >>> import torch
         >>> from hrda_lib import MultiResSegmenter, ScaleAttentionHead
-        >>> network = deeplab_v2(num_classes=5)
+        >>> network = deeplab_v2(num_classes=5)  # one scale; and around it two:
         >>> attention = ScaleAttentionHead(network.encoder.channels, 5)
         >>> model = MultiResSegmenter(
         ...     network.encoder, network.decoder, attention, detail_size=(32, 32), output_stride=8

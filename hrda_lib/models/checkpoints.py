@@ -29,6 +29,10 @@ _ENCODER = [
     (".feed_forward.expand.", ".mlp.fc1."),
     (".feed_forward.depthwise.", ".mlp.dwconv.dwconv."),
     (".feed_forward.contract.", ".mlp.fc2."),
+    *((f"stages.{_i}.embed.", f"patch_embed{_i + 1}.proj.") for _i in range(4)),
+    *((f"stages.{_i}.embed_norm.", f"patch_embed{_i + 1}.norm.") for _i in range(4)),
+    *((f"stages.{_i}.blocks.", f"block{_i + 1}.") for _i in range(4)),
+    *((f"stages.{_i}.norm.", f"norm{_i + 1}.") for _i in range(4)),
 ]
 # and in the files of the model hub, where key and value are two layers
 _HUB = [
@@ -43,20 +47,11 @@ _HUB = [
     (".feed_forward.expand.", ".mlp.dense1."),
     (".feed_forward.depthwise.", ".mlp.dwconv.dwconv."),
     (".feed_forward.contract.", ".mlp.dense2."),
+    *((f"stages.{_i}.embed.", f"encoder.patch_embeddings.{_i}.proj.") for _i in range(4)),
+    *((f"stages.{_i}.embed_norm.", f"encoder.patch_embeddings.{_i}.layer_norm.") for _i in range(4)),
+    *((f"stages.{_i}.blocks.", f"encoder.block.{_i}.") for _i in range(4)),
+    *((f"stages.{_i}.norm.", f"encoder.layer_norm.{_i}.") for _i in range(4)),
 ]
-for _i in range(4):
-    _ENCODER += [
-        (f"stages.{_i}.embed.", f"patch_embed{_i + 1}.proj."),
-        (f"stages.{_i}.embed_norm.", f"patch_embed{_i + 1}.norm."),
-        (f"stages.{_i}.blocks.", f"block{_i + 1}."),
-        (f"stages.{_i}.norm.", f"norm{_i + 1}."),
-    ]
-    _HUB += [
-        (f"stages.{_i}.embed.", f"encoder.patch_embeddings.{_i}.proj."),
-        (f"stages.{_i}.embed_norm.", f"encoder.patch_embeddings.{_i}.layer_norm."),
-        (f"stages.{_i}.blocks.", f"encoder.block.{_i}."),
-        (f"stages.{_i}.norm.", f"encoder.layer_norm.{_i}."),
-    ]
 _HEAD = [
     ("classifier.", "conv_seg."),
     ("fuse.branches.", "fuse_layer.aspp_modules."),
@@ -86,7 +81,7 @@ def load_reference_checkpoint(
     """
     if prefix not in (None, "model", "ema_model"):
         raise ValueError(f"prefix must be 'model', 'ema_model' or None, got {prefix!r}")
-    where, entries = _entries(path_or_state_dict)
+    where, entries = _entries("path_or_state_dict", path_or_state_dict)
     found = [name for name in ("model", "ema_model") if any(key.startswith(f"{name}.") for key in entries)]
     chosen = prefix or next(iter(found), "")
     if prefix and prefix not in found:
@@ -143,10 +138,11 @@ def load_encoder_weights(encoder: nn.Module, source: str | Path | Mapping[str, A
     """
     encoder = unwrap(encoder) if isinstance(encoder, nn.Module) else encoder
     if not isinstance(encoder, MixTransformer):
-        raise ValueError(f"encoder must be a MixTransformer, got {type(encoder).__name__}")
+        raise ValueError(f"encoder must be a MixTransformer, got {type(encoder).__name__}; pass model.encoder")
+    # a dot after the slash: a file
     if isinstance(source, str) and re.fullmatch(r"\w[\w.-]{0,95}/\w[\w-]{0,95}", source) and not Path(source).exists():
         source = _download(source)
-    where, entries = _entries(source)
+    where, entries = _entries("source", source)
     given = {
         key.removeprefix("segformer."): entry
         for key, entry in entries.items()
@@ -202,16 +198,16 @@ def _problem(own: Tensor, entry: Any) -> str:
     if entry.layout != torch.strided or entry.is_meta or entry.is_quantized:
         return f"must be a dense tensor with values, got {entry.layout} of {entry.dtype} on {entry.device}"
     if entry.is_floating_point() != own.is_floating_point() or entry.is_complex() or entry.dtype == torch.bool:
-        return f"must be {own.dtype} or alike, got {entry.dtype}"
+        return f"must be a {'floating-point' if own.is_floating_point() else 'integer'} tensor, got {entry.dtype}"
     if own.is_floating_point() and not entry.to(own.dtype).isfinite().all():
         return f"must be finite in {own.dtype}"
     return ""
 
 
-def _entries(source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def _entries(name: str, source: str | Path | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """What to call the source in an error, and its entries by name."""
     if not isinstance(source, str | Path | Mapping):
-        raise ValueError(f"a path or a dictionary of tensors is expected, got {type(source).__name__}")
+        raise ValueError(f"{name} must be a path or a dictionary of tensors, got {type(source).__name__}")
     where, content = ("state dict", source) if isinstance(source, Mapping) else (str(source), _read(Path(source)))
     entries = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(entries, Mapping):
@@ -232,8 +228,7 @@ def _read(path: Path) -> Any:
         cause = re.search(r"WeightsUnpickler error: +(\S.*)", str(error))
         reason = f"it asks for {name[1]}" if name else cause[1] if cause else "it is not of torch.save"
         raise ValueError(
-            f"{path}: refused, for it is no file of tensors alone ({reason}); files of torch.save and "
-            ".safetensors files are read"
+            f"{path}: refused, for it holds more than tensors ({reason}); pass a file of torch.save or .safetensors"
         ) from None
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({_first_line(error)})") from None
@@ -241,13 +236,12 @@ def _read(path: Path) -> Any:
 
 def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
     """A training run's notes beside the weights may hold numpy's numbers, which are safe, but refused by torch."""
-    if TorchVersion(torch.__version__) < TorchVersion(
-        "2.7"
-    ):  # cannot be told what numpy 1 called them: such a file is refused
+    # before torch 2.7 it cannot be told what numpy 1 called them: such a file is refused
+    if TorchVersion(torch.__version__) < TorchVersion("2.7"):
         return contextlib.nullcontext()
-    build: Any = np.float64(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.dtype, *(type(np.dtype(name)) for name in ("?", "u1", "f2", "f4", "f8", "i4", "i8"))]
-    allowed += [(build, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and numpy 2
+    allowed += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # numpy 1 and numpy 2
     return torch.serialization.safe_globals(allowed)
 
 

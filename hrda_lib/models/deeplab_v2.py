@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from hrda_lib.geometry import as_counts, check_counts, check_images, feature_channels
 
+FILE = "to load a file: encoder.load_state_dict(torch.load(file), strict=False)"
+
 
 class ResNet101(nn.Module):
     """torchvision's ResNet-101 with dilation in place of the last two strides: images -> [features at stride 8].
@@ -13,8 +15,8 @@ class ResNet101(nn.Module):
     Entries have torchvision's names, without ``fc``. The released code uses a variant whose stem is three 3x3
     convolutions (ResNet-v1c); torchvision has the plain stem, one 7x7 convolution.
 
-    A file that torchvision published is loaded by ``encoder.load_state_dict(torch.load(file), strict=False)``;
-    ``strict`` for its ``fc``. ``.channels`` are the channels of the features, for a decoder.
+    A file that torchvision published is loaded by ``encoder.load_state_dict(torch.load(file), strict=False)``,
+    not strict because the file holds ``fc`` as well. ``.channels`` are the channels of the features, for a decoder.
 
     Args:
         weights: None, or a name such as "IMAGENET1K_V1", which torchvision downloads.
@@ -29,13 +31,11 @@ class ResNet101(nn.Module):
 
         names = list(ResNet101_Weights.__members__)
         if weights is not None and weights not in names:
-            raise ValueError(
-                f"weights must be None or one of {', '.join(names)}, got {weights!r}; for a file see above"
-            )
+            raise ValueError(f"weights must be None or one of {', '.join(names)}, got {weights!r}; {FILE}")
         try:
             network = resnet101(weights=weights, replace_stride_with_dilation=[False, True, True])
         except OSError as error:
-            raise ValueError(f"weights {weights!r} cannot be downloaded ({error}); for a file see above") from None
+            raise ValueError(f"weights {weights!r} cannot be downloaded ({error}); {FILE}") from None
         self.channels = (network.fc.in_features,)
         for name, child in network.named_children():
             if name not in ("avgpool", "fc"):

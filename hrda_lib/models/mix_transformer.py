@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from hrda_lib.geometry import check_counts, check_images, check_rates
+from hrda_lib.geometry import check_counts, check_images, check_rates, is_count
 
 
 class MixTransformerSize(NamedTuple):
@@ -36,9 +36,8 @@ def as_size(size: str | MixTransformerSize) -> MixTransformerSize:
     """
     if isinstance(size, str) and size in SIZES:
         return SIZES[size]
-    parts = list(size) if isinstance(size, tuple) else []
-    numbers = [n for part in parts if isinstance(part, tuple | list) and len(part) == 4 for n in part]
-    if len(parts) != 2 or len(numbers) != 8 or any(not isinstance(n, int) or n < 1 for n in numbers):
+    parts = size if isinstance(size, tuple) and len(size) == 2 else ((), ())
+    if any(not isinstance(part, (tuple, list)) or len(part) != 4 or not all(map(is_count, part)) for part in parts):
         raise ValueError(
             f"the encoder's size must be one of {', '.join(SIZES)}, or a MixTransformerSize of four widths and four "
             f"depths, got {size!r}"
@@ -94,7 +93,7 @@ class MixTransformer(nn.Module):
         check_counts(in_channels=in_channels)
         check_rates(drop_path=drop_path)
         if not isinstance(checkpoint_stages, list | tuple | set | frozenset | range) or any(
-            not isinstance(stage, int) or stage not in range(4) for stage in checkpoint_stages
+            isinstance(stage, bool) or stage not in range(4) for stage in checkpoint_stages
         ):
             raise ValueError(f"checkpoint_stages must be a list of stages 0 to 3, got {checkpoint_stages!r}")
         self.in_channels, self.checkpoint_stages = in_channels, frozenset(checkpoint_stages)
@@ -186,7 +185,7 @@ class Attention(nn.Module):
         if self.reduce is not None:
             grid = _grid(x, height, width)
             rows, columns = (max(self.reduction - side, 0) for side in (height, width))
-            if rows or columns:  # an image below 32 pixels
+            if rows or columns:  # a small image: fewer cells than one reduction
                 grid = pad(grid, (0, columns, 0, rows))
             x = self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))
         key, value = self.key_value(x).chunk(2, dim=-1)
