@@ -133,15 +133,14 @@ def _whole(model: MultiResSegmenter, x: Tensor) -> SegmenterOutput:
 def draw_classes(file: Path, results: Results) -> None:
     """Class by class: every arm, both scales of the last arm, and the attention that it gives to the detail."""
     names, last = shown(results), list(results)[-1]
-    panels = {
-        "IoU of the arms, %": {arm: (runs, "fused") for arm, runs in results.items()},
-        f"IoU of {last} and of its two scales alone, %": {
+    panels = {"IoU of the arms, %": {arm: (runs, "fused") for arm, runs in results.items()}}
+    if "context" in results[last][0]["classes"]:
+        panels[f"IoU of {last} and of its two scales alone, %"] = {
             head: (results[last], head) for head in ("fused", "context", "detail")
-        },
-        f"attention of {last} to the detail, %": {"attention": (results[last], "attention")},
-    }
-    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 8), sharex=True)
-    for axis, (title, bars) in zip(axes, panels.items(), strict=True):
+        }
+        panels[f"attention of {last} to the detail, %"] = {"attention": (results[last], "attention")}
+    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 2.7 * len(panels)), sharex=True, squeeze=False)
+    for axis, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
         width = 0.8 / len(bars)
         for i, (label, (runs, key)) in enumerate(bars.items()):
             heights = [statistics.mean(class_values(runs, key, name)) for name in names]
@@ -149,7 +148,7 @@ def draw_classes(file: Path, results: Results) -> None:
         axis.set_title(title)
         if len(bars) > 1:
             axis.legend()
-    axes[-1].set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axes[-1, 0].set_xticks(range(len(names)), names, rotation=40, ha="right")
     figure.tight_layout()
     _save(figure, file)
 

@@ -1,0 +1,138 @@
+"""The recipes: settings that one example reads, on trees of every data set that they name."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_street_data import rgb16
+
+import gta2cityscapes
+from support.run_files import load
+
+RECIPES = sorted(file.stem for file in gta2cityscapes.RECIPES.glob("*.toml"))
+SIZE = (64, 128)
+
+
+def test_each_is_plain_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [
+        *("cityscapes2acdc", "cityscapes2darkzurich", "dacs", "daformer", "hrda", "oracle", "source_only"),
+        "synthia2cityscapes",
+    ] == RECIPES
+    printed = {}
+    for name in RECIPES:
+        text = (gta2cityscapes.RECIPES / f"{name}.toml").read_text()
+        assert len(text.splitlines()) <= 30
+        tomllib.loads(text)
+        assert gta2cityscapes.main(["--recipe", name, "--print"]) == 0
+        printed[name] = json.loads(capsys.readouterr().out)
+    assert printed["hrda"]["crop"] == [1024, 1024]
+    assert printed["hrda"]["source_size"] == [1440, 2560]
+    assert (printed["daformer"]["crop"], printed["daformer"]["min_crop_pixels"]) == ([512, 512], 1500)
+    assert printed["synthia2cityscapes"]["source_size"] == [1520, 2560]
+    assert printed["cityscapes2acdc"]["margins"] == [0, 0, 0, 0]
+    assert {name: values["arms"] for name, values in printed.items() if values["arms"] != ["hrda"]} == {
+        "dacs": ["uda"],
+        "daformer": ["uda"],
+        "oracle": ["oracle"],
+        "source_only": ["control"],
+    }
+    assert gta2cityscapes.main(["--recipe", "hrda", "--lr", "0.5", "--print"]) == 0
+    assert json.loads(capsys.readouterr().out)["lr"] == 0.5  # an option wins
+
+
+def picture(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(*SIZE, 3)).astype(np.uint8)).save(file)
+
+
+def ids(road: int, building: int, person: int) -> np.ndarray:
+    label = np.full(SIZE, building, np.uint8)
+    label[SIZE[0] // 2 :] = road
+    label[: SIZE[0] // 3, : SIZE[1] // 3] = person
+    return label
+
+
+def grey(file: Path, label: np.ndarray) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(label).save(file)
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trees")
+    for i in (1, 2):
+        picture(root / f"gta/images/{i:05}.png")
+        grey(root / f"gta/labels/{i:05}.png", ids(7, 11, 24))
+        picture(root / f"synthia/RGB/{i:07}.png")
+        rgb16(root / f"synthia/GT/LABELS/{i:07}.png", ids(3, 2, 10))
+    for split in ("train", "val"):
+        picture(root / f"cityscapes/leftImg8bit/{split}/ulm/ulm_0_0_leftImg8bit.png")
+        grey(root / f"cityscapes/gtFine/{split}/ulm/ulm_0_0_gtFine_labelIds.png", ids(7, 11, 24))
+        for kind in ("fog", "night", "rain", "snow"):
+            picture(root / f"acdc/rgb_anon/{kind}/{split}/GOPR1/GOPR1_frame_1_rgb_anon.png")
+            grey(root / f"acdc/gt/{kind}/{split}/GOPR1/GOPR1_frame_1_gt_labelTrainIds.png", ids(0, 2, 11))
+        picture(root / f"dark_zurich/rgb_anon/{split}/night/GOPR1/GOPR1_frame_1_rgb_anon.png")
+    grey(root / "dark_zurich/gt/val/night/GOPR1/GOPR1_frame_1_gt_labelTrainIds.png", ids(0, 2, 11))
+    return root
+
+
+FAST = ["--steps", "2", "--crop", "64", "64", "--margins", "0", "0", "0", "0", "--min-pixels", "100"]
+FAST += ["--min-crop-pixels", "0", "--source-size", "0", "0", "--feature-distance", "0"]
+SMALL = ["--model", "small", "--encoder", "mini", "--warmup", "0"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "settings"),
+    [
+        ("hrda", ("gta", "cityscapes"), ["--encoder", "mit_b0", "--target-size", "0", "0"]),
+        ("daformer", ("gta", "cityscapes"), ["--encoder", "mit_b0", "--target-size", "32", "64", "--crop", "32", "32"]),
+        ("dacs", ("gta", "cityscapes"), ["--target-size", "0", "0"]),
+        ("oracle", ("gta", "cityscapes"), SMALL),
+        ("source_only", ("gta", "cityscapes"), SMALL),
+        ("synthia2cityscapes", ("synthia", "cityscapes"), SMALL),
+        ("cityscapes2acdc", ("cityscapes", "acdc"), SMALL),
+        ("cityscapes2darkzurich", ("cityscapes", "dark_zurich"), SMALL),
+    ],
+)
+def test_each_starts(
+    recipe: str,
+    data: tuple[str, str],
+    settings: list[str],
+    trees: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.manual_seed(0)
+    folders = [word for kind in data for word in (f"--{kind.replace('_', '-')}", str(trees / kind))]
+    status = gta2cityscapes.main(["--recipe", recipe, *folders, "--out", str(tmp_path), *FAST, *settings])
+    assert status == 0, capsys.readouterr().err[-2000:]
+    (run,) = (file.parent for file in (tmp_path / "seed1").glob("*/result.json"))
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 2
+    measured = {name for name, value in result["classes"]["fused"].items() if value is not None}
+    assert measured == {"road", "building", "person"}
+    assert ("context" in result["classes"]) == (recipe not in ("daformer", "dacs"))
+    load(run)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "hrda"], "--recipe needs data: --gta DIR --cityscapes DIR"),
+        (["--recipe", "cityscapes2darkzurich"], "--recipe needs data: --cityscapes DIR --dark-zurich DIR"),
+        (["--synthia", "x", "--cityscapes", "y"], "--gta is missing: the data go from gta to cityscapes"),
+        (["--source", "synthia"], "the toy data are --source gta --target cityscapes"),
+        (["--model", "daformer", "--arms", "hrda"], "--arms hrda needs two scales, which --model daformer has not"),
+        (["--target-size", "0", "5"], "--target-size must be two sides, or 0 0, got (0, 5)"),
+        (["--recipe", "nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+def test_contradictions_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gta2cityscapes.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
