@@ -139,7 +139,7 @@ def draw_classes(file: Path, results: Results) -> None:
             head: (results[last], head) for head in ("fused", "context", "detail")
         }
         panels[f"attention of {last} to the detail, %"] = {"attention": (results[last], "attention")}
-    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 2.7 * len(panels)), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(len(panels), 1, figsize=(9, 8 / 3 * len(panels)), sharex=True, squeeze=False)
     for axis, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
         width = 0.8 / len(bars)
         for i, (label, (runs, key)) in enumerate(bars.items()):
