@@ -365,3 +365,22 @@ def test_other_class_ids(tmp_path: Path) -> None:
             ValueError, match=re.escape(f"ids must map label ids in [0, 255] to others, at least one, got {ids}")
         ):
             Relabeled(data, ids)
+
+
+def test_counting_in_threads(tmp_path: Path) -> None:
+    data, seen = Folders(write(tmp_path, 9)), list[int]()
+    one = count_labels(data, workers=1)
+    assert torch.equal(one, torch.stack([data.label(i).flatten().bincount(minlength=256) for i in range(9)]))
+
+    def progress(indices: Any) -> Any:
+        for index in indices:
+            yield index
+            seen.append(index)
+
+    assert torch.equal(count_labels(data, workers=4, progress=progress), one)
+    assert seen == list(range(9))
+    (tmp_path / "labels" / "5.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"labels/5\.png: cannot be read as an image"):
+        count_labels(data, workers=3)
+    with pytest.raises(ValueError, match="got 9 images and 0 workers"):
+        count_labels(data, workers=0)
