@@ -588,7 +588,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
             parser.error(f"--{kind.replace('_', '-')} is missing: the data go from {config.source} to {config.target}")
     if options.recipe and not (real or options.print):
         parser.error(f"--recipe needs data: --{config.source} DIR --{config.target.replace('_', '-')} DIR")
-    if not real and (config.source, config.target) != ("gta", "cityscapes"):
+    if not (real or options.print) and (config.source, config.target) != ("gta", "cityscapes"):
         parser.error("the toy data are --source gta --target cityscapes")
     arms = options.arms or [name for name in DEMO if ARMS[name].steps(config)]
     options.arms = list(dict.fromkeys([*arms, *(ABLATION if options.ablation else ())]))
