@@ -1,6 +1,6 @@
 """Data sets by name, and by what their folder holds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hrda_lib.data import (
@@ -29,12 +29,13 @@ KINDS: dict[str, tuple[Callable[..., LabeledFiles], tuple[str, ...], tuple[str, 
 }
 
 
-def open_all(root: Path, kind: str | None = None) -> dict[str, LabeledFiles]:
+def open_all(root: Path, kind: str | None = None, *, splits: Sequence[str] | None = None) -> dict[str, LabeledFiles]:
     """The data set below ``root``, a name for each of its splits; a file is a list of images.
 
     Args:
         root: its folder, or a file of lines ``image<TAB>label``.
         kind: a key of ``KINDS``; None: by what the folder holds.
+        splits: those to open, where it has any; None: all with labels.
 
     Raises:
         ValueError: it is of no kind that is known, or cannot be read.
@@ -47,10 +48,10 @@ def open_all(root: Path, kind: str | None = None) -> dict[str, LabeledFiles]:
     if found is None:
         signs = "; ".join(f"{name}: {', '.join(signs)}" for name, (_, _, signs) in KINDS.items())
         raise ValueError(f"{root}: no data set is recognised here; one holds, for {signs}")
-    build, splits, _ = KINDS[found]
-    if not splits:
+    build, labeled, _ = KINDS[found]
+    if not labeled:
         return {found: build(root)}
-    return {f"{found} {split}": build(root, split) for split in splits}
+    return {f"{found} {split}": build(root, split) for split in splits or labeled}
 
 
 def open_split(kind: str, root: Path, split: str) -> LabeledFiles:

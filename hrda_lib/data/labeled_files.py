@@ -57,6 +57,11 @@ class UnlabeledImages:
     def __len__(self) -> int:
         return len(self._files)
 
+    @property
+    def files(self) -> list[Path]:
+        """The image files, in order."""
+        return list(self._files)
+
     def __getitem__(self, index: int) -> UnlabeledSample:
         return UnlabeledSample(read_image(self._files[index]), self._names[index])
 

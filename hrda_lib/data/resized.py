@@ -64,6 +64,11 @@ class ResizedImages(UnlabeledImages):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def files(self) -> list[Path]:
+        """The image files, in order."""
+        return self.dataset.files
+
     def __getitem__(self, index: int) -> UnlabeledSample:
         image, name = self.dataset[index]
         return UnlabeledSample(_resized_image(image, self.size), name)
