@@ -470,7 +470,8 @@ def prepare(config: Config, options: argparse.Namespace, seed: int) -> Data:
     source_counts = count_classes(source, cache)
     if any(ARMS[name].oracle for name in options.arms):
         target.check_files()
-    counts = sum(val.count(i) for i in tqdm(range(len(val)), "checking val"))
+    # images too: a broken one would be found after training
+    counts = sum(val[i].label.flatten().bincount(minlength=256) for i in tqdm(range(len(val)), "checking val"))
     check_ids(val, torch.as_tensor(counts))
     if real:
         key = f"{source.fingerprint()} {val.fingerprint()}"

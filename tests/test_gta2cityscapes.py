@@ -236,7 +236,7 @@ def test_damaged_data_is_one_line_and_exit_2(case: str, mini: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gta", "somewhere"], "--gta and --cityscapes belong together"),
+        (["--gta", "somewhere"], "--cityscapes is missing: the data go from gta to cityscapes"),
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
         (["--seeds", "0"], "--seeds must be positive, got 0"),
         (["--seed", "-1"], "--seed must not be negative, got -1"),
