@@ -52,8 +52,11 @@ def check(name: str, data: LabeledFiles, out: Path, *, labels: bool) -> int:
     counts, shown = torch.zeros(256, dtype=torch.int64), list[tuple[Tensor, Tensor]]()
     for i in tqdm(range(len(data)), name):
         try:
-            image = images[i].image
-            label = data[i].label if labels else torch.full(image.shape[1:], 255, dtype=torch.uint8)
+            if labels:
+                image, label, _ = data[i]
+            else:
+                image = images[i].image
+                label = torch.full(image.shape[1:], 255, dtype=torch.uint8)
         except ValueError as error:
             problems.append(str(error))
             continue

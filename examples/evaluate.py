@@ -26,9 +26,9 @@ from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Acdc,
 from hrda_lib.models import EncoderDecoder
 from support.datasets import KINDS, open_all, open_split
 from support.plots import street_colours
+from support.report import HEADS
 from support.run_files import load, normalize
 
-HEADS = ("fused", "context", "detail", "average")
 IDS = ("labelIds", "labelTrainIds", "color")
 CLASSES = {16: SYNTHIA_CLASSES, 13: SYNTHIA_CLASSES_13}
 STORED = np.zeros(256, np.uint8)

@@ -410,9 +410,8 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     torch.manual_seed(seed)
     student = network(config, arm.attention)
     distance = None
-    if (
-        arm.adapts and config.feature_distance and config.encoder_weights
-    ):  # before load_weights: still the ImageNet weights
+    if arm.adapts and config.feature_distance and config.encoder_weights:
+        # before load_weights: still the ImageNet weights
         distance = FeatureDistance(
             student.encoder, classes=THINGS, num_classes=len(NAMES), weight=config.feature_distance
         ).to(options.device)
