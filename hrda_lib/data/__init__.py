@@ -14,6 +14,7 @@ from hrda_lib.data.mapillary import Mapillary
 from hrda_lib.data.rare_class import RareClasses, check_classes, count_labels, read_published_counts
 from hrda_lib.data.relabeled import Relabeled
 from hrda_lib.data.resized import Resized, ResizedImages
+from hrda_lib.data.step_batches import StepBatches
 from hrda_lib.data.synthia import SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Synthia
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Sample",
     "SourceCrop",
     "SourceCrops",
+    "StepBatches",
     "Synthia",
     "TargetCrop",
     "TargetCrops",

@@ -1,5 +1,6 @@
 """Endless, resumable streams of training crops from a source and a target."""
 
+from collections.abc import Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 
 from hrda_lib.data.labeled_files import LabeledImages, UnlabeledImages
 from hrda_lib.data.rare_class import RareClasses
+from hrda_lib.data.skipping import OnError, Skipped, check_on_error, first_readable
 from hrda_lib.geometry import CropBox, crop, pair
 
 
@@ -38,15 +40,17 @@ class SourceCrops(Dataset[SourceCrop]):
     Args:
         dataset: labelled images.
         size: crop (h, w).
-        length: number of samples; a training loop of S steps takes S times the batch size.
+        length: number of samples; None: endless, for :class:`StepBatches`.
         seed: seed of the stream.
         rare_classes: how to draw images; None: uniformly.
         min_crop_pixels: see above; None: half of ``rare_classes.min_pixels``.
         max_class_share: see above, in (0, 1]; 1 takes every crop.
         tries: at least 1.
+        on_error: what an image or label does that cannot be read: "raise", or "skip": another image is drawn in its
+            place, it is logged once, and ``.skipped`` names it.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of its range, or there is no image; on reading, what the data set raises.
     """
 
     def __init__(
@@ -54,31 +58,39 @@ class SourceCrops(Dataset[SourceCrop]):
         dataset: LabeledImages,
         size: int | tuple[int, int],
         *,
-        length: int,
+        length: int | None = None,
         seed: int = 0,
         rare_classes: RareClasses | None = None,
         min_crop_pixels: int | None = None,
         max_class_share: float = 0.75,
         tries: int = 10,
+        on_error: OnError = "raise",
     ) -> None:
         if not 0 < max_class_share <= 1 or tries < 1:
             raise ValueError(f"max_class_share must be in (0, 1] and tries positive, got {max_class_share}, {tries}")
-        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _positive(length), seed
+        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _checked(length), seed
+        self._skipped = _skipped(len(dataset), on_error)
         self.rare_classes, self.max_class_share, self.tries = rare_classes, max_class_share, tries
         half = rare_classes.min_pixels // 2 if rare_classes else 0
         self.min_crop_pixels = half if min_crop_pixels is None else min_crop_pixels
 
     def __len__(self) -> int:
-        return self.length
+        return _length(self.length)
+
+    @property
+    def skipped(self) -> list[int]:
+        """The images that were left out so far, by their index in the data set."""
+        return self._skipped.indices() if self._skipped else []
 
     def __getitem__(self, k: int) -> SourceCrop:
         generator = _generator(self.seed, _inside(k, self.length), stream=0)
-        wanted = None
-        if self.rare_classes is None:
-            index = int(torch.randint(len(self.dataset), (), generator=generator))
-        else:
-            index, wanted = self.rare_classes.draw(generator)
-        image, label, _ = self.dataset[index]
+
+        def draw() -> tuple[int, int | None]:
+            if self.rare_classes is None:
+                return _any_index(self.dataset, generator), None
+            return self.rare_classes.draw(generator)
+
+        (image, label, _), wanted = first_readable(draw, self.dataset.__getitem__, self._skipped)
         image, label = _padded(image, self.size, 0), _padded(label, self.size, 255)
         for _ in range(self.tries):
             box = _random_box(label, self.size, generator)
@@ -99,13 +111,15 @@ class TargetCrops(Dataset[TargetCrop]):
     Args:
         dataset: images without labels.
         size: crop (h, w).
-        length: number of samples.
+        length: number of samples; None: endless, for :class:`StepBatches`.
         seed: seed of the stream.
         margins: pixels (top, bottom, left, right) of the full image where no pseudo label is wanted, for example the
             bonnet of the car (DAFormer, arXiv 2111.14887, section 4).
+        on_error: as of :class:`SourceCrops`.
 
     Raises:
-        ValueError: a setting is out of its range, or the margins leave nothing of an image.
+        ValueError: a setting is out of its range, there is no image, or the margins leave nothing of one; on reading,
+            what the data set raises.
     """
 
     def __init__(
@@ -113,21 +127,32 @@ class TargetCrops(Dataset[TargetCrop]):
         dataset: UnlabeledImages,
         size: int | tuple[int, int],
         *,
-        length: int,
+        length: int | None = None,
         seed: int = 0,
         margins: tuple[int, int, int, int] = (0, 0, 0, 0),
+        on_error: OnError = "raise",
     ) -> None:
         if len(margins) != 4 or min(margins) < 0:
             raise ValueError(f"margins must be four numbers of pixels (top, bottom, left, right), got {margins}")
-        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _positive(length), seed
+        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _checked(length), seed
+        self._skipped = _skipped(len(dataset), on_error)
         self.margins = margins
 
     def __len__(self) -> int:
-        return self.length
+        return _length(self.length)
+
+    @property
+    def skipped(self) -> list[int]:
+        """The images that were left out so far, by their index in the data set."""
+        return self._skipped.indices() if self._skipped else []
 
     def __getitem__(self, k: int) -> TargetCrop:
         generator = _generator(self.seed, _inside(k, self.length), stream=1)
-        image, name = self.dataset[int(torch.randint(len(self.dataset), (), generator=generator))]
+
+        def draw() -> tuple[int, None]:
+            return _any_index(self.dataset, generator), None
+
+        (image, name), _ = first_readable(draw, self.dataset.__getitem__, self._skipped)
         top, bottom, left, right = self.margins
         height, width = image.shape[1:]
         if top + bottom >= height or left + right >= width:
@@ -144,16 +169,33 @@ def _generator(seed: int, k: int, *, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _inside(k: int, length: int) -> int:
-    if not 0 <= k < length:
+def _any_index(dataset: Sized, generator: torch.Generator) -> int:
+    return int(torch.randint(len(dataset), (), generator=generator))
+
+
+def _inside(k: int, length: int | None) -> int:
+    if k < 0 or (length is not None and k >= length):
         raise IndexError(f"sample {k} is outside the {length} of this stream")
     return k
 
 
-def _positive(length: int) -> int:
-    if length < 1:
+def _checked(length: int | None) -> int | None:
+    if length is not None and length < 1:
         raise ValueError(f"length must be positive, got {length}")
     return length
+
+
+def _length(length: int | None) -> int:
+    if length is None:
+        raise TypeError("an endless stream has no length; give it one, or take its samples by StepBatches")
+    return length
+
+
+def _skipped(count: int, on_error: OnError) -> Skipped | None:
+    check_on_error(on_error)
+    if not count:
+        raise ValueError("dataset must hold at least one image, got none")
+    return Skipped(count) if on_error == "skip" else None
 
 
 def _padded(x: Tensor, size: tuple[int, int], value: int) -> Tensor:
@@ -171,5 +213,5 @@ def _random_box(x: Tensor, size: tuple[int, int], generator: torch.Generator) ->
 
 def _flipped(tensors: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     flip = bool(torch.rand((), generator=generator) < 0.5)
-    first, second = (tensor.flip(-1) if flip else tensor.contiguous() for tensor in tensors)
+    first, second = ((tensor.flip(-1) if flip else tensor).contiguous() for tensor in tensors)
     return first, second

@@ -67,7 +67,7 @@ class UnlabeledImages:
 
 
 def read_image(file: Path) -> Tensor:
-    """(3, H, W) uint8; grey and palette images become RGB.
+    """(3, H, W) uint8, in memory pixel by pixel (channels last); grey and palette images become RGB.
 
     Raises:
         ValueError: the file is missing or broken, or holds more than 8 bits a channel.
@@ -75,7 +75,7 @@ def read_image(file: Path) -> Tensor:
     with _opened(file) as image:
         if image.mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK"):
             raise ValueError(f"{file}: image must have 8 bits a channel, got mode {image.mode}; convert it")
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_label(file: Path, *, ignore: Sequence[int] = ()) -> Tensor:
@@ -167,6 +167,9 @@ def _opened(file: Path) -> Image.Image:
     except (OSError, SyntaxError) as error:
         image.close()
         raise _unreadable(file, error) from None
+    if image.mode == "P" and not image.getpalette():
+        image.close()
+        raise ValueError(f"{file}: a palette PNG without its palette; write it again, with one or as grey levels")
     return image
 
 
@@ -255,11 +258,11 @@ class LabeledFiles:
 
     def fingerprint(self) -> str:
         """Changes with any label file's name, size or time and with settings, but not with where the folder lies."""
-        self.check_files()
         digest = hashlib.sha256(self._settings.encode())
         for file in self._labels:
-            stat = file.stat()
-            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            stat = file.stat() if file.is_file() else None
+            state = f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing"
+            digest.update(f"{file.name} {state}\n".encode())
         return digest.hexdigest()
 
     def unlabeled(self) -> UnlabeledImages:
@@ -268,7 +271,8 @@ class LabeledFiles:
 
     def _check_file(self, file: Path) -> None:
         if not file.is_file():
-            raise not_found(file, self._layout) if self._layout else ValueError(f"{file}: no such file")
+            known = self._layout or file.is_symlink()
+            raise not_found(file, self._layout) if known else ValueError(f"{file}: no such file")
 
 
 def find(folder: Path, pattern: str, layout: str) -> list[Path]:
@@ -304,7 +308,10 @@ def check_choice(name: str, value: str, choices: Sequence[str], folder: Path) ->
 def not_found(file: Path, layout: str) -> ValueError:
     """The error that names the first missing folder on the way to ``file``, or the file, and what is there instead."""
     if file.is_symlink():
-        return ValueError(f"{file}: a link to {file.readlink()}, which does not exist")
+        try:
+            file.stat()
+        except OSError as error:
+            return ValueError(f"{file}: a link to {file.readlink()}, which cannot be followed ({error.strerror})")
     missing = next((folder for folder in reversed(file.parents) if not folder.is_dir()), file)
     kind = "file" if missing == file else "folder"
     return ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hrda_lib.data.labeled_files import LabeledImages
+from hrda_lib.data.skipping import OnError, Skipped, check_on_error
 from hrda_lib.geometry import check_generator
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -21,6 +22,7 @@ def count_labels(
     cache: str | Path | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    on_error: OnError = "raise",
 ) -> Tensor:
     """Pixels of each label id in each image, (N, 256) int64. Opens every label once; images are not read.
 
@@ -31,10 +33,13 @@ def count_labels(
         cache: a JSON file that keeps the counts; used again while the labels are unchanged.
         progress: wraps the range of images, as ``tqdm`` does.
         workers: threads; None: one a core.
+        on_error: what a label does that cannot be read: "raise", or "skip": it is logged, and its row is 0, so that
+            :class:`RareClasses` never draws it. Such counts are not cached.
 
     Raises:
-        ValueError: a label cannot be read, or there is no image or no worker.
+        ValueError: a label cannot be read, or none can, or there is no image or no worker.
     """
+    check_on_error(on_error)
     if not len(dataset) or (workers is not None and workers < 1):
         raise ValueError(f"dataset and workers must be at least one, got {len(dataset)} images and {workers} workers")
     path = None if cache is None else Path(cache)
@@ -44,16 +49,30 @@ def count_labels(
     count: Callable[[int], Tensor] = getattr(dataset, "count", None) or (
         lambda index: dataset.label(index).flatten().bincount(minlength=256)
     )
+    skipped = Skipped(len(dataset)) if on_error == "skip" else None
+
+    def count_or_skip(index: int) -> Tensor:
+        try:
+            return count(index)
+        except (ValueError, OSError) as error:
+            if skipped is None:
+                raise
+            skipped.add(index, error)
+            return torch.zeros(256, dtype=torch.int64)
+
     indices, rows = range(len(dataset)), list[Tensor]()
     pool = ThreadPoolExecutor(workers or os.cpu_count())  # Pillow decodes beside other threads
     try:
         # the results come first in zip: progress moves on when a label is done
-        for row, _ in zip(pool.map(count, indices), progress(indices) if progress else indices, strict=True):
+        for row, _ in zip(pool.map(count_or_skip, indices), progress(indices) if progress else indices, strict=True):
             rows.append(row)
     finally:
         pool.shutdown(cancel_futures=True)
     counts = torch.stack(rows)
-    if path:
+    left_out = skipped.indices() if skipped else []
+    if len(left_out) == len(dataset):
+        raise ValueError(f"{dataset.label_file(0)}: neither this nor another of the {len(dataset)} labels can be read")
+    if path and not left_out:
         _save(path, fingerprint, counts)
     return counts
 
@@ -172,17 +191,20 @@ class RareClasses:
 def _load(path: Path, fingerprint: str) -> Tensor | None:
     """Counts of the same files, or None: a missing, older or broken cache is counted anew."""
     try:
-        kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["fingerprint"] != fingerprint:
             return None
-        counts = torch.tensor(kept["counts"], dtype=torch.int64)
-    except (OSError, ValueError, KeyError, TypeError):
+        counts = torch.zeros(len(kept["counts"]), 256, dtype=torch.int64)
+        for row, pixels in zip(counts, kept["counts"], strict=True):
+            row[[int(label) for label in pixels]] = torch.tensor(list(pixels.values()), dtype=torch.int64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
         return None
-    return counts if counts.dim() == 2 and counts.shape[1] == 256 else None
+    return counts
 
 
 def _save(path: Path, fingerprint: str, counts: Tensor) -> None:
+    rows = [{label: pixels for label, pixels in enumerate(row) if pixels} for row in counts.tolist()]
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps({"fingerprint": fingerprint, "counts": counts.tolist()}))
+    part.write_text(json.dumps({"fingerprint": fingerprint, "counts": rows}), encoding="utf-8")
     os.replace(part, path)

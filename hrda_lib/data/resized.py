@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -86,12 +87,14 @@ def _fitted(have: tuple[int, int], within: tuple[int, int]) -> tuple[int, int]:
 
 def _resized_image(image: Tensor, within: tuple[int, int]) -> Tensor:
     size = _fitted((image.shape[1], image.shape[2]), within)
-    # channels last: torch is several times as fast there
-    batch = image[None].contiguous(memory_format=torch.channels_last)
-    return interpolate(batch, size, mode="bilinear")[0].contiguous()
+    # channels last, in strides that torch recognises as such: many times as fast
+    batch = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    return interpolate(batch, size, mode="bilinear")[0]
 
 
 def _resized_label(label: Tensor, within: tuple[int, int]) -> Tensor:
-    size = _fitted((label.shape[0], label.shape[1]), within)
-    # "nearest", as OpenCV and so the released code: up to half a pixel beside "nearest-exact"
-    return interpolate(label[None, None], size, mode="nearest")[0, 0]
+    height, width = label.shape
+    new_height, new_width = _fitted((height, width), within)
+    rows = np.arange(new_height) * height // new_height
+    columns = np.arange(new_width) * width // new_width
+    return torch.from_numpy(label.numpy()[:, columns][rows])  # columns first: rows are then copied whole

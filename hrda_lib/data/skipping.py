@@ -1,0 +1,64 @@
+"""Images that cannot be read: an error, or left out, counted and logged."""
+
+import logging
+from collections.abc import Callable
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+OnError = Literal["raise", "skip"]
+TRIES = 100
+
+_log = logging.getLogger("hrda_lib.data")
+_Read = TypeVar("_Read")
+
+
+def check_on_error(on_error: str) -> None:
+    """Refuse what is neither "raise" nor "skip".
+
+    Raises:
+        ValueError: says what came.
+    """
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+
+
+class Skipped:
+    """Which of ``count`` images were left out; the workers of a loader share it with the process that started them."""
+
+    def __init__(self, count: int) -> None:
+        self._flags: Tensor = torch.zeros(count, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
+
+    def add(self, index: int, error: Exception) -> None:
+        """Note an image, and log it the first time."""
+        if not self._flags[index]:
+            self._flags[index] = True
+            _log.warning("left out: %s", error)
+
+    def indices(self) -> list[int]:
+        """Those noted so far."""
+        return [int(index) for index in self._flags.nonzero()]
+
+
+def first_readable(
+    draw: Callable[[], tuple[int, int | None]], read: Callable[[int], _Read], skipped: Skipped | None
+) -> tuple[_Read, int | None]:
+    """Draw (index, class) until ``read(index)`` succeeds; what it gives, and the class.
+
+    Without ``skipped`` the first error stands.
+
+    Raises:
+        ValueError: that error, or a hundred in a row.
+    """
+    error: Exception | None = None
+    for _ in range(TRIES):
+        index, label = draw()
+        try:
+            return read(index), label
+        except (ValueError, OSError) as problem:
+            if skipped is None:
+                raise
+            skipped.add(index, problem)
+            error = problem
+    raise ValueError(f"{TRIES} images in a row cannot be read; the last: {error}")
