@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from hrda_lib.data.labeled_files import LabeledImages, UnlabeledImages
+from hrda_lib.data.labeled_files import LabeledImages, UnlabeledImages, count_ids
 from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.data.skipping import OnError, Skipped, check_on_error, first_readable
 from hrda_lib.geometry import CropBox, crop, pair
@@ -99,7 +99,7 @@ class SourceCrops(Dataset[SourceCrop]):
         return SourceCrop(*_flipped((crop(image, box), crop(label, box)), generator))
 
     def _accepts(self, label: Tensor, wanted: int | None) -> bool:
-        counts = label.flatten().bincount(minlength=256)[:255]
+        counts = count_ids(label.numpy())[:255]
         if counts.max() > self.max_class_share * counts.sum():
             return False
         return wanted is None or int(counts[wanted]) > self.min_crop_pixels

@@ -100,6 +100,20 @@ def ignoring(ignore: Sequence[int]) -> npt.NDArray[np.uint8]:
     return table
 
 
+def renumbered(ids: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> Tensor:
+    """``table[ids]``, four times as fast."""
+    return torch.from_numpy(np.frombuffer(bytearray(ids).translate(table.tobytes()), np.uint8).reshape(ids.shape))
+
+
+def count_ids(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """How many pixels have each id, (256,): one count for a run of equal pixels, of which labels have few."""
+    flat = ids.ravel()
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
+    counts = np.zeros(256, np.int64)
+    np.add.at(counts, flat[ends], np.diff(ends, prepend=-1))
+    return counts
+
+
 Palette = Sequence[tuple[int, ...]]
 
 
@@ -120,7 +134,7 @@ class StoredIds:
         """The label, (H, W) uint8."""
         with self._opened(file) as image:
             self._count(file, image)
-            return torch.from_numpy(self.table[self._ids(image)])
+            return renumbered(self._ids(image), self.table)
 
     def count(self, file: Path) -> Tensor:
         """Pixels of each id, (256,) int64, much faster than from the label."""
@@ -144,9 +158,7 @@ class StoredIds:
         return ids if spread == 1 else ids // spread
 
     def _count(self, file: Path, image: Image.Image) -> npt.NDArray[np.int64]:
-        as_stored = image.mode in ("L", "P") and image.info["raw mode"] not in ("L;2", "L;4")
-        counts = image.histogram() if as_stored else np.bincount(self._ids(image).ravel(), minlength=256)
-        counts = np.asarray(counts, dtype=np.int64)
+        counts = count_ids(self._ids(image))
         if self.check is not None:
             flat = image.getpalette() or []
             palette = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
@@ -239,7 +251,7 @@ class LabeledFiles:
     def count(self, index: int) -> Tensor:
         """Pixels of each id in the label, (256,) int64."""
         if not isinstance(self._read, StoredIds):
-            return self.label(index).flatten().bincount(minlength=256)
+            return torch.from_numpy(count_ids(self.label(index).numpy()))
         self._check_file(self._labels[index])
         return self._read.count(self._labels[index])
 

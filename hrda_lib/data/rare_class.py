@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hrda_lib.data.labeled_files import LabeledImages
+from hrda_lib.data.labeled_files import LabeledImages, count_ids
 from hrda_lib.data.skipping import OnError, Skipped, check_on_error
 from hrda_lib.geometry import check_generator
 
@@ -47,7 +47,7 @@ def count_labels(
     if path and (kept := _load(path, fingerprint)) is not None:
         return kept
     count: Callable[[int], Tensor] = getattr(dataset, "count", None) or (
-        lambda index: dataset.label(index).flatten().bincount(minlength=256)
+        lambda index: torch.from_numpy(count_ids(dataset.label(index).numpy()))
     )
     skipped = Skipped(len(dataset)) if on_error == "skip" else None
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from hrda_lib.data.labeled_files import LabeledImages, Sample
+from hrda_lib.data.labeled_files import LabeledImages, Sample, renumbered
 
 
 class Relabeled:
@@ -49,4 +48,4 @@ class Relabeled:
         return f"{self.dataset.fingerprint()} as {sorted(self.ids.items())}"
 
     def _renamed(self, label: Tensor) -> Tensor:
-        return torch.from_numpy(self._table[label.numpy()])
+        return renumbered(label.numpy(), self._table)

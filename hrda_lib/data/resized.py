@@ -97,4 +97,5 @@ def _resized_label(label: Tensor, within: tuple[int, int]) -> Tensor:
     new_height, new_width = _fitted((height, width), within)
     rows = np.arange(new_height) * height // new_height
     columns = np.arange(new_width) * width // new_width
-    return torch.from_numpy(label.numpy()[:, columns][rows])  # columns first: rows are then copied whole
+    # columns first: rows are then copied whole
+    return torch.from_numpy(label.numpy().take(columns, axis=1).take(rows, axis=0))

@@ -1,0 +1,212 @@
+"""Loading of training crops beside the bare decoder and the released code's way, and counting of label pixels.
+
+    pip install '.[bench,synthia]'
+    python benchmarks/loader.py
+
+Pictures of the official sizes (GTA 1914 x 1052, Cityscapes 2048 x 1024) are drawn first. One core and one thread; the
+rows take turns, image by image, so that what slows the machine slows all.
+
+The released loader is written here from its description, with OpenCV for images as there: decode image and label,
+resize both whole, draw up to ten crops until no class fills more than 75 %, normalise; and all of this again, up to ten
+times, until the crop shows enough of the class that rare-class sampling wants. "ours, normalised" ends with the same
+float images; the library's samples are uint8, and are normalised on the device.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from hrda_lib.data import (
+    CITYSCAPES,
+    Gta,
+    RareClasses,
+    Resized,
+    SourceCrops,
+    TargetCrops,
+    UnlabeledImages,
+    count_labels,
+)
+
+CROP, FIT, MIN_PIXELS, MIN_CROP_PIXELS = (1024, 1024), (1440, 2560), 3000, 6000
+MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+Picture = npt.NDArray[np.uint8]
+
+
+def smooth(size: tuple[int, int], cells: int, channels: int, generator: torch.Generator) -> Tensor:
+    """A random field (channels, H, W) in [0, 1] whose spots have a size of about H / cells."""
+    coarse = torch.rand(1, channels, cells, 2 * cells, generator=generator)
+    return interpolate(coarse, size, mode="bicubic")[0].clamp(0, 1)
+
+
+def draw(size: tuple[int, int], generator: torch.Generator) -> tuple[Picture, Picture]:
+    """An image whose PNG is about as large as that of a photograph, and ids, some of rare classes."""
+    image = sum(smooth(size, cells, 3, generator) / 2**i for i, cells in enumerate((3, 9, 27, 81))) * 110
+    image = image + 2 * torch.randn(size, generator=generator)
+    common = smooth(size, 6, 5, generator).argmax(0)
+    spots = smooth(size, 14, 14, generator)
+    train_ids = torch.where(spots.amax(0) > 0.995, 5 + spots.argmax(0), common)
+    ids = torch.tensor([entry.id for entry in CITYSCAPES], dtype=torch.uint8)[train_ids]
+    return image.clamp(0, 255).byte().permute(1, 2, 0).numpy(), ids.numpy()
+
+
+def write(root: Path, count: int) -> None:
+    """``gta`` in its layout, and images of Cityscapes' size in ``target``."""
+    generator = torch.Generator().manual_seed(0)
+    for folder in ("gta/images", "gta/labels", "target"):
+        (root / folder).mkdir(parents=True)
+    palette = np.zeros((256, 3), np.uint8)
+    for entry in CITYSCAPES:
+        palette[entry.id] = entry.colour
+    for i in range(count):
+        image, ids = draw((1052, 1914), generator)
+        Image.fromarray(image).save(root / f"gta/images/{i:05}.png")
+        label = Image.fromarray(ids).convert("P")
+        label.putpalette(palette.ravel().tolist())
+        label.save(root / f"gta/labels/{i:05}.png")
+        Image.fromarray(draw((1024, 2048), generator)[0]).save(root / f"target/{i:05}.png")
+
+
+def decoded(*files: Path) -> list[Picture]:
+    """What every loader has to do."""
+    return [np.asarray(Image.open(file)) for file in files]
+
+
+class ReleasedLoader:
+    """Full decode, full resize, ten tries of a crop, ten tries of all of it."""
+
+    def __init__(self, rare: RareClasses | None, seed: int) -> None:
+        self.rare, self.generator, self.random = rare, torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        self.table = np.full(256, 255, np.uint8)
+        self.table[[entry.id for entry in CITYSCAPES]] = np.arange(len(CITYSCAPES))
+        self.runs = 0
+
+    def source(self, root: Path) -> tuple[npt.NDArray[np.float32], Picture]:
+        assert self.rare is not None
+        index, wanted = self.rare.draw(self.generator)
+        for _ in range(10):
+            self.runs += 1
+            image, label = self.cropped(root / f"images/{index:05}.png", root / f"labels/{index:05}.png")
+            if np.sum(label == wanted) > MIN_CROP_PIXELS:
+                break
+        return image, label
+
+    def cropped(self, image_file: Path, label_file: Path) -> tuple[npt.NDArray[np.float32], Picture]:
+        image = cv2.imread(str(image_file))
+        label = self.table[np.asarray(Image.open(label_file))]
+        factor = min(FIT[0] / image.shape[0], FIT[1] / image.shape[1])
+        size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+        for _ in range(10):
+            top, left = (self.random.integers(have - want + 1) for have, want in zip(label.shape, CROP, strict=True))
+            part = label[top : top + CROP[0], left : left + CROP[1]]
+            ids, counts = np.unique(part, return_counts=True)
+            counts = counts[ids != 255]
+            if len(counts) > 1 and counts.max() / counts.sum() < 0.75:
+                break
+        return self.finished(image[top : top + CROP[0], left : left + CROP[1]]), part
+
+    def target(self, file: Path) -> npt.NDArray[np.float32]:
+        image = cv2.imread(str(file))
+        image = cv2.resize(image, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
+        top, left = (self.random.integers(have - want + 1) for have, want in zip(image.shape, CROP, strict=False))
+        return self.finished(image[top : top + CROP[0], left : left + CROP[1]])
+
+    def finished(self, image: Picture) -> npt.NDArray[np.float32]:
+        image = image[:, ::-1] if self.random.random() < 0.5 else image
+        normal = (cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.float32) - MEAN) / STD
+        return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
+
+
+def normalised(image: Tensor) -> Tensor:
+    mean, std = (torch.tensor(value, dtype=torch.float32).view(3, 1, 1) for value in (MEAN, STD))
+    return (image - mean) / std
+
+
+def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int) -> str:
+    """Milliseconds a sample: the median of rounds over ``count`` samples each, and relative to the first row."""
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for run in rows.values():
+        run(0)
+    for _ in range(rounds):
+        total = dict.fromkeys(rows, 0.0)
+        for i in range(count):
+            for name, run in rows.items():
+                start = time.perf_counter()
+                run(i)
+                total[name] += time.perf_counter() - start
+        for name, value in total.items():
+            seconds[name].append(value / count)
+    first = next(iter(seconds.values()))
+    lines = []
+    for name, values in seconds.items():
+        ratios = sorted(value / bare for value, bare in zip(values, first, strict=True))
+        ms = sorted(1000 * value for value in values)
+        middle, ratio = statistics.median(ms), statistics.median(ratios)
+        lines.append(
+            f"| {name} | {middle:.1f} ({ms[0]:.1f} to {ms[-1]:.1f}) | {1000 / middle:.1f} "
+            f"| {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write(root, options.images)
+        gta, target = Gta(root / "gta"), UnlabeledImages(sorted((root / "target").iterdir()))
+        counts = count_labels(gta)[:, : len(CITYSCAPES)]
+        rare = RareClasses(counts, min_pixels=MIN_PIXELS)
+        source_crops = SourceCrops(Resized(gta, FIT), CROP, rare_classes=rare, min_crop_pixels=MIN_CROP_PIXELS)
+        target_crops = TargetCrops(target, CROP, margins=(30, 240, 30, 30))
+        released = ReleasedLoader(rare, 0)
+        labels = [gta.label_file(i) for i in range(len(gta))]
+        sizes = [file.stat().st_size / 1e6 for file in (*gta.unlabeled().files, *target.files)]
+        print(f"torch {torch.__version__}, Pillow {Image.__version__}, OpenCV {cv2.__version__}, one thread")
+        print(f"PNGs of {statistics.mean(sizes):.1f} MB; {options.images} samples a round, {options.rounds} rounds\n")
+        print("| | ms a sample | samples a second | relative to the bare decoder |")
+        print("| --- | ---: | ---: | ---: |")
+        source = {
+            "GTA: bare decoder, image and label": lambda i: decoded(gta.unlabeled().files[i], labels[i]),
+            "ours, the sample": lambda i: gta[i],
+            "ours, its 1024 x 1024 crop": lambda i: source_crops[i],
+            "ours, normalised": lambda i: normalised(source_crops[i].image),
+            "released loader": lambda i: released.source(root / "gta"),
+        }
+        print(compare(source, options.images, options.rounds))
+        calls = (options.rounds * options.images) + 1
+        print(f"\nThe released loader ran {released.runs / calls:.1f} times a sample.\n")
+        print("| | ms a sample | samples a second | relative to the bare decoder |")
+        print("| --- | ---: | ---: | ---: |")
+        plain = {
+            "Cityscapes, target: bare decoder": lambda i: decoded(target.files[i]),
+            "ours, its 1024 x 1024 crop": lambda i: target_crops[i],
+            "ours, normalised": lambda i: normalised(target_crops[i].image),
+            "released loader": lambda i: released.target(target.files[i]),
+        }
+        print(compare(plain, options.images, options.rounds) + "\n")
+        print("| | ms a label | labels a second | relative to the bare decoder |")
+        print("| --- | ---: | ---: | ---: |")
+        count = {"GTA, labels: bare decoder": lambda i: decoded(labels[i]), "ours, counted": gta.count}
+        print(compare(count, options.images, options.rounds))
+
+
+if __name__ == "__main__":
+    main()
