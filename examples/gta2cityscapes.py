@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -48,12 +48,14 @@ from hrda_lib.data import (
     Resized,
     ResizedImages,
     SourceCrops,
+    StepBatches,
     TargetCrops,
     UnlabeledImages,
     check_classes,
     count_labels,
 )
 from hrda_lib.data.labeled_files import LabeledImages
+from hrda_lib.data.skipping import OnError
 from hrda_lib.models import EncoderDecoder
 from hrda_lib.optim import parameter_groups, warmup_poly
 from hrda_lib.pseudo_labeling import Per
@@ -63,7 +65,18 @@ from support.mini_scenes import write_mini_data
 from support.networks import MODELS, build
 from support.plots import draw_classes, draw_grid, draw_runs, street_colours
 from support.report import HEADS, arm_table, class_table
-from support.run_files import MEAN, STD, load, load_weights, normalize, read_metrics, save, start_run, write_metrics
+from support.run_files import (
+    MEAN,
+    STD,
+    load,
+    load_weights,
+    normalize,
+    read_metrics,
+    reason,
+    save,
+    start_run,
+    write_metrics,
+)
 
 Network = MultiResSegmenter | EncoderDecoder
 FOLDERS = ("gta", "synthia", "cityscapes", "acdc", "dark_zurich")
@@ -191,6 +204,7 @@ class Data:
     counts: Tensor  # of the source, (images, classes)
     cache: Path
     key: str  # changes when the labels do
+    on_error: OnError  # what training images and labels do that cannot be read
 
 
 def network(config: Config, attention: float | None) -> Network:
@@ -213,6 +227,7 @@ def train(
     feature_distance: FeatureDistance | None,
     run: Path,
     seed: int,
+    workers: int,
 ) -> None:
     """The loop; its metrics go to the run folder."""
     steps, device = arm.steps(config), next(student.parameters()).device
@@ -234,7 +249,11 @@ def train(
     groups = parameter_groups(student, lr=config.lr, head_factor=config.head_factor, weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW(groups)
     schedule = warmup_poly(optimizer, total=steps, warmup=min(config.lr_warmup, steps // 2), power=config.lr_power)
-    source_batches, target_batches = batches(config, arm, data, seed)
+    source, target = streams(config, arm, data, seed)
+    step_batches = StepBatches(config.batch_size, steps)
+    source_batches, target_batches = (
+        iter(DataLoader(crops, batch_sampler=step_batches, num_workers=workers)) for crops in (source, target)
+    )
 
     for step in (progress := tqdm(range(steps), f"{run.name:16}")):
         images, labels = next(source_batches)
@@ -266,16 +285,19 @@ def train(
             values |= watch(training, teacher, data, device)
         progress.set_postfix(loss=f"{loss.item():.2f}")
         write_metrics(run, values)
+    for crops, domain in ((source, "source"), (target, "target")):
+        if crops.skipped:
+            print(f"{run}: {len(crops.skipped)} {domain} images could not be read and were left out", file=sys.stderr)
     if not all(parameter.isfinite().all() for parameter in student.parameters()):
         raise ValueError(f"{run}: weights are not finite after {steps} steps; choose a smaller --lr")
 
 
-def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[Any], Iterator[Any]]:
+def streams(config: Config, arm: Arm, data: Data, seed: int) -> tuple[SourceCrops, TargetCrops]:
     """Labelled crops, those of rare classes more often; and target crops without labels."""
     labeled: LabeledImages = data.source
     counts, size, images = data.counts, config.source_size, data.target.unlabeled()
     if arm.oracle:
-        labeled, counts, size = data.target, count_classes(data.target, data.cache), config.target_size
+        labeled, counts, size = data.target, count_classes(data.target, data.cache, data.on_error), config.target_size
     if all(size):
         labeled = Resized(labeled, size)
     if all(config.target_size):
@@ -283,23 +305,23 @@ def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[A
     rare_classes = None
     if config.rare_classes:
         rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
-    length = arm.steps(config) * config.batch_size
     source = SourceCrops(
         labeled,
         config.crop,
-        length=length,
         seed=seed,
         rare_classes=rare_classes,
         min_crop_pixels=config.min_crop_pixels,
+        on_error=data.on_error,
     )
-    target = TargetCrops(images, config.crop, length=length, seed=seed, margins=config.margins)
-    return iter(DataLoader(source, config.batch_size)), iter(DataLoader(target, config.batch_size))
+    return source, TargetCrops(images, config.crop, seed=seed, margins=config.margins, on_error=data.on_error)
 
 
-def count_classes(labeled: LabeledImages, cache: Path) -> Tensor:
+def count_classes(labeled: LabeledImages, cache: Path, on_error: OnError) -> Tensor:
     """Pixels of each class in each image, (N, 19); every label is read once, and refused if it holds no ids."""
     file = cache / f"{type(labeled).__name__.lower()}_counts.json"
-    counts = count_labels(labeled, cache=file, progress=lambda indices: tqdm(indices, "reading labels"))
+    counts = count_labels(
+        labeled, cache=file, progress=lambda indices: tqdm(indices, "reading labels"), on_error=on_error
+    )
     check_classes(labeled, counts, len(NAMES))
     check_ids(labeled, counts.sum(dim=0))
     return counts[:, : len(NAMES)]
@@ -429,7 +451,7 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     (place / "result.json").unlink(missing_ok=True)  # until it is there again, the arm is not complete
     start_run(place, {**settings, "network": built})
     began = time.monotonic()
-    train(config, arm, data, student, distance, place, seed)
+    train(config, arm, data, student, distance, place, seed, options.workers)
     seconds = time.monotonic() - began
     save(place, student, built, arm.steps(config))
     result = {
@@ -466,8 +488,8 @@ def prepare(config: Config, options: argparse.Namespace, seed: int) -> Data:
         key = json.loads((root / "mini.json").read_text())["code"]
     source = open_split(config.source, folders[config.source], "train")
     target, val = (open_split(config.target, folders[config.target], split) for split in ("train", "val"))
-    source_counts = count_classes(source, cache)
-    if any(ARMS[name].oracle for name in options.arms):
+    source_counts = count_classes(source, cache, options.on_error)
+    if options.on_error == "raise" and any(ARMS[name].oracle for name in options.arms):
         target.check_files()
     # images too: a broken one would be found after training
     counts = sum(val[i].label.flatten().bincount(minlength=256) for i in tqdm(range(len(val)), "checking val"))
@@ -477,7 +499,7 @@ def prepare(config: Config, options: argparse.Namespace, seed: int) -> Data:
     val_images = val.unlabeled()
     if all(config.target_size):
         val_images = ResizedImages(val_images, config.target_size)
-    return Data(source, target, val, val_images, source_counts, cache, key)
+    return Data(source, target, val, val_images, source_counts, cache, key, options.on_error)
 
 
 def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: str) -> None:
@@ -525,7 +547,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (options.out / "table.md").write_text(text, encoding="utf-8")
         draw_classes(options.out / "classes.png", {name: results[name] for name in shown})
     except (ValueError, OSError, RuntimeError, OverflowError, MemoryError) as error:
-        problem, status = (str(error) or type(error).__name__).splitlines()[0], 2
+        problem, status = reason(error), 2
     except KeyboardInterrupt:
         problem, status = "interrupted; arms that are complete are kept", 130
     if status:  # only now are progress bars closed, so that this is the last line
@@ -566,6 +588,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     parser.add_argument("--seeds", type=int, default=1, help="run so many, from --seed on")
     parser.add_argument("--overwrite", action="store_true", help="replace arms of other settings")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of torch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load each domain; results do not change")
+    parser.add_argument(
+        "--on-error", choices=get_args(OnError), default="raise", help="of training files that cannot be read"
+    )
     for entry in fields(Config):
         default = getattr(MINI, entry.name)
         count = len(default) if isinstance(default, tuple) else None
@@ -602,6 +628,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     for name in (
         *(
             "seed",
+            "workers",
             "warmup",
             "margins",
             "source_size",

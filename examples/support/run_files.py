@@ -25,6 +25,14 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
     return (images.float() / 255 - mean) / std
 
 
+def reason(error: BaseException) -> str:
+    """The line of an error that says what is wrong; one from a loader's worker ends with it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if not lines[0].startswith("Caught "):
+        return lines[0]
+    return lines[-1].removeprefix(f"{type(error).__name__}: ")
+
+
 def start_run(run: Path, settings: dict[str, Any]) -> None:
     """A new ``config.json`` (settings, seed and versions) and an empty ``metrics.jsonl``."""
     run.mkdir(parents=True, exist_ok=True)
