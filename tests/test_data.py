@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,32 @@ def test_drawn_images_show_the_drawn_class(generator: torch.Generator) -> None:
     drawn = [rare.draw(generator) for _ in range(300)]
     assert {index for index, label in drawn if label == 0} == {0, 1}  # strictly more than 3000
     assert {index for index, label in drawn if label == 1} == {1, 2}
-    share = sum(label for _, label in drawn) / 300
-    assert abs(share - rare.probabilities[1].item()) < 0.09
+
+
+def surprise(drawn: Sequence[int], probabilities: Sequence[float]) -> float:
+    """Pearson's chi-square of the draws, as standard deviations of a normal variable (Wilson and Hilferty)."""
+    observed = np.bincount(drawn, minlength=len(probabilities))
+    expected = len(drawn) * np.asarray(probabilities)
+    assert not observed[expected == 0].any()
+    kept = expected > 0
+    chi_square, degrees = ((observed - expected)[kept] ** 2 / expected[kept]).sum(), kept.sum() - 1
+    spread = 2 / (9 * degrees)
+    return float(((chi_square / degrees) ** (1 / 3) - (1 - spread)) / spread**0.5)
+
+
+def test_classes_and_images_are_drawn_with_their_probabilities() -> None:
+    counts = torch.randint(0, 2000, (40, 6), generator=torch.Generator().manual_seed(0))
+    counts[:, 4] //= 20
+    counts[5:, 5] = 0
+    rare = RareClasses(counts, temperature=0.1, min_pixels=60)
+    generator = torch.Generator().manual_seed(1)
+    drawn = [rare.draw(generator) for _ in range(3000)]
+    assert surprise([label for _, label in drawn], rare.probabilities.tolist()) < 3.5
+    assert surprise([label for _, label in drawn], rare.probabilities.roll(1).tolist()) > 10
+    for wanted in range(6):
+        shows = (counts[:, wanted] > 60).double()
+        of_class = [index for index, label in drawn if label == wanted]
+        assert surprise(of_class, (shows / shows.sum()).tolist()) < 3.5
 
 
 def test_source_crops_line_up_and_depend_on_seed_and_k_alone(tmp_path: Path) -> None:

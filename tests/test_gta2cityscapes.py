@@ -178,6 +178,38 @@ def test_labels_of_the_target_are_poison_to_all_but_the_oracle(mini: Path, tmp_p
     assert "cannot be read as an image" in done.stderr.splitlines()[-1]
 
 
+def test_broken_training_files_are_left_out_on_request(mini: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(mini, root)
+    broken = [
+        root / "gta" / "labels" / "00001.png",
+        root / "gta" / "images" / "00002.png",
+        sorted((root / "cityscapes" / "leftImg8bit" / "train").glob("*/*.png"))[0],
+    ]
+    for file in broken:
+        file.write_bytes(b"")
+    out, arguments = tmp_path / "out", ["--arms", "hrda", "--steps", 6, "--workers", 1]
+    done = start(root, out, *arguments, "--on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    for file in broken:
+        assert f"left out: {file}: cannot be read as an image" in done.stderr
+    for domain in ("source", "target"):
+        assert f"seed1/hrda: 1 {domain} images could not be read and were left out" in done.stderr
+    done = start(root, out, *arguments, "--overwrite")  # at the start
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"gta2cityscapes.py: {broken[0]}: cannot be read as an image")
+    shutil.copy(mini / "gta" / "labels" / "00001.png", broken[0])
+    done = start(root, out, *arguments, "--overwrite")  # at the step, in another process
+    assert done.returncode == 2
+    assert re.match(r"gta2cityscapes.py: .*/0000\d.png: cannot be read as an image", done.stderr.splitlines()[-1])
+
+
+def test_workers_change_nothing(mini: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    assert start(mini, tmp_path, "--workers", 2, "--arms", "hrda").returncode == 0
+    for name in ("source", "hrda"):
+        assert read_metrics(tmp_path / "seed1" / name) == read_metrics(finished[0] / "seed1" / name)
+
+
 def break_data(case: str, root: Path) -> str:
     """Damage the tree; returns what the message must say."""
     gta, fine = root / "gta", root / "cityscapes" / "gtFine"
