@@ -43,6 +43,9 @@ from hrda_lib.data import (
     CITYSCAPES,
     SYNTHIA_CLASSES,
     SYNTHIA_CLASSES_13,
+    Acdc,
+    Cityscapes,
+    DarkZurich,
     LabeledFiles,
     RareClasses,
     Resized,
@@ -101,9 +104,13 @@ class Config:
     crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
     source: str = setting("gta", "where labels come from")
     target: str = setting("cityscapes", "what is adapted to")
-    source_size: tuple[int, int] = setting((0, 0), "fit source images into this size (h, w); 0 0: leave them")
+    source_size: tuple[int, int] = setting(
+        (0, 0), "fit source images into (h, w); 0 0: leave them; real GTA: 1440 2560"
+    )
     target_size: tuple[int, int] = setting((0, 0), "the same of target images; results are measured at their own size")
-    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: not labelled")
+    margins: tuple[int, int, int, int] = setting(
+        (0, 0, 0, 0), "of the target, not labelled; real Cityscapes: 30 240 30 30"
+    )
     model: str = setting("small", "two scales and a small decoder around any encoder, or a network of the papers")
     encoder: str = setting("mini", "'mini', trained from scratch, or a timm name; mit_b0 to mit_b5; resnet101")
     encoder_weights: str = setting("", "file, or with --model hrda a name on the hub; empty: random weights")
@@ -129,8 +136,6 @@ MINI = Config()
 REAL = replace(
     MINI,
     crop=(1024, 1024),
-    source_size=(1440, 2560),
-    margins=(30, 240, 30, 30),
     ema_decay=0.999,
     threshold=0.968,
     per="batch",
@@ -138,6 +143,9 @@ REAL = replace(
     min_pixels=3000,
     min_crop_pixels=6000,
 )
+# what real data of a source and a target add to it
+SOURCE_SIZES = {"gta": (1440, 2560), "synthia": (1520, 2560), "cityscapes": (0, 0)}
+MARGINS = {"cityscapes": Cityscapes.margins, "acdc": Acdc.margins, "dark_zurich": DarkZurich.margins}
 # with a network of the papers, on toy or real data
 PAPER: dict[str, Any] = {
     "encoder": "mit_b5",
@@ -561,8 +569,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 CHOICES: dict[str, Sequence[Any]] = {
-    "source": ("gta", "synthia", "cityscapes"),
-    "target": ("cityscapes", "acdc", "dark_zurich"),
+    "source": tuple(SOURCE_SIZES),
+    "target": tuple(MARGINS),
     "model": MODELS,
     "per": get_args(Per),
     "augment_source": (0, 1),
@@ -608,7 +616,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
     real = any(getattr(options, kind) for kind in FOLDERS)
     paper = PAPER if chosen.get("model", "small") != "small" else {}
-    config = replace(REAL if real or options.recipe else MINI, **(paper | chosen))
+    config = replace(MINI, **(paper | chosen))
+    if real or options.recipe:
+        sizes = {"source_size": SOURCE_SIZES[config.source], "margins": MARGINS[config.target]}
+        config = replace(REAL, **(sizes | paper | chosen))
     for kind in (config.source, config.target):
         if real and not getattr(options, kind):
             parser.error(f"--{kind.replace('_', '-')} is missing: the data go from {config.source} to {config.target}")

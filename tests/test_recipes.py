@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_gta_cityscapes import One
 from test_street_data import rgb16
 
 import gta2cityscapes
+from hrda_lib.data import Resized
 from support.run_files import load
 
 RECIPES = sorted(file.stem for file in gta2cityscapes.RECIPES.glob("*.toml"))
@@ -42,6 +44,43 @@ def test_each_is_plain_settings(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert gta2cityscapes.main(["--recipe", "hrda", "--lr", "0.5", "--print"]) == 0
     assert json.loads(capsys.readouterr().out)["lr"] == 0.5  # an option wins
+
+
+FRAMES = {"gta": (1052, 1914), "synthia": (760, 1280), "cityscapes": (1024, 2048), "acdc": (1080, 1920)}
+FRAMES["dark_zurich"] = FRAMES["acdc"]
+SYNTHIA_512 = ["--source", "synthia", "--source-size", "760", "1280"]
+ACDC_512 = ["--source", "cityscapes", "--source-size", "512", "1024", "--target", "acdc", "--target-size", "540", "960"]
+ACDC_512 += ["--margins", "0", "0", "0", "0"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "source", "target", "crop"),
+    [
+        ("hrda", [], (1407, 2560), (1024, 2048), 1024),
+        ("oracle", [], (1407, 2560), (1024, 2048), 1024),
+        ("source_only", [], (1407, 2560), (1024, 2048), 1024),
+        ("synthia2cityscapes", [], (1520, 2560), (1024, 2048), 1024),
+        ("cityscapes2acdc", [], (1024, 2048), (1080, 1920), 1024),
+        ("cityscapes2darkzurich", [], (1024, 2048), (1080, 1920), 1024),
+        ("daformer", [], (704, 1280), (512, 1024), 512),
+        ("dacs", [], (704, 1280), (512, 1024), 512),
+        ("daformer", SYNTHIA_512, (760, 1280), (512, 1024), 512),
+        ("daformer", ACDC_512, (512, 1024), (540, 960), 512),
+    ],
+)
+def test_sizes_are_those_of_the_released_pipelines(
+    recipe: str, options: list[str], source: tuple[int, int], target: tuple[int, int], crop: int
+) -> None:
+    config, _ = gta2cityscapes.parse(["--recipe", recipe, *options, "--print"])
+    assert config.crop == (crop, crop)
+    kinds = (config.source, config.source_size, source), (config.target, config.target_size, target)
+    for kind, fit, expected in kinds:
+        frame = One(FRAMES[kind])
+        image = Resized(frame, fit)[0].image if all(fit) else frame.image
+        assert image.shape[1:] == expected
+    masked = config.target == "cityscapes" and recipe != "dacs"
+    margins = (30, 240, 30, 30) if crop == 1024 else (15, 120, 0, 0)
+    assert config.margins == (margins if masked else (0, 0, 0, 0))
 
 
 def picture(file: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -207,6 +207,9 @@ class LabeledFiles:
         ValueError: not as many labels or names as images; on reading, a file is missing, broken, of another kind, or
             of another size than its image. The message starts with the file.
     """
+
+    margins: ClassVar[tuple[int, int, int, int]] = (0, 0, 0, 0)
+    """Pixels (top, bottom, left, right) of an image where a target wants no pseudo label, for :class:`TargetCrops`."""
 
     def __init__(
         self,
