@@ -96,15 +96,16 @@ SIGNATURES = {
     "data.Sample": "(image, label, name)",
     "data.UnlabeledSample": "(image, name)",
     "data.Concatenated": "(datasets)",
-    "data.count_labels": "(dataset, *, cache=None, progress=None, workers=None)",
+    "data.count_labels": "(dataset, *, cache=None, progress=None, workers=None, on_error='raise')",
     "data.LabeledFiles.count": "(self, index)",
     "data.read_published_counts": "(file, names)",
     "data.check_classes": "(dataset, counts, num_classes, *, ignore_index=255)",
     "data.RareClasses": "(counts, *, temperature=0.01, min_pixels=3000)",
     "data.RareClasses.draw": "(self, generator=None)",
-    "data.SourceCrops": "(dataset, size, *, length, seed=0, rare_classes=None, min_crop_pixels=None, "
-    "max_class_share=0.75, tries=10)",
-    "data.TargetCrops": "(dataset, size, *, length, seed=0, margins=(0, 0, 0, 0))",
+    "data.SourceCrops": "(dataset, size, *, length=None, seed=0, rare_classes=None, min_crop_pixels=None, "
+    "max_class_share=0.75, tries=10, on_error='raise')",
+    "data.TargetCrops": "(dataset, size, *, length=None, seed=0, margins=(0, 0, 0, 0), on_error='raise')",
+    "data.StepBatches": "(batch_size, steps, *, start=0, rank=0, world=1)",
 }
 
 

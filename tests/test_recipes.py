@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_docs import DOCS, python_blocks
 from test_gta_cityscapes import One
 from test_street_data import rgb16
 
 import gta2cityscapes
-from hrda_lib.data import Resized
+from hrda_lib.data import Cityscapes, Resized
 from support.run_files import load
 
 RECIPES = sorted(file.stem for file in gta2cityscapes.RECIPES.glob("*.toml"))
@@ -117,6 +118,18 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(root / f"dark_zurich/rgb_anon/{split}/night/GOPR1/GOPR1_frame_1_rgb_anon.png")
     grey(root / "dark_zurich/gt/val/night/GOPR1/GOPR1_frame_1_gt_labelTrainIds.png", ids(0, 2, 11))
     return root
+
+
+def test_the_documentation_of_data_runs(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "GTA").symlink_to(trees / "gta")
+    (tmp_path / "CITYSCAPES").symlink_to(trees / "cityscapes")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Cityscapes, "margins", (3, 24, 3, 3))  # the trees' images are small
+    page = DOCS / "api" / "data.md"
+    names: dict[str, object] = {}
+    exec(compile(python_blocks(page), str(page), "exec"), names)
+    assert names["images"].shape == (2, 3, 1024, 1024)
+    assert names["valid"].sum() == 2 * (64 - 27) * (128 - 6)
 
 
 FAST = ["--steps", "2", "--crop", "64", "64", "--margins", "0", "0", "0", "0", "--min-pixels", "100"]
