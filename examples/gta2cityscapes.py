@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -67,6 +66,7 @@ from support.datasets import open_split
 from support.mini_scenes import write_mini_data
 from support.networks import MODELS, build
 from support.plots import draw_classes, draw_grid, draw_runs, street_colours
+from support.ranges import complaint
 from support.report import HEADS, arm_table, class_table
 from support.run_files import (
     MEAN,
@@ -632,45 +632,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
     for name in options.arms:
         if not ARMS[name].steps(config):
             parser.error(f"--arms {name} is the warm-up, which takes --warmup 0 steps")
-    values = {**vars(options), **asdict(config)}
-    for name in ("steps", "batch_size", "lr", "head_factor", "temperature", "seeds"):
-        if not values[name] > 0:
-            parser.error(f"--{name.replace('_', '-')} must be positive, got {values[name]}")
-    for name in (
-        *(
-            "seed",
-            "workers",
-            "warmup",
-            "margins",
-            "source_size",
-            "target_size",
-            "weight_decay",
-            "clip",
-            "min_pixels",
-            "min_crop_pixels",
-        ),
-        *("lr_warmup", "lr_power", "feature_distance"),
-    ):
-        if np.min(values[name]) < 0:
-            parser.error(f"--{name.replace('_', '-')} must not be negative, got {values[name]}")
-    if not 0 <= config.ema_decay < 1 or not 0 <= config.threshold <= 1:
-        parser.error(
-            f"--ema-decay must be in [0, 1) and --threshold in [0, 1], got {config.ema_decay}, {config.threshold}"
-        )
-    for entry in fields(Config):
-        if isinstance(values[entry.name], float) and not np.isfinite(values[entry.name]):
-            parser.error(f"--{entry.name.replace('_', '-')} must be finite, got {values[entry.name]}")
-    for name in ("source_size", "target_size"):
-        if any(values[name]) and not all(values[name]):
-            parser.error(f"--{name.replace('_', '-')} must be two sides, or 0 0, got {values[name]}")
+    if problem := complaint({**vars(options), **asdict(config)}):
+        parser.error(problem)
     two_scales = config.model in ("small", "hrda")
     for name in options.arms:
         if not two_scales and (ARMS[name].attention is not None or name == "hrda"):
             parser.error(f"--arms {name} needs two scales, which --model {config.model} has not; self-training is uda")
-    # whole cells of the encoder, at two scales in the context, at half the resolution
-    step = {"small": 16, "hrda": 64, "daformer": 32, "deeplab_v2": 8}[config.model]
-    if any(side < step or side % step for side in config.crop):
-        parser.error(f"--crop must be positive multiples of {step}, got {config.crop}")
     return config, options
 
 
