@@ -13,10 +13,12 @@ float images; the library's samples are uint8, and are normalised on the device.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -134,8 +136,8 @@ def normalised(image: Tensor) -> Tensor:
     return (image - mean) / std
 
 
-def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int) -> str:
-    """Milliseconds a sample: the median of rounds over ``count`` samples each, and relative to the first row."""
+def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int, *, each: int = 1) -> str:
+    """Milliseconds a sample: the median of rounds of ``count`` calls for ``each`` samples, relative to the first row."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for run in rows.values():
         run(0)
@@ -147,7 +149,7 @@ def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int) -
                 run(i)
                 total[name] += time.perf_counter() - start
         for name, value in total.items():
-            seconds[name].append(value / count)
+            seconds[name].append(value / count / each)
     first = next(iter(seconds.values()))
     lines = []
     for name, values in seconds.items():
@@ -206,6 +208,32 @@ def main() -> None:
         print("| --- | ---: | ---: | ---: |")
         count = {"GTA, labels: bare decoder": lambda i: decoded(labels[i]), "ours, counted": gta.count}
         print(compare(count, options.images, options.rounds))
+        many = Many(gta, 20)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            everything = {
+                f"in {os.cpu_count()} threads: bare decoder": lambda _: list(pool.map(many.decoded, many)),
+                "ours, `count_labels`": lambda _: count_labels(many),
+            }
+            print(compare(everything, 1, options.rounds, each=len(many)))
+
+
+class Many:
+    """A data set's labels several times over."""
+
+    def __init__(self, dataset: Gta, times: int) -> None:
+        self.dataset, self.length = dataset, times * len(dataset)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.length))
+
+    def count(self, index: int) -> Tensor:
+        return self.dataset.count(index % len(self.dataset))
+
+    def decoded(self, index: int) -> list[Picture]:
+        return decoded(self.dataset.label_file(index % len(self.dataset)))
 
 
 if __name__ == "__main__":

@@ -611,7 +611,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
         parser.add_argument(f"--{entry.name.replace('_', '-')}", type=number, nargs=count, choices=choices, help=text)
     options = parser.parse_args(arguments)
     recipe = tomllib.loads((RECIPES / f"{options.recipe}.toml").read_text()) if options.recipe else {}
-    options.arms = options.arms or recipe.pop("arms", None)
+    arms = recipe.pop("arms", None)
+    options.arms = options.arms or arms
     chosen = recipe | {x.name: value for x in fields(Config) if (value := getattr(options, x.name)) is not None}
     chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
     real = any(getattr(options, kind) for kind in FOLDERS)

@@ -45,6 +45,8 @@ def test_each_is_plain_settings(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert gta2cityscapes.main(["--recipe", "hrda", "--lr", "0.5", "--print"]) == 0
     assert json.loads(capsys.readouterr().out)["lr"] == 0.5  # an option wins
+    assert gta2cityscapes.main(["--recipe", "hrda", "--arms", "oracle", "--print"]) == 0
+    assert json.loads(capsys.readouterr().out)["arms"] == ["oracle"]
 
 
 FRAMES = {"gta": (1052, 1914), "synthia": (760, 1280), "cityscapes": (1024, 2048), "acdc": (1080, 1920)}
