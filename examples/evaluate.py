@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from hrda_lib import ConfusionMatrix, MultiResSegmenter, SlidingWindowInferer
+from hrda_lib import ConfusionMatrix, MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Acdc, LabeledFiles
 from hrda_lib.models import EncoderDecoder
 from support.datasets import KINDS, open_all, open_split
+from support.heads import head_logits
 from support.plots import street_colours
 from support.report import HEADS
 from support.run_files import load, normalize
@@ -114,19 +115,7 @@ def predict(
 
 def whole(model: MultiResSegmenter | EncoderDecoder, x: Tensor, head: str) -> Tensor:
     """Logits of a whole image by one head."""
-    if head == "fused" or not isinstance(model, MultiResSegmenter):
-        return model.predict(x)
-
-    def of_window(window: Tensor) -> Tensor:
-        out = model.eval()(window, detail="windows")
-        context = interpolate(out.context_logits, size=out.logits.shape[-2:], mode="bilinear", align_corners=False)
-        heads: dict[str, Tensor] = {"context": context, "detail": out.detail_logits}
-        return heads[head] if head in heads else (context + out.detail_logits) / 2
-
-    cell, (rows, columns) = round(model.scale * model.output_stride), x.shape[-2:]
-    window = (round(model.scale * model.detail_size[0]), round(model.scale * model.detail_size[1]))
-    padded = pad(x, (0, -columns % cell, 0, -rows % cell))
-    return SlidingWindowInferer(window)(padded, of_window)[..., :rows, :columns]
+    return model.predict(x) if head == "fused" else head_logits(model, x)[head]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
