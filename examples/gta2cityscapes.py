@@ -213,8 +213,8 @@ def train(
     feature_distance: FeatureDistance | None,
     run: Path,
     seed: int,
-) -> None:
-    """The loop; its metrics go to the run folder."""
+) -> EMATeacher:
+    """The loop; its metrics go to the run folder. Returns the teacher."""
     steps, device = arm.steps(config), next(student.parameters()).device
     seed = 2 * seed + (arm.start is not None)  # further steps see other crops and colours than the first ones
     generator = torch.Generator().manual_seed(seed)
@@ -268,6 +268,7 @@ def train(
         write_metrics(run, values)
     if not all(parameter.isfinite().all() for parameter in student.parameters()):
         raise ValueError(f"{run}: weights are not finite after {steps} steps; choose a smaller --lr")
+    return teacher
 
 
 def batches(config: Config, arm: Arm, data: Data, seed: int) -> tuple[Iterator[Any], Iterator[Any]]:
@@ -397,9 +398,9 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     (place / "result.json").unlink(missing_ok=True)  # until it is there again, the arm is not complete
     start_run(place, {**settings, "network": built})
     began = time.monotonic()
-    train(config, arm, data, student, distance, place, seed)
+    teacher = train(config, arm, data, student, distance, place, seed)
     seconds = time.monotonic() - began
-    save(place, student, built, arm.steps(config))
+    save(place, student, built, arm.steps(config), teacher.module if arm.adapts else None)
     result = {
         "settings": settings,
         "classes": evaluate(config, student, data),
