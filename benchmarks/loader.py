@@ -137,7 +137,7 @@ def normalised(image: Tensor) -> Tensor:
 
 
 def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int, *, each: int = 1) -> str:
-    """Milliseconds a sample: the median of rounds of ``count`` calls for ``each`` samples, relative to the first row."""
+    """Milliseconds a sample: ``count`` calls a round for ``each`` samples, beside the first row."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for run in rows.values():
         run(0)

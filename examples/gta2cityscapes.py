@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -35,7 +35,6 @@ from hrda_lib import (
     FeatureDistance,
     MultiResSegmenter,
     SelfTraining,
-    SlidingWindowInferer,
     StrongAugment,
 )
 from hrda_lib.data import (
@@ -63,6 +62,7 @@ from hrda_lib.optim import parameter_groups, warmup_poly
 from hrda_lib.pseudo_labeling import Per
 from hrda_lib.self_training import Objective
 from support.datasets import open_split
+from support.heads import head_logits, whole_cells
 from support.mini_scenes import write_mini_data
 from support.networks import MODELS, build
 from support.plots import draw_classes, draw_grid, draw_runs, street_colours
@@ -236,8 +236,8 @@ def train(
     run: Path,
     seed: int,
     workers: int,
-) -> None:
-    """The loop; its metrics go to the run folder."""
+) -> EMATeacher:
+    """The loop; its metrics go to the run folder. Returns the teacher."""
     steps, device = arm.steps(config), next(student.parameters()).device
     seed = 2 * seed + (arm.start is not None)  # further steps see other crops and colours than the first ones
     generator = torch.Generator().manual_seed(seed)
@@ -298,6 +298,7 @@ def train(
             print(f"{run}: {len(crops.skipped)} {domain} images could not be read and were left out", file=sys.stderr)
     if not all(parameter.isfinite().all() for parameter in student.parameters()):
         raise ValueError(f"{run}: weights are not finite after {steps} steps; choose a smaller --lr")
+    return teacher
 
 
 def streams(config: Config, arm: Arm, data: Data, seed: int) -> tuple[SourceCrops, TargetCrops]:
@@ -350,7 +351,7 @@ def watch(training: SelfTraining, teacher: EMATeacher, data: Data, device: torch
     teacher.eval()
     for i in range(0, len(data.val), max(len(data.val) // 12, 1)):
         image, truth = data.val_images[i].image, data.val.label(i)
-        labels, weight = training.pseudo_label(whole_cells(image).to(device))
+        labels, weight = training.pseudo_label(whole_cells(normalize(image[None])).to(device))
         # both at the size of the truth; the images may have been resized
         maps = torch.stack([labels[0].float(), weight[0]])[:, : image.shape[1], : image.shape[2]].cpu()
         labels, weight = interpolate(maps[None], size=truth.shape, mode="nearest")[0]
@@ -365,45 +366,13 @@ def watch(training: SelfTraining, teacher: EMATeacher, data: Data, device: torch
     }
 
 
-@torch.no_grad()
-def predict(
-    student: Network, crop: tuple[int, int], image: Tensor, size: torch.Size
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Labels of ``size`` of one image by every head, and how much attention the predicted class pays to the detail.
-
-    The heads are the fused prediction, the context, the detail, and the plain average of these two; a network of one
-    scale has the prediction alone and no attention, 0.
-    """
-
-    def heads(x: Tensor) -> Tensor:
-        out = student(x, detail="windows")
-        context = enlarge(out.context_logits, out.logits)
-        average = (context + out.detail_logits) / 2
-        attention = torch.as_tensor(out.attention, device=x.device).expand_as(out.context_logits)
-        attention = enlarge(attention, out.logits).gather(1, out.logits.argmax(1, keepdim=True))
-        return torch.cat([out.logits, context, out.detail_logits, average, attention], dim=1)
-
-    x = whole_cells(image).to(next(student.parameters()).device)
-    if isinstance(student, MultiResSegmenter):
-        maps = SlidingWindowInferer(crop)(x, heads)
-    else:
-        logits = student.predict(x)
-        maps = torch.cat([logits, torch.zeros_like(logits[:, :1])], dim=1)
-    maps = maps[..., : image.shape[1], : image.shape[2]]
+def predict(student: Network, image: Tensor, size: torch.Size) -> tuple[dict[str, Tensor], Tensor]:
+    """Labels of ``size`` of one image by every head, and how much attention the predicted class pays to the detail."""
+    maps = head_logits(student, normalize(image[None]).to(next(student.parameters()).device))
     if size != image.shape[1:]:
-        maps = interpolate(maps, size=size, mode="bilinear", align_corners=False)
-    *logits, attention = maps[0].cpu().split(len(NAMES))
-    return {head: part.argmax(0) for head, part in zip(HEADS, logits, strict=False)}, attention[0]
-
-
-def whole_cells(image: Tensor) -> Tensor:
-    """One uint8 image as a normalised batch, its sides padded to the multiples of 8 that two scales need."""
-    return pad(normalize(image[None]), (0, -image.shape[2] % 8, 0, -image.shape[1] % 8))
-
-
-def enlarge(small: Tensor, like: Tensor) -> Tensor:
-    """Bilinear, to the size of ``like``."""
-    return interpolate(small, size=like.shape[-2:], mode="bilinear", align_corners=False)
+        maps = {name: interpolate(x, size=size, mode="bilinear", align_corners=False) for name, x in maps.items()}
+    attention = maps.pop("attention", torch.zeros(1, 1, *size))
+    return {head: logits[0].cpu().argmax(0) for head, logits in maps.items()}, attention[0, 0].cpu()
 
 
 def evaluate(config: Config, student: Network, data: Data) -> dict[str, dict[str, float | None]]:
@@ -412,7 +381,7 @@ def evaluate(config: Config, student: Network, data: Data) -> dict[str, dict[str
     attention_sum, pixels = torch.zeros(256, dtype=torch.float64), torch.zeros(256)
     for i in tqdm(range(len(data.val)), "evaluating"):
         truth = data.val.label(i)
-        labels, attention = predict(student.eval(), config.crop, data.val_images[i].image, truth.shape)
+        labels, attention = predict(student, data.val_images[i].image, truth.shape)
         for head in labels:
             confusion[head].update(labels[head], truth.long())
         attention_sum += truth.flatten().bincount(attention.flatten().double(), minlength=256)
@@ -459,9 +428,9 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     (place / "result.json").unlink(missing_ok=True)  # until it is there again, the arm is not complete
     start_run(place, {**settings, "network": built})
     began = time.monotonic()
-    train(config, arm, data, student, distance, place, seed, options.workers)
+    teacher = train(config, arm, data, student, distance, place, seed, options.workers)
     seconds = time.monotonic() - began
-    save(place, student, built, arm.steps(config))
+    save(place, student, built, arm.steps(config), teacher.module if arm.adapts else None)
     result = {
         "settings": settings,
         "classes": evaluate(config, student, data),
@@ -520,7 +489,7 @@ def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: 
         shown |= set(truth.unique().tolist())
         pictures = [image.permute(1, 2, 0).numpy(), street_colours(truth)]
         for student in students:
-            labels, attention = predict(student, config.crop, image, truth.shape)
+            labels, attention = predict(student, image, truth.shape)
             pictures.append(street_colours(labels["fused"]))
         titles = ["image", "truth", *arms]
         if "context" in labels:

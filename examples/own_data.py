@@ -159,8 +159,8 @@ def prepare(config: Config) -> Data:
     return Data(source, target, names, ignore, rare_classes, class_weight, (height, width))
 
 
-def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, str]:
-    """The loop; returns the number of steps taken and, where it ended early, why. The weights are kept in any case."""
+def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, str, EMATeacher | None]:
+    """The loop; returns the number of steps taken, why it ended early, and the teacher. The weights are always kept."""
     total, device = config.total, torch.device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
     augment = StrongAugment(mean=MEAN, std=STD)
@@ -214,8 +214,8 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
             write_metrics(config.out, {"step": step, **values, "seconds": time.monotonic() - began})
     except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
         progress.close()
-        return step, str(error) or "interrupted"
-    return total, ""
+        return step, str(error) or "interrupted", teacher
+    return total, "", teacher
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -246,8 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("own_data.py: interrupted before training", file=sys.stderr)
         return 130
 
-    steps, stopped = train(config, data, student)
-    save(config.out, student.cpu(), network, steps)
+    steps, stopped, teacher = train(config, data, student)
+    save(config.out, student.cpu(), network, steps, teacher.module.cpu() if teacher else None)
     try:
         draw_curves(config.out / "curves.png", read_metrics(config.out))
         images = [data.target[i].image for i in range(0, len(data.target), max(len(data.target) // 4, 1))][:4]

@@ -22,13 +22,13 @@ from hrda_lib import ConfusionMatrix, MultiResSegmenter
 from hrda_lib.data.folders import image_files, read_image, read_label
 from hrda_lib.models import EncoderDecoder
 from support.plots import attention_map, overlay
-from support.run_files import load, normalize
+from support.run_files import WEIGHTS, load, normalize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        model, network = load(options.run)
+        model, network = load(options.run, options.weights)
         files = find(options.inputs, options.out)
         options.out.mkdir(parents=True, exist_ok=True)
         model.to(options.device)
@@ -96,6 +96,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run", type=Path)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
     parser.add_argument("--labels", type=Path, help="folder of true labels: print the IoU of each class")
     parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
     parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")

@@ -1,5 +1,6 @@
 """Intersection over union from one confusion matrix over all images."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +32,8 @@ class ConfusionMatrix:
         tensor([0.5000, 0.5000,    nan])
         >>> confusion.mean_iou()
         0.5
+        >>> round(confusion.mean_iou(absent=0), 4)
+        0.3333
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255) -> None:
@@ -59,15 +62,31 @@ class ConfusionMatrix:
         counts = torch.where(ignored, cells, index).flatten().bincount(minlength=cells + 1)
         self.matrix = self.matrix.to(counts.device) + counts[:cells].view_as(self.matrix)
 
-    def iou(self) -> Tensor:
-        """IoU of each class, (C,) float32 in [0, 1]; nan where a class is neither in a target nor predicted."""
+    def iou(self, *, absent: float = math.nan) -> Tensor:
+        """IoU of each class, (C,) float32 in [0, 1].
+
+        Args:
+            absent: what a class gets that is neither in a target nor predicted: nan, or 0, a failure.
+
+        Raises:
+            ValueError: ``absent`` is another number.
+        """
+        if absent != 0 and absent == absent:  # only nan differs from itself
+            raise ValueError(f"absent must be nan (not in the mean) or 0 (a failure), got {absent!r}")
         correct = self.matrix.diagonal()
         union = self.matrix.sum(0) + self.matrix.sum(1) - correct
-        return (correct.double() / union.double()).float()
+        return (correct.double() / union.double()).float().nan_to_num(nan=absent)
 
-    def mean_iou(self, classes: Sequence[int] | None = None) -> float:
-        """Mean IoU over ``classes`` (None: all) that occur; nan if none does."""
-        iou = self.iou()
+    def mean_iou(self, classes: Sequence[int] | None = None, *, absent: float = math.nan) -> float:
+        """Mean IoU over ``classes`` (None: all).
+
+        Args:
+            absent: of :meth:`iou`: by default the mean is over the classes that occur, and nan if none does.
+
+        Raises:
+            ValueError: ``classes`` are no ids or none, or ``absent`` is neither nan nor 0.
+        """
+        iou = self.iou(absent=absent)
         if classes is None:
             return iou.nanmean().item()
         chosen = list(classes)

@@ -1,18 +1,24 @@
 """Measuring a run on a data set, and predictions for a server."""
 
+import argparse
+import shutil
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bilinear import resize
 from PIL import Image
 from test_recipes import grey, ids, picture
 from torch import Tensor
+from torch.nn.functional import pad
 
 import evaluate
-from hrda_lib import ConfusionMatrix
-from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, Acdc
+import predict
+from hrda_lib import ConfusionMatrix, MultiResSegmenter
+from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, Acdc, Cityscapes
+from support.heads import head_logits
 from support.networks import build
 from support.run_files import load, normalize, save
 
@@ -47,21 +53,59 @@ def predicted(run: Path, image: Tensor) -> Tensor:
     return load(run)[0].predict(normalize(image[None]), output="labels")[0]
 
 
-def test_iou_and_conditions(run: Path, acdc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_iou_and_conditions(run: Path, acdc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    acdc = Path(shutil.copytree(acdc, tmp_path / "acdc"))
+    for i, kind in enumerate(KINDS):  # the truth is right in a part of each picture, a larger one in each condition
+        label = predicted(run, Acdc(acdc, "val")[i].image).numpy()
+        label[:, 30 * (i + 1) :] = 9
+        grey(acdc / f"gt/{kind}/val/GOPR1/{kind}_frame_1_gt_labelTrainIds.png", label)
     assert evaluate.main([str(run), str(acdc)]) == 0
     printed = capsys.readouterr().out
-    data, everything = Acdc(acdc, "val"), ConfusionMatrix(19)
+    data, everything, ious = Acdc(acdc, "val"), ConfusionMatrix(19), {}
     for i, kind in enumerate(KINDS):
         one, labels = ConfusionMatrix(19), predicted(run, data[i].image)
         for matrix in (one, everything):
             matrix.update(labels, data.label(i).long())
         assert f"{100 * one.mean_iou():6.1f}  mean IoU, {kind}, in %" in printed
+        ious[kind] = one.iou()
+    ious["all"] = everything.iou()
     assert f"{100 * everything.mean_iou():6.1f}  mean IoU, in %" in printed
-    assert f"{100 * everything.iou()[2]:6.1f}  building" in printed
+    head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if "|" in line)
+    assert head == ["IoU, %", *KINDS, "all"]
+    names = [entry.name for entry in CITYSCAPES]
+    for name, *cells in rows:
+        values = [float(iou[names.index(name)]) for iou in ious.values()]
+        assert cells == [f"{100 * value:.1f}" if value == value else "-" for value in values]
+    assert [row[0] for row in rows] == [name for i, name in enumerate(names) if not everything.iou()[i].isnan()]
     assert evaluate.main([str(run), str(acdc), "--classes", "16", "--kind", "acdc"]) == 0
     printed = capsys.readouterr().out
     assert f"{100 * everything.mean_iou(list(SYNTHIA_CLASSES)):6.1f}  mean IoU, in %" in printed
     assert "terrain" not in printed
+    assert evaluate.main([str(run), str(acdc), "--absent", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{100 * everything.mean_iou(absent=0):6.1f}  mean IoU, in %" in printed
+    assert f"{100 * everything.mean_iou():6.1f}  mean IoU, in %" not in printed
+    assert all(f"| {name} " in printed for name in names)
+
+
+def test_without_conditions_a_line_a_class(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "leftImg8bit/val/ulm/ulm_0_0_leftImg8bit.png")
+    grey(tmp_path / "gtFine/val/ulm/ulm_0_0_gtFine_labelIds.png", ids(7, 11, 24))
+    assert evaluate.main([str(run), str(tmp_path)]) == 0
+    data, matrix = Cityscapes(tmp_path, "val"), ConfusionMatrix(19)
+    matrix.update(predicted(run, data[0].image), data.label(0).long())
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{100 * matrix.iou()[2]:6.1f}  building" in lines
+    assert lines[-1] == f"{100 * matrix.mean_iou():6.1f}  mean IoU, in %"
+    assert len(lines) == 1 + int((~matrix.iou().isnan()).sum())
+
+
+def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(resize(x.numpy(), size)).float()
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    return evaluate.parse(["RUN", "ROOT", "--device", "cpu", *arguments])
 
 
 def test_heads_and_flip(run: Path, acdc: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,17 +114,72 @@ def test_heads_and_flip(run: Path, acdc: Path, capsys: pytest.CaptureFixture[str
     if "daformer" in str(run):
         assert evaluate.main([str(run), str(acdc), "--head", "detail"]) == 2
         assert "evaluate.py: --head detail: this network has one scale" in capsys.readouterr().err
-        heads = {"fused": evaluate.whole(model, x, "fused")}
     else:
-        heads = {head: evaluate.whole(model, x, head) for head in evaluate.HEADS}
-        assert torch.allclose(heads["average"], (heads["context"] + heads["detail"]) / 2, atol=1e-5)
-        assert not torch.allclose(heads["context"], heads["detail"], atol=1e-3)
-        assert not torch.allclose(heads["context"], heads["fused"], atol=1e-3)
-    assert torch.equal(heads["fused"], model.predict(x))
-    options = evaluate.parse([str(run), str(acdc), "--flip", "--device", "cpu"])
+        for head in evaluate.HEADS:
+            logits = evaluate.predict(model, image, size, options("--head", head))
+            assert torch.allclose(logits, head_logits(model, x)[head], atol=1e-5)
+    assert torch.equal(evaluate.predict(model, image, size, options()), model.predict(x))
     both = (model.predict(x) + model.predict(x.flip(-1)).flip(-1)) / 2
-    assert torch.allclose(evaluate.predict(model, image, size, options), both, atol=1e-5)
-    assert evaluate.predict(model, image, (30, 50), options).shape == (1, 19, 30, 50)
+    assert torch.equal(evaluate.predict(model, image, size, options("--flip")), both)
+    assert evaluate.predict(model, image, (30, 50), options("--flip")).shape == (1, 19, 30, 50)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_scales(run: Path, acdc: Path, flip: bool) -> None:
+    """Against the mean of each picture's probabilities, with resizing written out."""
+    model, image = load(run)[0], Acdc(acdc, "val")[0].image
+    total = torch.zeros(1, 19, 50, 90)
+    views = [(64, 128), (32, 64), (96, 192), (8, 8)]
+    for height, width in views:
+        x = bilinear(normalize(image[None]), (height, width))
+        for mirrored in (False, True)[: 1 + flip]:
+            logits = model.predict(x[..., range(width)[::-1]] if mirrored else x)
+            logits = bilinear(logits[..., range(width)[::-1]] if mirrored else logits, (50, 90))
+            total += logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+    arguments = ["--scales", "1", "0.5", "1.5", "0.001", *(["--flip"] if flip else [])]
+    probs = evaluate.predict(model, image, (50, 90), options(*arguments))
+    assert (probs - total / len(views) / (1 + flip)).abs().max() < 1e-4
+
+
+def test_windows(run: Path) -> None:
+    model, image = load(run)[0], torch.randint(256, (3, 150, 101), dtype=torch.uint8)
+    x, size = normalize(image[None]), (150, 101)
+    windows = evaluate.predict(model, image, size, options("--window", "32", "48"))
+    assert torch.equal(windows, model.predict(x, window=(32, 48)))
+    at_once = evaluate.predict(model, image, size, options("--whole"))
+    assert torch.allclose(at_once, model.predict(x, window=(152, 104)), atol=1e-5)
+    assert not torch.allclose(at_once, windows, atol=1e-3)
+    if isinstance(model, MultiResSegmenter):
+        padded = pad(x, (0, 3, 0, 2))
+        with torch.no_grad():
+            detail = bilinear(model(padded, detail="windows").detail_logits, (152, 104))[..., :150, :101]
+        by_head = evaluate.predict(model, image, size, options("--whole", "--head", "detail"))
+        assert torch.allclose(by_head, detail, atol=1e-5)
+        assert not torch.allclose(at_once, model.predict(x), atol=1e-3)
+
+
+def test_student_and_teacher(run: Path, acdc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student, network = load(run)
+    teacher = load(run)[0]
+    torch.nn.init.normal_(teacher.decoder.classifier.weight, generator=torch.Generator().manual_seed(1))
+    save(tmp_path, student, network, 0, teacher)
+    images = acdc / "rgb_anon/fog/val/GOPR1"
+    printed = {}
+    for weights, model in {"student": student, "teacher": teacher}.items():
+        kept = load(tmp_path, weights)[0].state_dict()
+        assert all(torch.equal(kept[name], x) for name, x in model.state_dict().items())
+        capsys.readouterr()
+        assert evaluate.main([str(tmp_path), str(acdc), "--weights", weights]) == 0
+        printed[weights] = capsys.readouterr().out
+        out = tmp_path / weights
+        assert predict.main([str(tmp_path), str(images), "--out", str(out), "--weights", weights]) == 0
+        labels = np.asarray(Image.open(out / "fog_frame_1_rgb_anon.png"))
+        expected = model.predict(normalize(Acdc(acdc, "val")[0].image[None]), output="labels")[0]
+        assert np.array_equal(labels, expected.numpy())
+    assert printed["student"] != printed["teacher"]
+    capsys.readouterr()
+    assert evaluate.main([str(tmp_path), str(acdc)]) == 0
+    assert capsys.readouterr().out == printed["student"]
 
 
 @pytest.mark.parametrize("kind", evaluate.IDS)
@@ -104,8 +203,25 @@ def test_mistakes(run: Path, acdc: Path, tmp_path: Path, capsys: pytest.CaptureF
     for arguments, message in (
         ([str(tmp_path), str(acdc)], "last.pt: no such file"),
         ([str(run), str(tmp_path)], "no data set is recognised here"),
+        (
+            [str(run), str(acdc), "--weights", "teacher"],
+            "last.pt: holds no teacher, which a run keeps only if it adapts",
+        ),
+        ([str(run), str(acdc), "--scales", "1", "0"], "--scales must be positive numbers, got [1.0, 0.0]"),
+        ([str(run), str(acdc), "--scales", "nan"], "--scales must be positive numbers, got [nan]"),
+        ([str(run), str(acdc), "--window", "0", "8"], "window must be a positive int or two of them"),
         ([str(run), str(acdc), "--split", "valid"], "split must be one of train, val, test, got 'valid'"),
         ([str(run), str(acdc), "--split", "test"], "no such"),
     ):
         assert evaluate.main(arguments) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+    window = [str(run), str(acdc), "--window", "36", "32"]
+    assert evaluate.main(window) == (0 if "daformer" in str(run) else 2)
+    if "daformer" not in str(run):
+        expected = "evaluate.py: --window must be multiples of 8 for two scales, got [36, 32]"
+        assert capsys.readouterr().err.splitlines()[-1] == expected
+    assert predict.main([str(run), str(acdc), "--out", str(tmp_path / "out"), "--weights", "teacher"]) == 2
+    assert f"predict.py: {run}/last.pt: holds no teacher" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        evaluate.main([*window, "--whole"])
+    assert "argument --whole: not allowed with argument --window" in capsys.readouterr().err

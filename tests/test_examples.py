@@ -81,6 +81,8 @@ def test_run_files(finished: Path) -> None:
     assert config["versions"]["torch"] == torch.__version__
     kept = torch.load(finished / "last.pt", weights_only=True)
     assert kept["step"] == 4
+    assert kept["teacher"].keys() == kept["model"].keys()
+    assert any(not torch.equal(kept["teacher"][name], x) for name, x in kept["model"].items())
     assert picture(finished / "panel.png").shape[1] > 800
 
 
@@ -93,6 +95,7 @@ def test_methods_without_target(folders: tuple[Path, Path], tmp_path: Path, meth
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [set(line) for line in lines] == [{"step", "loss_source", "seconds"}] * 4
     assert (tmp_path / "panel.png").exists()
+    assert torch.load(tmp_path / "last.pt", weights_only=True).keys() == {"model", "network", "step"}
 
 
 def test_two_sources_a_warm_start_and_a_timm_encoder(

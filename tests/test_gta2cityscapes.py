@@ -77,6 +77,12 @@ def test_the_arms_differ_in_what_their_row_says(finished: tuple[Path, str]) -> N
     assert all(len(metrics) == 2 for metrics in lines.values())
     assert ["loss_mixed" in metrics[0] for metrics in lines.values()] == [False, False, True]
     assert "label_accuracy" in lines["hrda"][-1]
+    kept = {arm: torch.load(seed / arm / "last.pt", weights_only=True) for arm in gta2cityscapes.DEMO}
+    assert ["teacher" in entries for entries in kept.values()] == [False, False, True]
+    teacher, student, start = kept["hrda"]["teacher"], kept["hrda"]["model"], kept["source"]["model"]
+    parameters = [name for name, _ in load(seed / "hrda")[0].named_parameters()]
+    moved = {name: [float((x[name] - start[name]).norm()) for x in (teacher, student)] for name in parameters}
+    assert all(by_teacher < by_student for by_teacher, by_student in moved.values())  # it follows
     # the control and hrda draw the same source images in the same order and augment the first alike
     first = [json.loads(lines[arm][0])["loss_source"] for arm in ("control", "hrda")]
     assert first[0] == first[1]
@@ -89,6 +95,13 @@ def test_an_arm_is_kept_and_other_settings_are_refused(mini: Path, finished: tup
     assert again.returncode == 0
     assert again.stdout.splitlines()[:-1] == printed.splitlines()[:-1]  # the last line is the time
     assert (out / "seed1" / "hrda" / "last.pt").stat().st_mtime_ns == before
+    file = out / "seed1" / "hrda" / "last.pt"  # without a teacher, as it was before there was one
+    kept = torch.load(file, weights_only=True)
+    torch.save({name: value for name, value in kept.items() if name != "teacher"}, file)
+    before = file.stat().st_mtime_ns
+    assert start(mini, out).returncode == 0
+    assert file.stat().st_mtime_ns == before
+    torch.save(kept, file)
     other = start(mini, out, "--lr", "0.1")
     assert other.returncode == 2
     assert other.stderr.splitlines()[-1] == (

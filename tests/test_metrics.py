@@ -82,6 +82,10 @@ def test_iou_of_absent_missed_and_wrongly_predicted_classes() -> None:
     assert confusion.mean_iou([1, 4, 5]) == pytest.approx((2 / 3 + 1) / 2)
     assert confusion.mean_iou((0,)) == 0.5
     assert math.isnan(confusion.mean_iou([4]))
+    assert confusion.iou(absent=0).tolist() == [half, two_thirds, 0, 0, 0, 1]
+    assert confusion.mean_iou(absent=0) == pytest.approx((1 / 2 + 2 / 3 + 1) / 6)
+    assert confusion.mean_iou([4, 5], absent=0.0) == 0.5
+    assert confusion.mean_iou([4, 5], absent=math.nan) == 1
 
 
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=4), st.sampled_from([2, 5, 200]))
@@ -170,6 +174,13 @@ def test_mean_refuses_classes(classes: list[int]) -> None:
     message = f"classes must be ids in [0, 3), at least one, got {classes}"
     with pytest.raises(ValueError, match=re.escape(message)):
         ConfusionMatrix(3).mean_iou(classes)
+
+
+@pytest.mark.parametrize("absent", [1, -0.5, math.inf, None, "nan"], ids=str)
+def test_refuses_other_values_for_absent_classes(absent: Any) -> None:
+    message = f"absent must be nan (not in the mean) or 0 (a failure), got {absent!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ConfusionMatrix(3).mean_iou(absent=absent)
 
 
 def test_refuses_no_classes() -> None:

@@ -55,8 +55,8 @@ SIGNATURES = {
     "mixed_box=None, mixed_classes=None)",
     "ConfusionMatrix": "(num_classes, *, ignore_index=255)",
     "ConfusionMatrix.update": "(self, prediction, target)",
-    "ConfusionMatrix.iou": "(self)",
-    "ConfusionMatrix.mean_iou": "(self, classes=None)",
+    "ConfusionMatrix.iou": "(self, *, absent=nan)",
+    "ConfusionMatrix.mean_iou": "(self, classes=None, *, absent=nan)",
     "models.hrda": "(encoder='mit_b5', num_classes=19, *, embed_dims=256, attention_embed_dims=256, "
     "detail_size=(512, 512), attention_classwise=True, fixed_attention=None, drop_path=0.1, dropout=0.1, "
     "fusion='sepaspp', in_channels=3, checkpoint_stages=())",

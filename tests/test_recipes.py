@@ -86,6 +86,17 @@ def test_sizes_are_those_of_the_released_pipelines(
     assert config.margins == (margins if masked else (0, 0, 0, 0))
 
 
+def test_each_has_a_row_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    table = page.partition("| Recipe | Command |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = {name.strip(" `"): command.strip(" `") for _, name, command, *_ in (line.split("|") for line in table)}
+    assert sorted(rows) == RECIPES
+    for name, command in rows.items():
+        config, options = gta2cityscapes.parse(command.split())  # complete, or it would stop here
+        given = {kind for kind in gta2cityscapes.FOLDERS if getattr(options, kind)}
+        assert (options.recipe, given) == (name, {config.source, config.target})
+
+
 def picture(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(256, size=(*SIZE, 3)).astype(np.uint8)).save(file)

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from hrda_lib import MultiResSegmenter, SegmenterOutput, pseudo_labels
 from hrda_lib.data import CITYSCAPES
+from support.heads import whole_cells
 from support.report import Results, class_values, shown
 from support.run_files import normalize
 
@@ -124,9 +125,7 @@ def _attention(model: MultiResSegmenter, out: SegmenterOutput, size: tuple[int, 
 
 def _whole(model: MultiResSegmenter, x: Tensor) -> SegmenterOutput:
     """One pass over the whole image, padded to whole cells."""
-    cell = round(model.scale * model.output_stride)
-    padded = pad(x, (0, -x.shape[-1] % cell, 0, -x.shape[-2] % cell))
-    out: SegmenterOutput = model.eval()(padded, detail="windows")
+    out: SegmenterOutput = model.eval()(whole_cells(x), detail="windows")
     return out
 
 

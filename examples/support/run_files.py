@@ -5,8 +5,9 @@ import json
 import os
 import pickle
 import platform
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,6 +18,8 @@ from hrda_lib.models import EncoderDecoder
 from support.networks import build
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
+Weights = Literal["student", "teacher"]
+WEIGHTS = get_args(Weights)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
@@ -58,11 +61,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def save(run: Path, model: nn.Module, network: dict[str, Any], step: int) -> None:
+def save(run: Path, model: nn.Module, network: dict[str, Any], step: int, teacher: nn.Module | None = None) -> None:
     """``last.pt``: weights, and what :func:`load` needs to build their network. Never half-written."""
     part = run / f"last.pt.{os.getpid()}.part"
+    kept = {"model": model.state_dict(), "network": network, "step": step}
+    if teacher is not None:
+        kept["teacher"] = teacher.state_dict()
     try:
-        torch.save({"model": model.state_dict(), "network": network, "step": step}, part)
+        torch.save(kept, part)
         os.replace(part, run / "last.pt")
     except RuntimeError as error:  # torch's name for a full disk
         raise OSError(
@@ -84,11 +90,11 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise _unreadable(file, error) from None
 
 
-def load(run: Path) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]:
+def load(run: Path, weights: Weights = "student") -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]:
     """The network of a run in eval mode, and its settings: encoder, class_names, detail_size, ignore.
 
     Raises:
-        ValueError: there is no checkpoint, or it is not one of ours.
+        ValueError: there is no checkpoint, it is not one of ours, or holds no teacher where its weights are asked for.
     """
     file = run / "last.pt"
     if not file.is_file():
@@ -96,8 +102,10 @@ def load(run: Path) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]
             f"{file}: no such file; a run folder of own_data.py, or an arm of gta2cityscapes.py, is expected"
         )
     try:
-        kept = torch.load(file, map_location="cpu", weights_only=True)
+        # mapped: of student and teacher, only the one that is asked for is read
+        kept = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         network = kept["network"]
+        state = kept["model"] if weights == "student" else kept.get("teacher")
         model = build(
             network["encoder"],
             len(network["class_names"]),
@@ -105,9 +113,12 @@ def load(run: Path) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]
             model=network.get("model", "small"),
             attention=network.get("attention"),
         )
-        model.load_state_dict(kept["model"])
+        if state is not None:
+            model.load_state_dict(state)
     except Exception as error:
         raise _unreadable(file, error) from None
+    if state is None:
+        raise ValueError(f"{file}: holds no teacher, which a run keeps only if it adapts to a target; take the student")
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise ValueError(f"{file}: holds weights that are not finite")
     return model.eval(), network
