@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from support.networks import build
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for images in [0, 1]
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to what the networks take."""
-    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
+def normalize(
+    images: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> torch.Tensor:
+    """uint8 (B, 3, H, W), or with ``mean`` and ``std`` of their channels images of any kind, to what networks take."""
+    measured = mean is not None and std is not None
+    pair = (mean, std) if measured else (MEAN, STD)
+    shift, scale = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in pair)
+    return ((images.float() if measured else images.float() / 255) - shift) / scale
 
 
 def start_run(run: Path, settings: dict[str, Any]) -> None:
@@ -76,11 +81,11 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise _unreadable(file, error) from None
 
 
-def load(run: Path) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]:
+def load(run: Path, *, pictures: bool = True) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]:
     """The network of a run in eval mode, and its settings: encoder, class_names, detail_size, ignore.
 
     Raises:
-        ValueError: there is no checkpoint, or it is not one of ours.
+        ValueError: there is no checkpoint, it is not one of ours, or ``pictures`` of 8 bits are not what it takes.
     """
     file = run / "last.pt"
     if not file.is_file():
@@ -96,12 +101,15 @@ def load(run: Path) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]
             detail_size=tuple(network["detail_size"]),
             model=network.get("model", "small"),
             attention=network.get("attention"),
+            channels=network.get("channels", 3),
         )
         model.load_state_dict(kept["model"])
     except Exception as error:
         raise _unreadable(file, error) from None
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise ValueError(f"{file}: holds weights that are not finite")
+    if pictures and "mean" in network:
+        raise ValueError(f"{file}: takes no pictures, but what {network['read']} reads; predict.py does that")
     return model.eval(), network
 
 
