@@ -81,6 +81,9 @@ def common_names(file: Path, ids: Mapping[int, int], *, old: Sequence[str], new:
     Raises:
         ValueError: classes are left out, or the map names an old or a new id that does not exist.
     """
+    void = [name for name in new if name.lower() in VOID]
+    if void:
+        raise ValueError(f"{file}: ignores what it does not name; leave {void[0]!r} out of the class names")
     found = sorted(set(ids.values()) - {255})
     count = len(new) or len(found)
     if found != list(range(count)):
