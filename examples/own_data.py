@@ -1,9 +1,14 @@
-"""Adapt a segmentation network from labelled to unlabelled images: two folders in, a run folder out.
+"""Adapt a segmentation network from labelled to unlabelled images: two folders or lists in, a run folder out.
 
     python examples/own_data.py --source DIR --target DIR --out RUN
 
 --source: DIR/images and DIR/labels (single-channel PNGs of class ids, 255 ignored). --target: DIR/images; whatever else
 lies there is never opened. Several source folders may be given, for example a few labelled images of the target domain.
+Instead of a folder, a list: a text file of lines image<TAB>label, for a target of images alone.
+
+--palette FILE.json: labels are stored as colours, {"name": [red, green, blue], ...} in the order of the ids.
+--ids FILE.json: classes that source and target share, {"old id": new id, ...}; other ids are ignored.
+--read FILE.py:NAME: images of other formats or more channels; NAME(Path) gives a (K, H, W) uint8 or float32 tensor.
 
 Methods, all with the same network, the same number of steps and rare-class sampling:
     source      labelled images only, without colour augmentation
@@ -18,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -27,8 +32,8 @@ from tqdm import tqdm
 from hrda_lib import EMATeacher, MultiResSegmenter, SelfTraining, StrongAugment
 from hrda_lib.data import (
     Concatenated,
-    Folders,
     RareClasses,
+    Relabeled,
     SourceCrops,
     TargetCrops,
     UnlabeledImages,
@@ -36,11 +41,12 @@ from hrda_lib.data import (
     count_labels,
 )
 from hrda_lib.optim import warmup_poly
+from support.channels import RGB, Reader, check_kind, jitter_and_blur, measure
 from support.networks import build
+from support.own_files import common_names, open_source, open_target, read_ids, read_names, read_palette
 from support.plots import draw_curves, draw_panel
+from support.report import id_table, share_table
 from support.run_files import MEAN, STD, load_weights, normalize, read_metrics, save, start_run, write_metrics
-
-VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ class Config:
     warmup: int = -1
     seed: int = 0
     classes: Path | None = None
+    palette: Path | None = None
+    ids: Path | None = None
+    read: str | None = None
     encoder: str = "mini"
     encoder_weights: Path | None = None
     init: Path | None = None
@@ -88,6 +97,8 @@ HELP = {
     "warmup": "source steps before, in every method; -1: four times the steps",
     "seed": "of weights, samples and augmentation",
     "classes": "file with a class name a line, the first for id 0; 'void' marks ids to ignore; default: ids as found",
+    "palette": "JSON file of class names and the colours that labels have; 'void' marks one to ignore",
+    "ids": "JSON file of old and new ids; --classes then names the new ones",
     "encoder": "'mini', trained from scratch, or a timm name",
     "encoder_weights": "file that initialises the encoder; without it a timm encoder starts from random weights",
     "init": "last.pt of another run, for a warm start",
@@ -111,13 +122,16 @@ HELP = {
 class Data:
     """What :func:`prepare` found."""
 
-    source: Concatenated
+    source: Concatenated | Relabeled
     target: UnlabeledImages
     names: list[str]
     ignore: list[int]
     rare_classes: RareClasses
     class_weight: torch.Tensor
     crop: tuple[int, int]
+    reader: Reader | None
+    mean: list[float] | None  # of each channel; None: those of ImageNet, for images in [0, 255]
+    std: list[float] | None
 
 
 def prepare(config: Config) -> Data:
@@ -131,39 +145,54 @@ def prepare(config: Config) -> Data:
         raise ValueError(
             f"{config.out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
         )
-    names = config.classes.read_text(encoding="utf-8-sig").strip().splitlines() if config.classes else []
-    names = [name.strip() for name in names]
-    ignore = [i for i, name in enumerate(names) if name.lower() in VOID]
-    while names and names[-1].lower() in VOID:
-        names.pop()
-    source = Concatenated([Folders(root, ignore=ignore) for root in config.source])
-    target = Folders(config.target).unlabeled()
+    if config.palette and config.classes:
+        raise ValueError("--palette names the classes; leave --classes out")
+    names, ignore = read_names(config.classes) if config.classes else ([], [])
+    colours, read_label = read_palette(config.palette) if config.palette else ([], None)
+    ids = read_ids(config.ids) if config.ids else {}
+    reader = Reader(config.read) if config.read else None
+
+    stored = [] if ids else ignore
+    parts = [open_source(path, ignore=stored, read_image=reader, read_label=read_label) for path in config.source]
+    source: Concatenated | Relabeled = Concatenated(parts)
+    target = open_target(config.target, read_image=reader)
     counts = count_labels(source, cache=config.out / "label_counts.json", progress=lambda r: tqdm(r, "reading labels"))
+    if config.ids:
+        names, source = common_names(config.ids, ids, old=colours, new=names), Relabeled(source, ids)
+        print(id_table(names, ids, counts), end="")
+        new_ids = torch.tensor([ids.get(old, 255) for old in range(256)])
+        counts = torch.zeros_like(counts).index_add_(1, new_ids, counts)
     if not counts[:, :255].any():
-        raise ValueError(f"{source.label_file(0)}: this and all other labels hold nothing but 255, the ignored id")
-    if not config.classes:
-        names = [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
+        every = "255, the ignored id" if not ids else f"ids that {config.ids} ignores"
+        raise ValueError(f"{source.label_file(0)}: this and all other labels hold nothing but {every}")
+    names = names or colours or [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
     check_classes(source, counts, len(names))
-    counts = counts[:, : len(names)]
+    ignored, counts = counts[:, 255].sum() / counts.sum(), counts[:, : len(names)]
     rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
+    print(share_table(names, counts, rare_classes.probabilities), end="")
+    print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
     pixels = counts.sum(dim=0).clamp(min=1).float()
     class_weight = (pixels / pixels.sum()) ** -config.balance
     class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
     class_weight[counts.sum(dim=0) == 0] = 1
-    size = source[0].label.shape
+
+    size, mean, std = source[0].label.shape, None, None
+    if reader:
+        check_kind(target)
+        mean, std = measure(source) if reader.kind != RGB else (None, None)
     height, width = (side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
     if height % 16 or width % 16 or min(height, width) < 16:
         raise ValueError(
             f"crop must be a positive multiple of 16 pixels, got {(height, width)}; choose one with --crop"
         )
-    return Data(source, target, names, ignore, rare_classes, class_weight, (height, width))
+    return Data(source, target, names, ignore, rare_classes, class_weight, (height, width), reader, mean, std)
 
 
 def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, str, EMATeacher | None]:
     """The loop; returns the number of steps taken, why it ended early, and the teacher. The weights are always kept."""
     total, device = config.total, torch.device(config.device)
     generator = torch.Generator().manual_seed(config.seed)
-    augment = StrongAugment(mean=MEAN, std=STD)
+    augment = StrongAugment(mean=MEAN, std=STD) if data.mean is None else jitter_and_blur
     student.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = warmup_poly(optimizer, total=total, warmup=min(50, total // 2), power=0.9)
@@ -192,7 +221,7 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
                 teacher.update(student)
 
             images, labels = next(source_batches)
-            images, labels = normalize(images.to(device)), labels.to(device)
+            images, labels = normalize(images.to(device), data.mean, data.std), labels.to(device)
             seen = images if config.method == "source" else augment(images, generator)
             loss, _ = training.source(seen, labels)
             loss.backward()
@@ -200,8 +229,8 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
 
             if adapting:
                 target_images, valid = next(target_batches)
-                target_images, valid = normalize(target_images.to(device)), valid.to(device)
-                pseudo_labels, weight = training.pseudo_label(target_images, valid=valid)
+                target_images = normalize(target_images.to(device), data.mean, data.std)
+                pseudo_labels, weight = training.pseudo_label(target_images, valid=valid.to(device))
                 loss, _ = training.mixed(images, labels, target_images, pseudo_labels, weight)
                 loss.backward()
                 values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
@@ -225,19 +254,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = prepare(config)
         torch.manual_seed(config.seed)
         detail_size = (data.crop[0] // 2, data.crop[1] // 2)
-        student = build(config.encoder, len(data.names), detail_size=detail_size, weights=config.encoder_weights)
+        channels = data.reader.kind[0] if data.reader and data.reader.kind else 3
+        student = build(
+            config.encoder,
+            len(data.names),
+            detail_size=detail_size,
+            weights=config.encoder_weights,
+            channels=channels,
+        )
         assert isinstance(student, MultiResSegmenter)
         if config.init:
             load_weights(student, config.init)
         student.to(config.device)
         EMATeacher(student, decay=config.ema_decay)  # the settings of later are checked now
         SelfTraining(student, student, threshold=config.threshold)
-        network = {
+        network: dict[str, Any] = {
             "encoder": config.encoder,
             "class_names": data.names,
             "detail_size": detail_size,
             "ignore": data.ignore,
         }
+        if data.reader:
+            network |= data.reader.settings()
+        if data.mean is not None:
+            network |= {"mean": data.mean, "std": data.std}
         start_run(config.out, {**asdict(config), "crop": data.crop, "network": network})
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
         print(f"own_data.py: {str(error).splitlines()[0]}", file=sys.stderr)
@@ -251,7 +291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         draw_curves(config.out / "curves.png", read_metrics(config.out))
         images = [data.target[i].image for i in range(0, len(data.target), max(len(data.target) // 4, 1))][:4]
-        draw_panel(config.out / "panel.png", student, images, data.names, threshold=config.threshold)
+        panel = config.out / "panel.png"
+        draw_panel(panel, student, images, data.names, threshold=config.threshold, mean=data.mean, std=data.std)
     except (ValueError, OSError) as error:
         stopped = stopped or str(error)
     print(f"{config.out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {steps} steps")
@@ -262,14 +303,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str] | None) -> Config:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, nargs="+", required=True, help="folders with images/ and labels/")
-    parser.add_argument("--target", type=Path, required=True, help="folder with images/")
+    parser.add_argument("--source", type=Path, nargs="+", required=True, help="folders or lists, see above")
+    parser.add_argument("--target", type=Path, required=True, help="folder or list, see above")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
     parser.add_argument("--per", choices=("batch", "image", "pixel"), default=Config.per, help=HELP["per"])
     parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=Config.crop, help=HELP["crop"])
     parser.add_argument("--overwrite", action="store_true", help=HELP["overwrite"])
-    for name in ("classes", "encoder_weights", "init"):
+    parser.add_argument("--read", metavar="FILE.py:NAME", help="function that reads an image")
+    for name in ("classes", "palette", "ids", "encoder_weights", "init"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help=HELP[name])
     for field in fields(Config):
         if field.type in (int, float, str) and field.name not in ("method", "per"):

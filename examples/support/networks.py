@@ -22,18 +22,22 @@ def build(
     model: str = "small",
     weights: str | Path | None = None,
     attention: float | None = None,
+    channels: int = 3,
 ) -> MultiResSegmenter | EncoderDecoder:
-    """A network; ``weights`` initialises its encoder, a float replaces the attention.
+    """A network for images of some ``channels``; ``weights`` initialises its encoder, a float replaces the attention.
 
     ``model`` is "small": two scales, our decoder around the encoder "mini" or one of timm; "hrda": the paper's two
     scales around "mit_b0" to "mit_b5"; "daformer": the same at one scale; or "deeplab_v2": one scale, whose encoder is
     "resnet101".
 
     Raises:
-        ValueError: there is no such encoder, it gives no feature pyramid from stride 4, or the weights do not fit.
+        ValueError: there is no such encoder, it gives no feature pyramid from stride 4, the weights do not fit, or a
+            model of the paper is asked for other than three channels.
     """
     if model not in MODELS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+    if model != "small" and channels != 3:
+        raise ValueError(f"model {model!r} takes images of 3 channels, got {channels}; 'small' takes any number")
     if model == "small" and encoder.startswith("mit_b"):
         raise ValueError(f"encoder {encoder!r}: gta2cityscapes.py takes it with --model hrda")
     if model == "deeplab_v2":
@@ -53,30 +57,30 @@ def build(
             load_encoder_weights(paper.encoder, weights)
         return paper
     if encoder == "mini":
-        network: nn.Module = MiniEncoder()
-        channels = MiniEncoder.channels
+        network: nn.Module = MiniEncoder(channels)
+        widths = MiniEncoder.widths
         if weights is not None:
             _load(network, weights)
     else:
-        network = TimmEncoder(encoder, weights)
-        channels = network.channels
-    decoder = PyramidDecoder(channels, num_classes)
-    scale_attention = ScaleAttentionHead(channels, num_classes, embed_dims=16) if attention is None else attention
+        network = TimmEncoder(encoder, weights, channels)
+        widths = network.widths
+    decoder = PyramidDecoder(widths, num_classes)
+    scale_attention = ScaleAttentionHead(widths, num_classes, embed_dims=16) if attention is None else attention
     return MultiResSegmenter(network, decoder, scale_attention, detail_size=detail_size)
 
 
 class MiniEncoder(nn.Module):
     """Three levels at strides 4, 8 and 16, 0.5 M parameters."""
 
-    channels = (32, 64, 96)
+    widths: tuple[int, ...] = (32, 64, 96)
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 3) -> None:
         super().__init__()
-        self.stem = _conv(3, 16, stride=2)
-        widths = (16, *self.channels)
+        self.stem = _conv(channels, 16, stride=2)
+        widths = (16, *self.widths)
         self.stages = nn.ModuleList(
             nn.Sequential(_conv(below, width, stride=2), *(ResidualBlock(width) for _ in range(depth)))
-            for below, width, depth in zip(widths, self.channels, (1, 2, 2), strict=False)
+            for below, width, depth in zip(widths, self.widths, (1, 2, 2), strict=False)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -126,13 +130,13 @@ class PyramidDecoder(nn.Module):
 class TimmEncoder(nn.Module):
     """The levels of a timm encoder from stride 4 on, channels first."""
 
-    def __init__(self, name: str, weights: str | Path | None) -> None:
+    def __init__(self, name: str, weights: str | Path | None, channels: int = 3) -> None:
         super().__init__()
         try:
             import timm
         except ImportError:
             raise ValueError(f"encoder {name!r} needs timm: pip install timm") from None
-        settings: dict[str, Any] = {"features_only": True}
+        settings: dict[str, Any] = {"features_only": True, "in_chans": channels}
         if weights is not None:
             settings |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
         try:
@@ -145,13 +149,12 @@ class TimmEncoder(nn.Module):
                 f"encoder {name!r} has levels at strides {reductions}; the decoder needs them from stride 4 on"
             )
         self.first = reductions.index(4)
-        self.channels = tuple(self.body.feature_info.channels()[self.first :])
+        self.widths = tuple(self.body.feature_info.channels()[self.first :])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         levels = self.body(images)[self.first :]
         return [
-            x if x.shape[1] == channels else x.permute(0, 3, 1, 2)
-            for x, channels in zip(levels, self.channels, strict=True)
+            x if x.shape[1] == width else x.permute(0, 3, 1, 2) for x, width in zip(levels, self.widths, strict=True)
         ]
 
 

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from hrda_lib import MultiResSegmenter, SegmenterOutput, pseudo_labels
 from hrda_lib.data import CITYSCAPES
+from support.channels import display
 from support.heads import whole_cells
 from support.report import Results, class_values, shown
 from support.run_files import normalize
@@ -57,11 +58,20 @@ def overlay(image: Tensor, labels: Tensor, count: int) -> Picture:
 
 
 def draw_panel(
-    file: Path, model: MultiResSegmenter, images: Sequence[Tensor], names: Sequence[str], *, threshold: float
+    file: Path,
+    model: MultiResSegmenter,
+    images: Sequence[Tensor],
+    names: Sequence[str],
+    *,
+    threshold: float,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> None:
     """A row an image: image, prediction, context, detail, attention to the detail, pseudo label, its weight."""
     titles = ("image", "prediction", "context", "detail", "attention", "pseudo label", "weight")
-    rows = [_pictures(model, image, len(names), threshold) for image in images]
+    rows = [
+        _pictures(model, normalize(image[None], mean, std), display(image), len(names), threshold) for image in images
+    ]
     draw_grid(file, rows, titles, dict(zip(names, palette(len(names)).tolist(), strict=False)))
 
 
@@ -96,8 +106,7 @@ def _save(figure: Any, file: Path) -> None:
 
 
 @torch.no_grad()
-def _pictures(model: MultiResSegmenter, image: Tensor, count: int, threshold: float) -> list[Any]:
-    x = normalize(image[None])
+def _pictures(model: MultiResSegmenter, x: Tensor, image: Tensor, count: int, threshold: float) -> list[Any]:
     out, (height, width) = _whole(model, x), image.shape[1:]
     size = out.logits.shape[-2] * model.output_stride, out.logits.shape[-1] * model.output_stride
     context, detail = (pseudo_labels(logits, size=size)[0] for logits in (out.context_logits, out.detail_logits))

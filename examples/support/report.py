@@ -1,11 +1,48 @@
-"""Tables of results: one seed as it is, several as mean ± standard deviation."""
+"""Tables of classes, and of results: one seed as it is, several as mean ± standard deviation."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 HEADS = ("fused", "context", "detail", "average")
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> a result a seed
+
+
+def share_table(names: Sequence[str], counts: Tensor, probabilities: Tensor) -> str:
+    """A row a class: its share of the pixels, the images that show it, and how often rare-class sampling draws it.
+
+    Args:
+        names: of the C classes.
+        counts: (N, C) pixels of each class in each image.
+        probabilities: (C,) of ``RareClasses``.
+    """
+    pixels = counts.sum(dim=0)
+    columns = (pixels / pixels.sum()).tolist(), (counts > 0).sum(dim=0).tolist(), probabilities.tolist()
+    rows = [["class", "pixels, %", "images", "drawn, %"]]
+    for name, share, images, probability in zip(names, *columns, strict=True):
+        rows.append([name, f"{100 * share:.2f}", str(images), f"{100 * probability:.1f}"])
+    return markdown(rows)
+
+
+def id_table(names: Sequence[str], ids: Mapping[int, int], counts: Tensor) -> str:
+    """A row a class: the old ids that become it, and their share of all pixels; last what is ignored.
+
+    Args:
+        names: of the classes.
+        ids: old id -> class.
+        counts: (N, 256) pixels of each old id in each image.
+    """
+    pixels = counts.sum(dim=0)
+    kept = {old: new for old, new in ids.items() if new < len(names)}
+    groups = {f"{i} {name}": [old for old in sorted(kept) if kept[old] == i] for i, name in enumerate(names)}
+    groups["ignored"] = [old for old in pixels.nonzero().flatten().tolist() if old not in kept]
+    rows = [["class", "old ids", "pixels, %"]]
+    for title, olds in groups.items():
+        share = pixels[olds].sum() / pixels.sum()
+        rows.append([title, ", ".join(map(str, olds)), f"{100 * share:.2f}"])
+    return markdown(rows)
 
 
 def class_table(results: Results) -> str:

@@ -6,6 +6,7 @@ import os
 import pickle
 import platform
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,10 +23,14 @@ Weights = Literal["student", "teacher"]
 WEIGHTS = get_args(Weights)
 
 
-def normalize(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, 3, H, W) to what the networks take."""
-    mean, std = (torch.tensor(value, device=images.device).view(3, 1, 1) for value in (MEAN, STD))
-    return (images.float() / 255 - mean) / std
+def normalize(
+    images: torch.Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> torch.Tensor:
+    """uint8 (B, 3, H, W), or with ``mean`` and ``std`` of their channels images of any kind, to what networks take."""
+    measured = mean is not None and std is not None
+    pair = (mean, std) if measured else (MEAN, STD)
+    shift, scale = (torch.tensor(value, device=images.device).view(-1, 1, 1) for value in pair)
+    return ((images.float() if measured else images.float() / 255) - shift) / scale
 
 
 def reason(error: BaseException) -> str:
@@ -90,11 +95,14 @@ def load_weights(model: nn.Module, file: Path) -> None:
         raise _unreadable(file, error) from None
 
 
-def load(run: Path, weights: Weights = "student") -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]:
+def load(
+    run: Path, weights: Weights = "student", *, pictures: bool = True
+) -> tuple[MultiResSegmenter | EncoderDecoder, dict[str, Any]]:
     """The network of a run in eval mode, and its settings: encoder, class_names, detail_size, ignore.
 
     Raises:
-        ValueError: there is no checkpoint, it is not one of ours, or holds no teacher where its weights are asked for.
+        ValueError: there is no checkpoint, it is not one of ours, holds no teacher where its weights are asked for, or
+            ``pictures`` of 8 bits are not what it takes.
     """
     file = run / "last.pt"
     if not file.is_file():
@@ -112,6 +120,7 @@ def load(run: Path, weights: Weights = "student") -> tuple[MultiResSegmenter | E
             detail_size=tuple(network["detail_size"]),
             model=network.get("model", "small"),
             attention=network.get("attention"),
+            channels=network.get("channels", 3),
         )
         if state is not None:
             model.load_state_dict(state)
@@ -121,6 +130,8 @@ def load(run: Path, weights: Weights = "student") -> tuple[MultiResSegmenter | E
         raise ValueError(f"{file}: holds no teacher, which a run keeps only if it adapts to a target; take the student")
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise ValueError(f"{file}: holds weights that are not finite")
+    if pictures and "mean" in network:
+        raise ValueError(f"{file}: takes no pictures, but what {network['read']} reads; predict.py does that")
     return model.eval(), network
 
 

@@ -4,6 +4,7 @@ from hrda_lib.data.acdc import Acdc
 from hrda_lib.data.bdd100k import Bdd100k
 from hrda_lib.data.cityscapes import Cityscapes
 from hrda_lib.data.classes import CITYSCAPES
+from hrda_lib.data.colours import StoredColours
 from hrda_lib.data.crops import SourceCrop, SourceCrops, TargetCrop, TargetCrops
 from hrda_lib.data.dark_zurich import DarkZurich
 from hrda_lib.data.folders import Concatenated, Folders
@@ -39,6 +40,7 @@ __all__ = [
     "SourceCrop",
     "SourceCrops",
     "StepBatches",
+    "StoredColours",
     "Synthia",
     "TargetCrop",
     "TargetCrops",

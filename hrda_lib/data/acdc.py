@@ -41,4 +41,4 @@ class Acdc(LabeledFiles):
             self.root / "gt" / kind / split / file.parent.name / f"{name}{LABEL}"
             for kind, file, name in zip(self.conditions, images, names, strict=True)
         ]
-        super().__init__(images, labels, names, read=STORED_TRAIN_IDS, settings="train ids", layout=layout)
+        super().__init__(images, labels, names, read_label=STORED_TRAIN_IDS, settings="train ids", layout=layout)

@@ -31,4 +31,4 @@ class Bdd100k(LabeledFiles):
         images = find(folder / split, "*.jpg", layout)
         names = [file.stem for file in images]
         labels = [masks / f"{name}.png" for name in names]
-        super().__init__(images, labels, names, read=STORED_TRAIN_IDS, settings="train ids", layout=layout)
+        super().__init__(images, labels, names, read_label=STORED_TRAIN_IDS, settings="train ids", layout=layout)

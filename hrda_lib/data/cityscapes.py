@@ -39,4 +39,4 @@ class Cityscapes(LabeledFiles):
         cities = [self.root / "gtFine" / split / file.parent.name for file in images]
         labels = [city / f"{name}{label}" for city, name in zip(cities, names, strict=True)]
         read = cityscapes_ids("Cityscapes", 33)
-        super().__init__(images, labels, names, read=read, settings="Cityscapes", layout=layout)
+        super().__init__(images, labels, names, read_label=read, settings="Cityscapes", layout=layout)

@@ -34,4 +34,4 @@ class DarkZurich(LabeledFiles):
             self.root / "gt" / split / "night" / file.parent.name / f"{name}{LABEL}"
             for file, name in zip(images, names, strict=True)
         ]
-        super().__init__(images, labels, names, read=STORED_TRAIN_IDS, settings="train ids", layout=layout)
+        super().__init__(images, labels, names, read_label=STORED_TRAIN_IDS, settings="train ids", layout=layout)

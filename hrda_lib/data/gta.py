@@ -26,4 +26,4 @@ class Gta(LabeledFiles):
         images = find(self.root / "images", "*.png", layout)
         labels = [self.root / "labels" / file.name for file in images]
         read = cityscapes_ids("GTA", 34)
-        super().__init__(images, labels, [file.stem for file in images], read=read, settings="GTA", layout=layout)
+        super().__init__(images, labels, [file.stem for file in images], read_label=read, settings="GTA", layout=layout)

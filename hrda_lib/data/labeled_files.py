@@ -13,7 +13,10 @@ from torch import Tensor
 
 
 class Sample(NamedTuple):
-    """A labelled image: (3, H, W) uint8, (H, W) uint8 class ids with 255 ignored, and its name."""
+    """A labelled image: (3, H, W) uint8, (H, W) uint8 class ids with 255 ignored, and its name.
+
+    Where a reader of one's own reads images: (K, H, W) uint8 or float32.
+    """
 
     image: Tensor
     label: Tensor
@@ -21,7 +24,7 @@ class Sample(NamedTuple):
 
 
 class UnlabeledSample(NamedTuple):
-    """An image of the target domain: (3, H, W) uint8, and its name. There is no label to read by mistake."""
+    """An image of the target domain as in :class:`Sample`, and its name. There is no label to read by mistake."""
 
     image: Tensor
     name: str
@@ -48,10 +51,21 @@ class UnlabeledImages:
     Args:
         files: image files, in the order in which they are indexed.
         names: the samples' names; None: the files' without ending.
+        read_image: gives the image of a file, (K, H, W) uint8 or float32; None: pictures of 8 bits, as (3, H, W) uint8.
+
+    Raises:
+        ValueError: on reading, a file is missing or broken, the reader fails, or gives something else. The message
+            starts with the file.
     """
 
-    def __init__(self, files: Sequence[Path], names: Sequence[str] | None = None) -> None:
-        self._files = list(files)
+    def __init__(
+        self,
+        files: Sequence[Path],
+        names: Sequence[str] | None = None,
+        *,
+        read_image: Callable[[Path], Tensor] | None = None,
+    ) -> None:
+        self._files, self._read_image = list(files), read_image
         self._names = [file.stem for file in files] if names is None else list(names)
 
     def __len__(self) -> int:
@@ -63,7 +77,7 @@ class UnlabeledImages:
         return list(self._files)
 
     def __getitem__(self, index: int) -> UnlabeledSample:
-        return UnlabeledSample(read_image(self._files[index]), self._names[index])
+        return UnlabeledSample(_image(self._files[index], self._read_image), self._names[index])
 
 
 def read_image(file: Path) -> Tensor:
@@ -72,7 +86,7 @@ def read_image(file: Path) -> Tensor:
     Raises:
         ValueError: the file is missing or broken, or holds more than 8 bits a channel.
     """
-    with _opened(file) as image:
+    with open_image(file) as image:
         if image.mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK"):
             raise ValueError(f"{file}: image must have 8 bits a channel, got mode {image.mode}; convert it")
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
@@ -143,7 +157,7 @@ class StoredIds:
         return torch.zeros(256, dtype=torch.int64).index_add_(0, torch.from_numpy(self.table).long(), stored)
 
     def _opened(self, file: Path) -> Image.Image:
-        image = _opened(file)
+        image = open_image(file)
         if image.mode not in ("L", "P", "1"):
             image.close()
             raise ValueError(
@@ -166,7 +180,12 @@ class StoredIds:
         return counts
 
 
-def _opened(file: Path) -> Image.Image:
+def open_image(file: Path) -> Image.Image:
+    """The decoded picture.
+
+    Raises:
+        ValueError: the file is missing or broken.
+    """
     try:
         image = Image.open(file)
     except FileNotFoundError:
@@ -189,6 +208,49 @@ def _unreadable(file: Path, error: Exception) -> ValueError:
     return ValueError(f"{file}: cannot be read as an image ({error})")
 
 
+def _image(file: Path, reader: Callable[[Path], Tensor] | None) -> Tensor:
+    image = _called(reader or read_image, file)
+    wanted = "read_image must give a tensor (K, H, W) of uint8 or float32"
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{file}: {wanted}, got {type(image).__name__}; torch.from_numpy makes one of an array")
+    if image.dim() != 3 or image.dtype not in (torch.uint8, torch.float32):
+        raise ValueError(f"{file}: {wanted}, got {tuple(image.shape)} of {image.dtype}")
+    return image
+
+
+def _label(file: Path, reader: Callable[[Path], Tensor]) -> Tensor:
+    label = _called(reader, file)
+    if not isinstance(label, Tensor) or label.dim() != 2 or label.dtype != torch.uint8:
+        got = f"{tuple(label.shape)} of {label.dtype}" if isinstance(label, Tensor) else type(label).__name__
+        raise ValueError(f"{file}: read_label must give a tensor (H, W) of uint8, got {got}")
+    return label
+
+
+def _called(reader: Callable[[Path], Tensor], file: Path) -> Tensor:
+    try:
+        return reader(file)
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(file)):
+            raise
+        raise ValueError(f"{file}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+
+
+def label_reader(
+    ignore: Sequence[int], read_label: Callable[[Path], Tensor] | None
+) -> tuple[Callable[[Path], Tensor], str]:
+    """``read_label``, or what reads stored ids, and what tells it from others in a fingerprint.
+
+    Raises:
+        ValueError: ids to ignore and a reader are given.
+    """
+    if read_label is None:
+        return StoredIds(ignoring(ignore)), repr(list(ignore))
+    if ignore:
+        raise ValueError(f"ignore is for stored ids: got {list(ignore)} with read_label, which must give 255 itself")
+    name = getattr(read_label, "__qualname__", None)
+    return read_label, f"{read_label.__module__}.{name}" if name else repr(read_label)
+
+
 class LabeledFiles:
     """Image files with a label file each; for your own layout, list the files.
 
@@ -198,14 +260,15 @@ class LabeledFiles:
         images: image files.
         labels: their label files, in the same order.
         names: the samples' names, in the same order.
-        read: gives the (H, W) uint8 label of a file, with 255 ignored, as :class:`StoredIds` does; None: ids are taken
-            as they are stored.
+        read_image: gives the image of a file, (K, H, W) uint8 or float32; None: pictures of 8 bits, as (3, H, W) uint8.
+        read_label: gives the (H, W) uint8 label of a file, with 255 ignored, as :class:`StoredColours` does; None: ids
+            are taken as they are stored.
         settings: whatever the labels depend on besides the files, for the fingerprint.
         layout: where label files are expected, for messages.
 
     Raises:
         ValueError: not as many labels or names as images; on reading, a file is missing, broken, of another kind, or
-            of another size than its image. The message starts with the file.
+            of another size than its image, or a reader fails. The message starts with the file.
     """
 
     margins: ClassVar[tuple[int, int, int, int]] = (0, 0, 0, 0)
@@ -217,7 +280,8 @@ class LabeledFiles:
         labels: Sequence[Path],
         names: Sequence[str],
         *,
-        read: Callable[[Path], Tensor] | None = None,
+        read_image: Callable[[Path], Tensor] | None = None,
+        read_label: Callable[[Path], Tensor] | None = None,
         settings: str = "",
         layout: str = "",
     ) -> None:
@@ -226,15 +290,21 @@ class LabeledFiles:
                 f"images, labels and names must be equally many, got {len(images)}, {len(labels)} and {len(names)}"
             )
         self._images, self._labels, self._names = list(images), list(labels), list(names)
-        self._read: Callable[[Path], Tensor] = read or StoredIds(ignoring(()))
+        self._read_image = read_image
+        self._read_label: Callable[[Path], Tensor] = read_label or StoredIds(ignoring(()))
         self._settings, self._layout = settings, layout
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
-        image, label = read_image(self._images[index]), self.label(index)
+        image, label = _image(self._images[index], self._read_image), self.label(index)
         if image.shape[1:] != label.shape:
+            if image.shape[:2] == label.shape:
+                raise ValueError(
+                    f"{self._images[index]}: read_image must give (K, H, W), got (H, W, K) = {tuple(image.shape)}; "
+                    "permute(2, 0, 1) turns it round"
+                )
             raise ValueError(
                 f"{self.label_file(index)}: label must have its image's size {tuple(image.shape[1:])}, "
                 f"got {tuple(label.shape)}"
@@ -244,7 +314,7 @@ class LabeledFiles:
     def label(self, index: int) -> Tensor:
         """The label (H, W) uint8 alone, without reading the image."""
         self._check_file(self._labels[index])
-        return self._read(self._labels[index])
+        return _label(self._labels[index], self._read_label)
 
     @property
     def names(self) -> list[str]:
@@ -253,10 +323,10 @@ class LabeledFiles:
 
     def count(self, index: int) -> Tensor:
         """Pixels of each id in the label, (256,) int64."""
-        if not isinstance(self._read, StoredIds):
+        if not isinstance(self._read_label, StoredIds):
             return torch.from_numpy(count_ids(self.label(index).numpy()))
         self._check_file(self._labels[index])
-        return self._read.count(self._labels[index])
+        return self._read_label.count(self._labels[index])
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""
@@ -282,7 +352,7 @@ class LabeledFiles:
 
     def unlabeled(self) -> UnlabeledImages:
         """The same images without any label path."""
-        return UnlabeledImages(self._images, self._names)
+        return UnlabeledImages(self._images, self._names, read_image=self._read_image)
 
     def _check_file(self, file: Path) -> None:
         if not file.is_file():

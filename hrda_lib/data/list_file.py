@@ -1,9 +1,11 @@
 """Labelled images named by a list."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hrda_lib.data.labeled_files import LabeledFiles, StoredIds, ignoring
+from torch import Tensor
+
+from hrda_lib.data.labeled_files import LabeledFiles, label_reader
 
 
 class ListFile(LabeledFiles):
@@ -15,13 +17,22 @@ class ListFile(LabeledFiles):
     Args:
         file: the list, in UTF-8.
         ignore: class ids that become 255.
+        read_image, read_label: readers of one's own, as in :class:`Folders`.
 
     Raises:
         ValueError: there is no such list, it names no image, or a line has more than two parts; on reading, a file is
-            missing, broken, of another kind, or of another size than its image. The message starts with the file.
+            missing, broken, of another kind, or of another size than its image, or a reader fails. The message starts
+            with the file.
     """
 
-    def __init__(self, file: str | Path, *, ignore: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        ignore: Sequence[int] = (),
+        read_image: Callable[[Path], Tensor] | None = None,
+        read_label: Callable[[Path], Tensor] | None = None,
+    ) -> None:
         self.file, self.ignore = Path(file), list(ignore)
         try:
             lines = self.file.read_text(encoding="utf-8").splitlines()
@@ -42,5 +53,5 @@ class ListFile(LabeledFiles):
             names.append(parts[0])
         if not images:
             raise ValueError(f"{self.file}: names no image")
-        read = StoredIds(ignoring(self.ignore))
-        super().__init__(images, labels, names, read=read, settings=repr(self.ignore))
+        reader, settings = label_reader(self.ignore, read_label)
+        super().__init__(images, labels, names, read_image=read_image, read_label=reader, settings=settings)

@@ -41,4 +41,4 @@ class Mapillary(LabeledFiles):
         images = find(folder / "images", "*.jpg", layout)
         names = [file.stem for file in images]
         labels = [masks / f"{name}.png" for name in names]
-        super().__init__(images, labels, names, read=_READ, settings="Mapillary", layout=layout)
+        super().__init__(images, labels, names, read_label=_READ, settings="Mapillary", layout=layout)

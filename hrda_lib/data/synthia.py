@@ -41,7 +41,8 @@ class Synthia(LabeledFiles):
         layout = f"{self.root}/RGB/0000000.png with {self.root}/GT/LABELS/0000000.png"
         images = find(self.root / "RGB", "*.png", layout)
         labels = [self.root / "GT" / "LABELS" / file.name for file in images]
-        super().__init__(images, labels, [file.stem for file in images], read=_read, settings="SYNTHIA", layout=layout)
+        names = [file.stem for file in images]
+        super().__init__(images, labels, names, read_label=_read, settings="SYNTHIA", layout=layout)
 
 
 def _read(file: Path) -> Tensor:
