@@ -24,6 +24,12 @@ def test_import_loads_torch_and_nothing_heavier() -> None:
     assert out == "[]"
 
 
+def test_data_loads_what_reads_images_when_it_reads_one() -> None:
+    heavy = ("torchvision", "PIL", "cv2")
+    out = python(f"import sys, torch, hrda_lib.data; print([m for m in {heavy} if m in sys.modules])")
+    assert out == "[]"
+
+
 def test_import_adds_few_modules_to_torchs() -> None:
     # a count, because time is noisy: what hrda_lib brings is its own files and nothing else
     code = "import sys, torch; before = set(sys.modules); import hrda_lib; print(*sorted(set(sys.modules) - before))"

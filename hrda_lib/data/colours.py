@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from hrda_lib.data.labeled_files import open_image
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 class StoredColours:
@@ -77,7 +80,7 @@ def _packed(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     return packed
 
 
-def _of_palette(image: Image.Image) -> npt.NDArray[np.uint32]:
+def _of_palette(image: "PIL.Image.Image") -> npt.NDArray[np.uint32]:
     # Image.convert would warn where a palette is transparent
     palette = np.zeros((256, 3), np.uint8)
     stored = np.array(image.getpalette(), np.uint8).reshape(-1, 3)

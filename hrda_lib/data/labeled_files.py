@@ -3,13 +3,15 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import PIL.Image  # at run time where a file is opened
 
 
 class Sample(NamedTuple):
@@ -156,7 +158,7 @@ class StoredIds:
             stored = torch.from_numpy(self._count(file, image))
         return torch.zeros(256, dtype=torch.int64).index_add_(0, torch.from_numpy(self.table).long(), stored)
 
-    def _opened(self, file: Path) -> Image.Image:
+    def _opened(self, file: Path) -> "PIL.Image.Image":
         image = open_image(file)
         if image.mode not in ("L", "P", "1"):
             image.close()
@@ -165,13 +167,13 @@ class StoredIds:
             )
         return image
 
-    def _ids(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+    def _ids(self, image: "PIL.Image.Image") -> npt.NDArray[np.uint8]:
         # Pillow spreads grey levels of 2 and 4 bits over 0..255
         spread = {"L;2": 85, "L;4": 17}.get(image.info["raw mode"], 1)
         ids = np.asarray(image, dtype=np.uint8)
         return ids if spread == 1 else ids // spread
 
-    def _count(self, file: Path, image: Image.Image) -> npt.NDArray[np.int64]:
+    def _count(self, file: Path, image: "PIL.Image.Image") -> npt.NDArray[np.int64]:
         counts = count_ids(self._ids(image))
         if self.check is not None:
             flat = image.getpalette() or []
@@ -180,17 +182,19 @@ class StoredIds:
         return counts
 
 
-def open_image(file: Path) -> Image.Image:
+def open_image(file: Path) -> "PIL.Image.Image":
     """The decoded picture.
 
     Raises:
         ValueError: the file is missing or broken.
     """
+    import PIL.Image
+
     try:
-        image = Image.open(file)
+        image = PIL.Image.open(file)
     except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise _unreadable(file, error) from None
     try:
         image.info["raw mode"] = image.tile[0][3] if image.tile else ""
