@@ -3,8 +3,9 @@
     python examples/check_data.py ROOT... [--kind KIND] [--out DIR]
 
 A ROOT is a folder of a data set that hrda_lib.data reads (GTA, Cityscapes, plain folders, ...), or a list of lines
-image<TAB>label. Every image and label is opened once. What is wrong is named file by file, and the exit status is 1;
-DIR gets NAME.png, a dozen images with their labels.
+image<TAB>label. Every image and label is opened once. What is wrong is named file by file, and the exit status is 1.
+Printed are sizes, the share of each class, and how often rare-class sampling would draw it. DIR gets NAME.png, a dozen
+images with their labels, and NAME_classes.png, the shares as bars.
 """
 
 import argparse
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hrda_lib.data import CITYSCAPES, Folders, LabeledFiles, ListFile
+from hrda_lib.data import CITYSCAPES, Folders, LabeledFiles, ListFile, RareClasses
+from hrda_lib.data.labeled_files import count_ids
 from support.datasets import KINDS, open_all
-from support.plots import Picture, colour, draw_grid, palette, street_colours
+from support.plots import Picture, colour, draw_grid, draw_shares, palette, street_colours
+from support.report import share_table
 
 SHOWN = 20  # problems to print
 
@@ -30,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kind", choices=KINDS, help="default: by what the folder holds")
     parser.add_argument("--out", type=Path, default=Path("runs/check_data"), help="default: %(default)s")
     parser.add_argument("--no-labels", action="store_true", help="look at images only: a target")
+    parser.add_argument("--temperature", type=float, default=0.01, help="of rare-class sampling; default: %(default)s")
+    parser.add_argument("--min-pixels", type=int, default=3000, help="of a class drawn there; default: %(default)s")
     options = parser.parse_args(arguments)
     problems = 0
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         for root in options.roots:
             for name, data in open_all(root, options.kind).items():
-                problems += check(name, data, options.out, labels=not options.no_labels)
+                problems += check(name, data, options)
     except (ValueError, OSError) as error:
         print(f"check_data.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
@@ -46,22 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def check(name: str, data: LabeledFiles, out: Path, *, labels: bool) -> int:
+def check(name: str, data: LabeledFiles, options: argparse.Namespace) -> int:
     """Print what there is to know; how many files are wrong."""
     images, sizes, problems = data.unlabeled(), Counter[tuple[int, int]](), []
-    counts, shown = torch.zeros(256, dtype=torch.int64), list[tuple[Tensor, Tensor]]()
+    rows, shown = list[Tensor](), list[tuple[Tensor, Tensor]]()
     for i in tqdm(range(len(data)), name):
         try:
-            if labels:
-                image, label, _ = data[i]
-            else:
+            if options.no_labels:
                 image = images[i].image
                 label = torch.full(image.shape[1:], 255, dtype=torch.uint8)
+            else:
+                image, label, _ = data[i]
         except ValueError as error:
             problems.append(str(error))
             continue
         sizes[image.shape[1], image.shape[2]] += 1
-        counts += label.flatten().bincount(minlength=256)
+        rows.append(torch.from_numpy(count_ids(label.numpy())))
         if i % max(len(data) // 12, 1) == 0:
             shown.append((image, label))
     print(f"{name}: {len(data)} images, {len(problems)} with a problem")
@@ -70,28 +75,54 @@ def check(name: str, data: LabeledFiles, out: Path, *, labels: bool) -> int:
         print(f"  {text}")
     if len(problems) > SHOWN:
         print(f"  and {len(problems) - SHOWN} more")
-    classes = int(counts[:255].nonzero().max()) + 1 if counts[:255].any() else 0
-    street = bool(classes) and not isinstance(data, Folders | ListFile)
-    for label_id in range(len(CITYSCAPES) if street else classes):
-        title = CITYSCAPES[label_id].name if street else str(label_id)
-        print(f"  {title:16} {100 * counts[label_id] / counts.sum():7.3f} %")
-    if classes:
-        print(f"  {'ignored (255)':16} {100 * counts[255] / counts.sum():7.3f} %")
+    file = options.out / name.replace(" ", "_")
+    counts = torch.stack(rows) if rows else torch.zeros(1, 256, dtype=torch.int64)
+    found = counts[:, :255].sum(dim=0).nonzero()
+    street = len(found) > 0 and not isinstance(data, Folders | ListFile)
+    names = (
+        [entry.name for entry in CITYSCAPES]
+        if street
+        else [str(i) for i in range(int(found.max()) + 1 if len(found) else 0)]
+    )
+    if names:
+        shares(names, counts, file.with_name(f"{file.name}_classes.png"), options)
     if shown:
-        colours = {entry.name: entry.colour for entry in CITYSCAPES} if street else {}
-        colours = colours or {str(i): tuple(row) for i, row in enumerate(palette(classes)[:classes].tolist())}
-        rows = [
-            [
-                x
-                for image, label in shown[i : i + 3]
-                for x in (image.permute(1, 2, 0).numpy(), paint(label, classes, street))
-            ]
-            for i in range(0, len(shown), 3)
-        ]
-        while len(rows[-1]) < len(rows[0]):
-            rows[-1].append(0 * rows[0][0])
-        draw_grid(out / f"{name.replace(' ', '_')}.png", rows, ("image", "label") * (len(rows[0]) // 2), colours)
+        sheet(names, shown, file.with_name(f"{file.name}.png"), street=street)
     return len(problems)
+
+
+def shares(names: Sequence[str], counts: Tensor, file: Path, options: argparse.Namespace) -> None:
+    """How often each class occurs, and how often rare-class sampling would draw it."""
+    of_classes, ignored = counts[:, : len(names)], counts[:, 255].sum() / counts.sum()
+    probabilities = torch.zeros(len(names))
+    try:
+        rare = RareClasses(of_classes, temperature=options.temperature, min_pixels=options.min_pixels)
+        probabilities = rare.probabilities
+    except ValueError as error:
+        print(f"  rare-class sampling: {error}")
+    print(share_table(names, of_classes, probabilities), end="")
+    print(f"{100 * ignored:.2f} % of the pixels are ignored")
+    missing = [name for name, pixels in zip(names, of_classes.sum(dim=0).tolist(), strict=True) if not pixels]
+    if missing:
+        print(f"no label shows {', '.join(missing)}")
+    draw_shares(file, names, of_classes, probabilities)
+
+
+def sheet(names: Sequence[str], shown: Sequence[tuple[Tensor, Tensor]], file: Path, *, street: bool) -> None:
+    """A dozen images with their labels."""
+    colours = {entry.name: entry.colour for entry in CITYSCAPES} if street else {}
+    colours = colours or dict(zip(names, map(tuple, palette(len(names)).tolist()), strict=False))
+    rows = [
+        [
+            x
+            for image, label in shown[i : i + 3]
+            for x in (image.permute(1, 2, 0).numpy(), paint(label, len(names), street))
+        ]
+        for i in range(0, len(shown), 3)
+    ]
+    while len(rows[-1]) < len(rows[0]):
+        rows[-1].append(0 * rows[0][0])
+    draw_grid(file, rows, ("image", "label") * (len(rows[0]) // 2), colours)
 
 
 def paint(label: Tensor, classes: int, street: bool) -> Picture:

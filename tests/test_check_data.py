@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_gta_cityscapes import cityscapes, gta
 from test_street_data import acdc, bdd100k, dark_zurich, list_file, mapillary, synthia
 
 import check_data
+from hrda_lib.data import Cityscapes, RareClasses, count_labels
 from support.datasets import open_all
 
 
@@ -41,14 +43,36 @@ def test_named_kinds_and_lists(tmp_path: Path) -> None:
 
 
 def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cityscapes(tmp_path / "data")
+    data = Cityscapes(cityscapes(tmp_path / "data"), "train")
     assert check_data.main([str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "cityscapes train: 3 images, 0 with a problem\n  sizes (h, w): (14, 20): 3\n" in printed
-    shares = [float(x) for x in re.findall(r"([0-9.]+) %", printed)]
-    assert len(shares) == 40
-    assert sum(shares) == pytest.approx(200, abs=0.02)
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"cityscapes_train.png", "cityscapes_val.png"}
+    shares = [
+        float(x) for x in re.findall(r"^\| [a-z ]+ \| +([0-9.]+) \| +[0-9]+ \| +[0-9.]+ \|$", printed, re.MULTILINE)
+    ]
+    assert len(shares) == 38
+    assert sum(shares) == pytest.approx(200, abs=0.2)
+    ignored = [float(x) for x in re.findall(r"([0-9.]+) % of the pixels are ignored", printed)]
+    label = torch.stack([data.label(i) for i in range(3)])
+    assert ignored[0] == pytest.approx(100 * (label == 255).float().mean().item(), abs=0.006)
+    assert "rare-class sampling: no image has more than min_pixels=3000 pixels of any class" in printed
+    names = {f"cityscapes_{split}{kind}.png" for split in ("train", "val") for kind in ("", "_classes")}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+
+
+def test_rare_classes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Cityscapes(cityscapes(tmp_path / "data"), "train")
+    arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--min-pixels", "0", "--temperature", "0.1"]
+    for file in (tmp_path / "data").glob("gtFine/*/*/*_labelIds.png"):
+        ids = np.array(Image.open(file))
+        ids[ids == 31] = 0
+        Image.fromarray(ids).save(file)
+    assert check_data.main(arguments) == 0
+    printed = capsys.readouterr().out
+    rare = RareClasses(count_labels(data)[:, :19], temperature=0.1, min_pixels=0)
+    assert re.search(rf"\| road +\| +[0-9.]+ \| +3 \| +{100 * rare.probabilities[0]:.1f} \|", printed)
+    assert re.search(r"\| train +\| +0\.00 \| +0 \| +0\.0 \|", printed)
+    assert "no label shows train\n" in printed
 
 
 def test_every_problem_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
