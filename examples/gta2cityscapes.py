@@ -67,7 +67,7 @@ from support.mini_scenes import write_mini_data
 from support.networks import MODELS, build
 from support.plots import draw_classes, draw_grid, draw_runs, street_colours
 from support.ranges import complaint
-from support.report import HEADS, arm_table, class_table
+from support.report import HEADS, arm_table, class_table, share_table
 from support.run_files import (
     MEAN,
     STD,
@@ -84,6 +84,7 @@ from support.run_files import (
 Network = MultiResSegmenter | EncoderDecoder
 FOLDERS = ("gta", "synthia", "cityscapes", "acdc", "dark_zurich")
 NAMES = [entry.name for entry in CITYSCAPES]
+MEASURED = {19: range(19), 16: SYNTHIA_CLASSES, 13: SYNTHIA_CLASSES_13}
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign")] + list(
     range(NAMES.index("person"), len(NAMES))
 )
@@ -388,7 +389,7 @@ def evaluate(config: Config, student: Network, data: Data) -> dict[str, dict[str
         pixels += truth.flatten().bincount(minlength=256)
     numbers = {head: matrix.iou() for head, matrix in confusion.items() if matrix.matrix.any()}
     numbers["attention"] = attention_sum / pixels
-    measured = {19: range(19), 16: SYNTHIA_CLASSES, 13: SYNTHIA_CLASSES_13}[config.classes]
+    measured = MEASURED[config.classes]
     return {
         key: {name: values[i].item() if pixels[i] and i in measured else None for i, name in enumerate(NAMES)}
         for key, values in numbers.items()
@@ -470,13 +471,27 @@ def prepare(config: Config, options: argparse.Namespace, seed: int) -> Data:
         target.check_files()
     # images too: a broken one would be found after training
     counts = sum(val[i].label.flatten().bincount(minlength=256) for i in tqdm(range(len(val)), "checking val"))
-    check_ids(val, torch.as_tensor(counts))
+    val_counts = torch.as_tensor(counts)
+    check_ids(val, val_counts)
     if real:
         key = f"{source.fingerprint()} {val.fingerprint()}"
+        print(describe(config, source_counts, val_counts))
     val_images = val.unlabeled()
     if all(config.target_size):
         val_images = ResizedImages(val_images, config.target_size)
     return Data(source, target, val, val_images, source_counts, cache, key, options.on_error)
+
+
+def describe(config: Config, source: Tensor, val: Tensor) -> str:
+    """The classes of the source, how often they are drawn, and what the target has beyond them."""
+    text = ""
+    if config.rare_classes:
+        rare = RareClasses(source, temperature=config.temperature, min_pixels=config.min_pixels)
+        text = share_table(NAMES, source, rare.probabilities)
+    unknown = [NAMES[i] for i in MEASURED[config.classes] if val[i] and not source[:, i].any()]
+    if unknown:
+        text += f"{config.source} shows no {', '.join(unknown)}, which {config.target} does: nothing but the oracle learns it\n"
+    return text
 
 
 def draw(config: Config, data: Data, folder: Path, arms: Sequence[str], device: str) -> None:
@@ -544,7 +559,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "per": get_args(Per),
     "augment_source": (0, 1),
     "rare_classes": (0, 1),
-    "classes": (19, 16, 13),
+    "classes": tuple(MEASURED),
 }
 
 

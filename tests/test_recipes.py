@@ -175,6 +175,8 @@ def test_each_starts(
     folders = [word for kind in data for word in (f"--{kind.replace('_', '-')}", str(trees / kind))]
     status = gta2cityscapes.main(["--recipe", recipe, *folders, "--out", str(tmp_path), *FAST, *settings])
     assert status == 0, capsys.readouterr().err[-2000:]
+    printed = capsys.readouterr().out
+    assert ("| road " in printed.split("IoU, %")[0]) == (recipe not in ("dacs", "oracle", "source_only"))
     (run,) = (file.parent for file in (tmp_path / "seed1").glob("*/result.json"))
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 2
@@ -182,6 +184,16 @@ def test_each_starts(
     assert measured == {"road", "building", "person"}
     assert ("context" in result["classes"]) == (recipe not in ("daformer", "dacs"))
     load(run)
+
+
+def test_classes_that_the_source_lacks_are_named() -> None:
+    config, _ = gta2cityscapes.parse(["--recipe", "synthia2cityscapes", "--classes", "19", "--print"])
+    source, val = torch.full((2, 19), 10_000), torch.full((19,), 10_000)
+    source[:, [9, 14, 16]] = val[14] = 0
+    text = gta2cityscapes.describe(config, source, val)
+    assert text.endswith("\nsynthia shows no terrain, train, which cityscapes does: nothing but the oracle learns it\n")
+    config, _ = gta2cityscapes.parse(["--recipe", "synthia2cityscapes", "--print"])
+    assert "shows no" not in gta2cityscapes.describe(config, source, val)  # of the 16 classes it has all
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def draw_shares(file: Path, names: Sequence[str], counts: Tensor, probabilities:
     axis.set_yscale("log")
     axis.set_ylabel("%")
     axis.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axis.legend()
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     figure.tight_layout()
     _save(figure, file)
 
