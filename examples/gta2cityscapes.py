@@ -490,7 +490,9 @@ def describe(config: Config, source: Tensor, val: Tensor) -> str:
         text = share_table(NAMES, source, rare.probabilities)
     unknown = [NAMES[i] for i in MEASURED[config.classes] if val[i] and not source[:, i].any()]
     if unknown:
-        text += f"{config.source} shows no {', '.join(unknown)}, which {config.target} does: nothing but the oracle learns it\n"
+        text += (
+            f"{config.source} shows no {', '.join(unknown)}, which {config.target} does: only the oracle learns it\n"
+        )
     return text
 
 

@@ -191,7 +191,7 @@ def test_classes_that_the_source_lacks_are_named() -> None:
     source, val = torch.full((2, 19), 10_000), torch.full((19,), 10_000)
     source[:, [9, 14, 16]] = val[14] = 0
     text = gta2cityscapes.describe(config, source, val)
-    assert text.endswith("\nsynthia shows no terrain, train, which cityscapes does: nothing but the oracle learns it\n")
+    assert text.endswith("\nsynthia shows no terrain, train, which cityscapes does: only the oracle learns it\n")
     config, _ = gta2cityscapes.parse(["--recipe", "synthia2cityscapes", "--print"])
     assert "shows no" not in gta2cityscapes.describe(config, source, val)  # of the 16 classes it has all
 
