@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils.data import DataLoader
@@ -35,18 +35,20 @@ from hrda_lib.data import (
     RareClasses,
     Relabeled,
     SourceCrops,
+    StepBatches,
     TargetCrops,
     UnlabeledImages,
     check_classes,
     count_labels,
 )
+from hrda_lib.data.skipping import OnError
 from hrda_lib.optim import warmup_poly
 from support.channels import RGB, Reader, check_kind, jitter_and_blur, measure
 from support.networks import build
 from support.own_files import common_names, open_source, open_target, read_ids, read_names, read_palette
 from support.plots import draw_curves, draw_panel
 from support.report import id_table, share_table
-from support.run_files import MEAN, STD, load_weights, normalize, read_metrics, save, start_run, write_metrics
+from support.run_files import MEAN, STD, load_weights, normalize, read_metrics, reason, save, start_run, write_metrics
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class Config:
     temperature: float = 0.05
     min_pixels: int = 200
     balance: float = 0.5
+    workers: int = 0
+    on_error: OnError = "raise"
     overwrite: bool = False
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -113,6 +117,8 @@ HELP = {
     "temperature": "of rare-class sampling; larger is more even",
     "min_pixels": "of a class that an image must show to be drawn for it",
     "balance": "class weights are the share of pixels to the power of -balance; 0: none",
+    "workers": "processes that load each domain; results do not change",
+    "on_error": "of images and source labels that cannot be read",
     "overwrite": "replace a run that --out holds",
     "device": "of torch",
 }
@@ -139,8 +145,9 @@ def prepare(config: Config) -> Data:
     for name in ("steps", "batch_size", "lr", "clip"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    if config.seed < 0 or not config.balance >= 0:
-        raise ValueError(f"seed and balance must not be negative, got {config.seed} and {config.balance}")
+    for name in ("seed", "balance", "workers"):
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
     if (config.out / "last.pt").exists() and not config.overwrite:
         raise ValueError(
             f"{config.out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
@@ -156,7 +163,8 @@ def prepare(config: Config) -> Data:
     parts = [open_source(path, ignore=stored, read_image=reader, read_label=read_label) for path in config.source]
     source: Concatenated | Relabeled = Concatenated(parts)
     target = open_target(config.target, read_image=reader)
-    counts = count_labels(source, cache=config.out / "label_counts.json", progress=lambda r: tqdm(r, "reading labels"))
+    cache, on_error = config.out / "label_counts.json", config.on_error
+    counts = count_labels(source, cache=cache, progress=lambda r: tqdm(r, "reading labels"), on_error=on_error)
     if config.ids:
         names, source = common_names(config.ids, ids, old=colours, new=names), Relabeled(source, ids)
         print(id_table(names, ids, counts), end="")
@@ -196,11 +204,13 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
     student.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = warmup_poly(optimizer, total=total, warmup=min(50, total // 2), power=0.9)
-    source = SourceCrops(
-        data.source, data.crop, length=total * config.batch_size, seed=config.seed, rare_classes=data.rare_classes
+    seed, on_error = config.seed, config.on_error
+    source = SourceCrops(data.source, data.crop, seed=seed, rare_classes=data.rare_classes, on_error=on_error)
+    target = TargetCrops(data.target, data.crop, seed=seed, on_error=on_error)
+    source_batches, target_batches = (
+        iter(DataLoader(crops, batch_sampler=StepBatches(config.batch_size, steps), num_workers=config.workers))
+        for crops, steps in ((source, total), (target, config.steps))
     )
-    target = TargetCrops(data.target, data.crop, length=config.steps * config.batch_size, seed=config.seed)
-    source_batches, target_batches = (iter(DataLoader(x, config.batch_size)) for x in (source, target))
     training = SelfTraining(
         student,
         student,  # until there is a teacher
@@ -243,7 +253,10 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
             write_metrics(config.out, {"step": step, **values, "seconds": time.monotonic() - began})
     except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
         progress.close()
-        return step, str(error) or "interrupted", teacher
+        return step, "interrupted" if isinstance(error, KeyboardInterrupt) else reason(error), teacher
+    for crops, domain in ((source, "source"), (target, "target")):
+        if crops.skipped:
+            print(f"{len(crops.skipped)} {domain} images could not be read and were left out", file=sys.stderr)
     return total, "", teacher
 
 
@@ -294,10 +307,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         panel = config.out / "panel.png"
         draw_panel(panel, student, images, data.names, threshold=config.threshold, mean=data.mean, std=data.std)
     except (ValueError, OSError) as error:
-        stopped = stopped or str(error)
+        stopped = stopped or reason(error)
     print(f"{config.out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {steps} steps")
     if stopped:
-        print(f"own_data.py: stopped at step {steps}: {stopped.splitlines()[0]}", file=sys.stderr)
+        print(f"own_data.py: stopped at step {steps}: {stopped}", file=sys.stderr)
     return 0 if not stopped else 130 if stopped == "interrupted" else 1  # 130: as a shell says it after Ctrl-C
 
 
@@ -309,6 +322,7 @@ def parse(arguments: Sequence[str] | None) -> Config:
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
     parser.add_argument("--per", choices=("batch", "image", "pixel"), default=Config.per, help=HELP["per"])
     parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=Config.crop, help=HELP["crop"])
+    parser.add_argument("--on-error", choices=get_args(OnError), default="raise", help=HELP["on_error"])
     parser.add_argument("--overwrite", action="store_true", help=HELP["overwrite"])
     parser.add_argument("--read", metavar="FILE.py:NAME", help="function that reads an image")
     for name in ("classes", "palette", "ids", "encoder_weights", "init"):

@@ -120,6 +120,26 @@ def test_same_seed_same_weights(folders: tuple[Path, Path], finished: Path, tmp_
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_broken_files_are_left_out_on_request(tmp_path: Path) -> None:
+    source, target = write(tmp_path / "source", 4), write(tmp_path / "target", labels=False)
+    broken = source / "labels" / "0.png", source / "images" / "1.png", target / "images" / "2.png"
+    for file in broken:
+        file.write_bytes(b"")
+    arguments = ["--source", source, "--target", target, "--out", tmp_path / "run", *FAST, "--steps", 6, "--workers", 1]
+    done = run("own_data.py", *arguments, "--on-error", "skip")
+    assert done.returncode == 0, done.stderr
+    assert all(f"left out: {file}: cannot be read as an image" in done.stderr for file in broken)
+    assert "\n1 source images could not be read and were left out\n1 target images could not" in done.stderr
+    done = run("own_data.py", *arguments, "--overwrite")
+    assert (done.returncode, done.stderr.splitlines()[-1][:60]) == (2, f"own_data.py: {broken[0]}: cannot"[:60])
+    Image.fromarray(np.ones((48, 64), np.uint8)).save(broken[0])
+    done = run("own_data.py", *arguments, "--overwrite")
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("own_data.py: stopped at step ")
+    assert any(f": {file}: cannot be read as an image" in last for file in broken[1:])
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_leaves_a_usable_checkpoint(
     folders: tuple[Path, Path], tmp_path: Path, stop: signal.Signals

@@ -257,7 +257,6 @@ BAD_READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: UnlabeledImages([p / "no.npy"], read_image=read_npy)[0],
         "no.npy: cannot be read (FileNotFoundError: ",
     ),
-    "raises by name": (lambda p: images_of(p, named), "0.npy: has no band 4"),
     "channels last": (
         lambda p: Folders(p, read_image=lambda file: read_npy(file).permute(1, 2, 0), read_label=read_ids_npy)[0],
         "images/0.npy: read_image must give (K, H, W), got (H, W, K) = (12, 20, 4); permute(2, 0, 1) turns it round",
@@ -302,6 +301,12 @@ def test_mistakes_of_readers(case: str, tmp_path: Path) -> None:
     call, text = BAD_READERS[case]
     with pytest.raises(ValueError, match=re.escape(text)):
         call(arrays(tmp_path))
+
+
+def test_an_error_that_names_the_file_stays_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no band 4") as caught:
+        images_of(arrays(tmp_path), named)
+    assert str(caught.value) == f"{tmp_path}/images/0.npy: has no band 4"
 
 
 def test_an_interruption_while_reading_is_one(tmp_path: Path) -> None:

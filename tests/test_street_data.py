@@ -1,5 +1,6 @@
 """SYNTHIA, ACDC, Dark Zurich, BDD100K, Mapillary Vistas and lists, in their published layout and encoding."""
 
+import pickle
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -44,10 +45,13 @@ def every_id(highest: int, seed: int) -> np.ndarray:
     return ids
 
 
+def pixels(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(*SIZE, 3)).astype(np.uint8)
+
+
 def picture(file: Path, seed: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(256, size=(*SIZE, 3)).astype(np.uint8)
-    Image.fromarray(pixels).save(file)
+    Image.fromarray(pixels(seed)).save(file)
 
 
 def grey(file: Path, ids: np.ndarray) -> None:
@@ -138,6 +142,14 @@ DATA: dict[str, tuple[Callable[[Path], LabeledFiles], int, dict[int, int], Seque
 
 
 @pytest.mark.parametrize("kind", DATA)
+def test_workers_that_are_spawned_get_it(kind: str, tmp_path: Path) -> None:
+    data = DATA[kind][0](tmp_path)
+    sent = pickle.loads(pickle.dumps(data))
+    assert torch.equal(sent[0].label, data[0].label)
+    assert sent.unlabeled().files == data.unlabeled().files
+
+
+@pytest.mark.parametrize("kind", DATA)
 def test_written_and_read_back(kind: str, tmp_path: Path) -> None:
     build, highest, kept, names = DATA[kind]
     data = build(tmp_path)
@@ -150,6 +162,12 @@ def test_written_and_read_back(kind: str, tmp_path: Path) -> None:
         expected = torch.tensor([[kept.get(int(x), 255) for x in row] for row in ids], dtype=torch.uint8)
         sample = data[i]
         assert sample.image.shape == (3, *SIZE)
+        file = data.unlabeled().files[i]
+        if file.suffix == ".png":
+            seed_of_image = seed if kind == "acdc" else i
+            assert np.array_equal(sample.image.permute(1, 2, 0), pixels(seed_of_image))
+        else:
+            assert np.array_equal(sample.image.permute(1, 2, 0), np.asarray(Image.open(file)))
         assert torch.equal(sample.label, expected)
         assert torch.equal(data.label(i), expected)
         assert torch.equal(data.count(i), expected.flatten().bincount(minlength=256))

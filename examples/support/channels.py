@@ -46,6 +46,9 @@ class Reader:
             )
         return image
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reader, (self.where, self.kind)  # the function itself cannot be sent to the workers of a loader
+
     def settings(self) -> dict[str, Any]:
         """What a checkpoint keeps, see :func:`reader_of`."""
         assert self.kind is not None
