@@ -43,9 +43,9 @@ from hrda_lib.data import (
 )
 from hrda_lib.data.skipping import OnError
 from hrda_lib.optim import warmup_poly
-from support.channels import RGB, Reader, check_kind, jitter_and_blur, measure
+from support.channels import RGB, Reader, jitter_and_blur, measure
 from support.networks import build
-from support.own_files import common_names, open_source, open_target, read_ids, read_names, read_palette
+from support.own_files import common_names, open_source, open_target, read_ids, read_names, read_palette, some
 from support.plots import draw_curves, draw_panel
 from support.report import id_table, share_table
 from support.run_files import MEAN, STD, load_weights, normalize, read_metrics, reason, save, start_run, write_metrics
@@ -184,11 +184,11 @@ def prepare(config: Config) -> Data:
     class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
     class_weight[counts.sum(dim=0) == 0] = 1
 
-    size, mean, std = source[0].label.shape, None, None
-    if reader:
-        check_kind(target)
-        mean, std = measure(source) if reader.kind != RGB else (None, None)
-    height, width = (side or min(512, size[i] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
+    shown = next(some(source, 10, on_error))  # its kind is that of every image
+    mean, std = measure(some(source, 50, on_error)) if reader and reader.kind != RGB else (None, None)
+    for _ in some(target, 50 if reader else 1, on_error):
+        pass  # those of another kind are refused now
+    height, width = (side or min(512, shown.shape[i + 1] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
     if height % 16 or width % 16 or min(height, width) < 16:
         raise ValueError(
             f"crop must be a positive multiple of 16 pixels, got {(height, width)}; choose one with --crop"
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     save(config.out, student.cpu(), network, steps, teacher.module.cpu() if teacher else None)
     try:
         draw_curves(config.out / "curves.png", read_metrics(config.out))
-        images = [data.target[i].image for i in range(0, len(data.target), max(len(data.target) // 4, 1))][:4]
+        images = list(some(data.target, 4, config.on_error))
         panel = config.out / "panel.png"
         draw_panel(panel, student, images, data.names, threshold=config.threshold, mean=data.mean, std=data.std)
     except (ValueError, OSError) as error:

@@ -6,7 +6,7 @@ RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an i
 image, DIR gets NAME.png (class ids) and NAME_overlay.png (colours). A file that cannot be read is reported, the rest go
 on, and the exit status is 1.
 With --labels, NAME.png in that folder is the truth, and the IoU of each class is printed; --palette and --ids say how
-it is stored, as for own_data.py. What was trained with --read runs the code in that file again, or in that of --read.
+it is stored, as for own_data.py. What was trained with --read needs it again: a checkpoint never says what code to run.
 """
 
 import argparse
@@ -139,7 +139,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--labels", type=Path, help="folder of true labels: print the IoU of each class")
     parser.add_argument("--palette", type=Path, help="JSON file of class names and the colours of --labels")
     parser.add_argument("--ids", type=Path, help="JSON file of the ids of --labels and the run's")
-    parser.add_argument("--read", metavar="FILE.py:NAME", help="function that reads an image; default: the run's")
+    parser.add_argument("--read", metavar="FILE.py:NAME", help="function that reads an image, as for own_data.py")
     parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
     parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

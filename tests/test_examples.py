@@ -260,12 +260,12 @@ def test_a_finished_run_is_not_overwritten(folders: tuple[Path, Path], finished:
 
 
 def test_a_broken_image_met_while_training_keeps_the_weights(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    target = write(tmp_path / "target", 1, labels=False)
-    (target / "images" / "0.png").write_bytes(b"broken")
+    target = write(tmp_path / "target", 2, labels=False)
+    (target / "images" / "1.png").write_bytes(b"broken")
     done = run("own_data.py", "--source", folders[0], "--target", target, "--out", tmp_path / "run", *FAST)
     assert done.returncode == 1
     assert "stopped at step 2: " in done.stderr
-    assert "0.png: cannot be read as an image" in done.stderr
+    assert "1.png: cannot be read as an image" in done.stderr
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
 
 

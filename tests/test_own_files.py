@@ -17,8 +17,9 @@ from torch import Tensor
 import own_data
 import predict
 from hrda_lib.data import Folders, UnlabeledImages
-from support.channels import Reader, display, jitter_and_blur, measure, spread_out
+from support.channels import Reader, display, jitter_and_blur, measure
 from support.networks import build
+from support.own_files import some
 from support.report import id_table, share_table
 from support.run_files import load, normalize
 
@@ -172,7 +173,10 @@ def test_remote_sensing(high: float, tmp_path: Path, readers: Path, capsys: pyte
     np.testing.assert_allclose(kept["std"], images.std(axis=(0, 2, 3)), rtol=1e-6)
     assert (kept["channels"], kept["dtype"], kept["read"]) == (4, "float32", f"{readers}:npy")
 
-    segment(out, target / "images", tmp_path / "out", "--save-attention")
+    segment(out, target / "images", tmp_path / "out", "--save-attention", "--read", f"{readers}:npy")
+    assert predict.main([str(out), str(target / "images"), "--out", str(tmp_path / "no")]) == 2
+    message = f"predict.py: this run's images were read by {readers}:npy; give that, or its like, as --read"
+    assert capsys.readouterr().err.splitlines()[-1] == message
     model, settings = load(out, pictures=False)
     for i in range(3):
         label = picture(tmp_path / "out" / f"{i}.png")
@@ -202,7 +206,7 @@ def test_lists_of_tiff_files_with_four_bands(tmp_path: Path, readers: Path) -> N
     out = adapt(tmp_path / "run", tmp_path / "source.txt", tmp_path / "target.txt", "--read", f"{readers}:pillow")
     assert (network(out)["channels"], network(out)["dtype"]) == (4, "uint8")
     assert 10 < network(out)["mean"][0] < 250
-    segment(out, tmp_path / "3.tif", tmp_path / "out")
+    segment(out, tmp_path / "3.tif", tmp_path / "out", "--read", f"{readers}:pillow")
     assert picture(tmp_path / "out" / "3.png").shape == SIZE
 
 
@@ -239,8 +243,8 @@ def test_a_reader_of_8_bit_pictures_changes_nothing(
     assert same_weights(out, plain)
     assert "mean" not in network(out)
     load(out)
-    for model, name in ((plain, "plain"), (out, "read")):
-        segment(model, pictures[1] / "images", tmp_path / name)
+    segment(plain, pictures[1] / "images", tmp_path / "plain")
+    segment(out, pictures[1] / "images", tmp_path / "read", "--read", f"{readers}:pillow")
     assert all(
         (tmp_path / "read" / file.name).read_bytes() == file.read_bytes() for file in (tmp_path / "plain").iterdir()
     )
@@ -498,17 +502,26 @@ def test_measured_over_some_images(tmp_path: Path, readers: Path) -> None:
         image = np.load(file)
         image[3] = 7
         np.save(file, image)
-    mean, std = measure(Folders(source, read_image=reader))  # type: ignore[arg-type]
+    mean, std = measure(some(Folders(source, read_image=reader).unlabeled(), 50, "raise"))
     images = np.stack([np.load(file) for file in (source / "images").iterdir()]).astype(np.float64)
     np.testing.assert_allclose(mean, images.mean(axis=(0, 2, 3)), rtol=1e-9)
     np.testing.assert_allclose(std[:3], images.std(axis=(0, 2, 3))[:3], rtol=1e-3)
     assert std[3] == 1  # of a constant channel
 
 
-def test_at_most_fifty_are_read() -> None:
-    assert spread_out(7) == [0, 1, 2, 3, 4, 5, 6]
-    assert len(spread_out(1234)) == len(set(spread_out(1234))) == 50
-    assert spread_out(100) == list(range(0, 100, 2))
+def test_some_evenly_spaced_images(tmp_path: Path) -> None:
+    files = [text(tmp_path / f"{i}.txt", str(i)) for i in range(9)]
+    images = UnlabeledImages(files, read_image=lambda file: torch.full((1, 2, 2), int(file.read_text())).byte())
+    assert [int(image.max()) for image in some(images, 4, "raise")] == [0, 2, 4, 6]
+    assert len(list(some(images, 20, "raise"))) == 9
+    text(files[2], "x")
+    assert [int(image.max()) for image in some(images, 4, "skip")] == [0, 4, 6]
+    with pytest.raises(ValueError, match=r"2\.txt: cannot be read \(ValueError"):
+        list(some(images, 4, "raise"))
+    for file in files:
+        text(file, "x")
+    with pytest.raises(ValueError, match=r"^none of 4 images can be read; the last: .*6\.txt: cannot be read"):
+        list(some(images, 4, "skip"))
 
 
 @pytest.mark.parametrize("channels", [1, 4, 7])

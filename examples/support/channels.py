@@ -1,7 +1,7 @@
 """Images of any number of channels and range of values: read by a function of the user, measured, augmented, shown."""
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from hrda_lib.augment import gaussian_blur
-from hrda_lib.data import Concatenated, Relabeled, UnlabeledImages
 
 RGB = (3, torch.uint8)  # what is normalised by ImageNet's numbers
-MEASURED = 50
 
 
 class Reader:
@@ -50,20 +48,21 @@ class Reader:
         return Reader, (self.where, self.kind)  # the function itself cannot be sent to the workers of a loader
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint keeps, see :func:`reader_of`."""
+        """What a checkpoint keeps, for :func:`reader_of`."""
         assert self.kind is not None
         file, _, name = self.where.rpartition(":")
         channels, dtype = self.kind
         return {"read": f"{Path(file).resolve()}:{name}", "channels": channels, "dtype": str(dtype).split(".")[1]}
 
 
-def reader_of(network: Mapping[str, Any], where: str | None = None) -> Reader | None:
-    """What reads images as a network was trained with; ``where`` in place of the function that it names.
+def reader_of(network: Mapping[str, Any], where: str | None) -> Reader | None:
+    """What reads images as a network was trained with: "FILE.py:NAME", which a checkpoint names but never runs.
 
     Raises:
-        ValueError: there is no such function.
+        ValueError: the network needs one that is not given, or there is no such function.
     """
-    where = where or network.get("read")
+    if where is None and "read" in network:
+        raise ValueError(f"this run's images were read by {network['read']}; give that, or its like, as --read")
     kind = (network.get("channels", 3), getattr(torch, network.get("dtype", "uint8")))
     return Reader(where, kind) if where else None
 
@@ -88,27 +87,15 @@ def _function(where: str) -> Callable[[Path], Tensor]:
     return found
 
 
-def measure(images: Concatenated | Relabeled) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, over some evenly spaced images; 1 for that of a constant channel."""
+def measure(images: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel; 1 for that of a constant channel."""
     pixels, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for i in spread_out(len(images)):
-        values = images[i].image.flatten(1).double()
+    for image in images:
+        values = image.flatten(1).double()
         pixels, total, squares = pixels + values.shape[1], total + values.sum(1), squares + values.square().sum(1)
     mean = total / pixels
     std = (squares / pixels - mean.square()).clamp(min=0).sqrt()
     return mean.tolist(), torch.where(std > 1e-6 * mean.abs(), std, 1).tolist()
-
-
-def check_kind(images: UnlabeledImages) -> None:
-    """Read some evenly spaced images, so that those of another kind are refused now."""
-    for i in spread_out(len(images)):
-        images[i]
-
-
-def spread_out(length: int) -> list[int]:
-    """At most ``MEASURED`` evenly spaced indices."""
-    count = min(length, MEASURED)
-    return [i * length // count for i in range(count)]
 
 
 def jitter_and_blur(images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -1,13 +1,14 @@
 """Files of own_data.py: folders and lists, and class names, palettes and id maps."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hrda_lib.data import Folders, LabeledFiles, ListFile, StoredColours, UnlabeledImages
+from hrda_lib.data import Concatenated, Folders, LabeledFiles, ListFile, Relabeled, StoredColours, UnlabeledImages
+from hrda_lib.data.skipping import OnError
 
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 Read = Callable[[Path], Tensor]
@@ -24,6 +25,27 @@ def open_source(
 def open_target(path: Path, *, read_image: Read | None = None) -> UnlabeledImages:
     """A folder, or a list of images; labels beside them are never opened."""
     return open_source(path, read_image=read_image).unlabeled()
+
+
+def some(images: Concatenated | Relabeled | UnlabeledImages, count: int, on_error: OnError) -> Iterator[Tensor]:
+    """At most ``count`` evenly spaced images; those that cannot be read are left out where that is asked for.
+
+    Raises:
+        ValueError: one cannot be read, or none can.
+    """
+    count, found, problem = min(len(images), count), 0, ""
+    for i in range(count):
+        try:
+            image = images[i * len(images) // count].image
+        except ValueError as error:
+            if on_error == "raise":
+                raise
+            problem = str(error)
+        else:
+            found += 1
+            yield image
+    if not found:
+        raise ValueError(f"none of {count} images can be read; the last: {problem}")
 
 
 def read_names(file: Path) -> tuple[list[str], list[int]]:
