@@ -149,14 +149,19 @@ class StoredIds:
     def __call__(self, file: Path) -> Tensor:
         """The label, (H, W) uint8."""
         with self._opened(file) as image:
-            self._count(file, image)
-            return renumbered(self._ids(image), self.table)
+            ids = self._ids(image)
+            self._checked(file, image, count_ids(ids))
+            return renumbered(ids, self.table)
 
     def count(self, file: Path) -> Tensor:
         """Pixels of each id, (256,) int64, much faster than from the label."""
         with self._opened(file) as image:
-            stored = torch.from_numpy(self._count(file, image))
-        return torch.zeros(256, dtype=torch.int64).index_add_(0, torch.from_numpy(self.table).long(), stored)
+            as_stored = image.mode in ("L", "P") and image.info["raw mode"] not in ("L;2", "L;4")
+            # Pillow's histogram copies nothing, which several threads feel
+            counts = np.array(image.histogram()) if as_stored else count_ids(self._ids(image))
+            self._checked(file, image, counts)
+        stored, given = torch.from_numpy(counts), torch.from_numpy(self.table).long()
+        return torch.zeros(256, dtype=torch.int64).index_add_(0, given, stored)
 
     def _opened(self, file: Path) -> "PIL.Image.Image":
         image = open_image(file)
@@ -173,13 +178,11 @@ class StoredIds:
         ids = np.asarray(image, dtype=np.uint8)
         return ids if spread == 1 else ids // spread
 
-    def _count(self, file: Path, image: "PIL.Image.Image") -> npt.NDArray[np.int64]:
-        counts = count_ids(self._ids(image))
+    def _checked(self, file: Path, image: "PIL.Image.Image", counts: npt.NDArray[np.int64]) -> None:
         if self.check is not None:
             flat = image.getpalette() or []
             palette = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
             self.check(file, np.flatnonzero(counts).tolist(), palette)
-        return counts
 
 
 def open_image(file: Path) -> "PIL.Image.Image":
