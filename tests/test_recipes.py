@@ -136,11 +136,16 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_documentation_of_data_runs(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "GTA").symlink_to(trees / "gta")
     (tmp_path / "CITYSCAPES").symlink_to(trees / "cityscapes")
+    (tmp_path / "DIR/images").mkdir(parents=True)
+    np.save(tmp_path / "DIR/images/a.npy", np.zeros((4, 2, 3), np.float32))
+    grey(tmp_path / "DIR/labels/a.png", np.full((2, 3, 3), (0, 128, 0), np.uint8))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Cityscapes, "margins", (3, 24, 3, 3))  # the trees' images are small
     page = DOCS / "api" / "data.md"
     names: dict[str, object] = {}
     exec(compile(python_blocks(page), str(page), "exec"), names)
+    assert names["fields"][0].image.shape == (4, 2, 3)
+    assert (names["fields"][0].label == 1).all()
     assert names["images"].shape == (2, 3, 1024, 1024)
     assert names["valid"].sum() == 2 * (64 - 27) * (128 - 6)
 
