@@ -62,14 +62,14 @@ def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_rare_classes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Cityscapes(cityscapes(tmp_path / "data"), "train")
-    arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--min-pixels", "0", "--temperature", "0.1"]
+    arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--min-pixels", "0", "--temperature", "0.02"]
     for file in (tmp_path / "data").glob("gtFine/*/*/*_labelIds.png"):
         ids = np.array(Image.open(file))
         ids[ids == 31] = 0
         Image.fromarray(ids).save(file)
     assert check_data.main(arguments) == 0
     printed = capsys.readouterr().out
-    rare = RareClasses(count_labels(data)[:, :19], temperature=0.1, min_pixels=0)
+    rare = RareClasses(count_labels(data)[:, :19], temperature=0.02, min_pixels=0)
     assert re.search(rf"\| road +\| +[0-9.]+ \| +3 \| +{100 * rare.probabilities[0]:.1f} \|", printed)
     assert re.search(r"\| train +\| +0\.00 \| +0 \| +0\.0 \|", printed)
     assert "no label shows train\n" in printed

@@ -48,6 +48,12 @@ def test_ranks_together_are_one_process(tmp_path: Path) -> None:
     assert equal(together, whole)
 
 
+def test_source_and_target_draw_independently(tmp_path: Path) -> None:
+    data = Folders(write(tmp_path))
+    source, target = SourceCrops(data, (8, 16), max_class_share=1), TargetCrops(data.unlabeled(), (8, 16))
+    assert not all(torch.equal(source[k].image, target[k].image) for k in range(12))
+
+
 def test_the_streams_have_no_end_but_their_sampler(tmp_path: Path) -> None:
     crops = TargetCrops(Folders(write(tmp_path)).unlabeled(), 8)
     assert crops[10**9].image.shape == (3, 8, 8)
