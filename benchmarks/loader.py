@@ -41,7 +41,8 @@ from hrda_lib.data import (
 )
 
 CROP, FIT, MIN_PIXELS, MIN_CROP_PIXELS = (1024, 1024), (1440, 2560), 3000, 6000
-MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
 Picture = npt.NDArray[np.uint8]
 
 
@@ -52,7 +53,7 @@ def smooth(size: tuple[int, int], cells: int, channels: int, generator: torch.Ge
 
 
 def draw(size: tuple[int, int], generator: torch.Generator) -> tuple[Picture, Picture]:
-    """An image whose PNG is about as large as that of a photograph, and ids, some of rare classes."""
+    """An image with fine noise, so that its PNG takes time to decode, and ids, some of rare classes."""
     image = sum(smooth(size, cells, 3, generator) / 2**i for i, cells in enumerate((3, 9, 27, 81))) * 110
     image = image + 2 * torch.randn(size, generator=generator)
     common = smooth(size, 6, 5, generator).argmax(0)
@@ -117,18 +118,20 @@ class ReleasedLoader:
             counts = counts[ids != 255]
             if len(counts) > 1 and counts.max() / counts.sum() < 0.75:
                 break
-        return self.finished(image[top : top + CROP[0], left : left + CROP[1]]), part
+        return self.finished(image[top : top + CROP[0], left : left + CROP[1]], part)
 
     def target(self, file: Path) -> npt.NDArray[np.float32]:
         image = cv2.imread(str(file))
         image = cv2.resize(image, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)
         top, left = (self.random.integers(have - want + 1) for have, want in zip(image.shape, CROP, strict=False))
-        return self.finished(image[top : top + CROP[0], left : left + CROP[1]])
+        part = image[top : top + CROP[0], left : left + CROP[1]]
+        return self.finished(part, part[..., 0])[0]
 
-    def finished(self, image: Picture) -> npt.NDArray[np.float32]:
-        image = image[:, ::-1] if self.random.random() < 0.5 else image
+    def finished(self, image: Picture, label: Picture) -> tuple[npt.NDArray[np.float32], Picture]:
+        if self.random.random() < 0.5:
+            image, label = image[:, ::-1], label[:, ::-1]
         normal = (cv2.cvtColor(image, cv2.COLOR_BGR2RGB).astype(np.float32) - MEAN) / STD
-        return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
+        return np.ascontiguousarray(normal.transpose(2, 0, 1)), np.ascontiguousarray(label)
 
 
 def normalised(image: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ def check(name: str, data: LabeledFiles, options: argparse.Namespace) -> int:
     """Print what there is to know; how many files are wrong."""
     images, sizes, problems = data.unlabeled(), Counter[tuple[int, int]](), []
     rows, shown = list[Tensor](), list[tuple[Tensor, Tensor]]()
+    dozen = {i * len(data) // 12 for i in range(12)}
     for i in tqdm(range(len(data)), name):
         try:
             if options.no_labels:
@@ -67,7 +68,7 @@ def check(name: str, data: LabeledFiles, options: argparse.Namespace) -> int:
             continue
         sizes[image.shape[1], image.shape[2]] += 1
         rows.append(torch.from_numpy(count_ids(label.numpy())))
-        if i % max(len(data) // 12, 1) == 0:
+        if i in dozen:
             shown.append((image, label))
     print(f"{name}: {len(data)} images, {len(problems)} with a problem")
     print("  sizes (h, w): " + ", ".join(f"{size}: {number}" for size, number in sizes.most_common(5)))
@@ -94,7 +95,7 @@ def check(name: str, data: LabeledFiles, options: argparse.Namespace) -> int:
 def shares(names: Sequence[str], counts: Tensor, file: Path, options: argparse.Namespace) -> None:
     """How often each class occurs, and how often rare-class sampling would draw it."""
     of_classes, ignored = counts[:, : len(names)], counts[:, 255].sum() / counts.sum()
-    probabilities = torch.zeros(len(names))
+    probabilities = None
     try:
         rare = RareClasses(of_classes, temperature=options.temperature, min_pixels=options.min_pixels)
         probabilities = rare.probabilities

@@ -12,8 +12,10 @@ writes a PNG for each image, of the image's name, and all of them zipped.
 import argparse
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +26,9 @@ from tqdm import tqdm
 
 from hrda_lib import ConfusionMatrix, MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Acdc, LabeledFiles
+from hrda_lib.data.labeled_files import ignoring
 from hrda_lib.models import EncoderDecoder
-from support.datasets import KINDS, open_all, open_split
+from support.datasets import KINDS, open_all
 from support.heads import CELL, head_logits, whole_cells
 from support.plots import street_colours
 from support.report import HEADS, markdown
@@ -47,12 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--window must be multiples of {CELL} for two scales, got {options.window}")
         if options.scales and not all(0 < scale < float("inf") for scale in options.scales):
             raise ValueError(f"--scales must be positive numbers, got {options.scales}")
+        street = network["class_names"] == [entry.name for entry in CITYSCAPES]
+        if not street and (options.classes or (options.export and options.ids != "labelTrainIds")):
+            raise ValueError("--classes and --ids are for the 19 classes of Cityscapes, which this run has not")
         data = find(options)
         model.to(options.device)
         if options.export:
             export(model, data, options)
         else:
-            measure(model, data, network["class_names"], options)
+            measure(model, data, network, options)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"evaluate.py: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
@@ -64,23 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def find(options: argparse.Namespace) -> LabeledFiles:
     """The split that is asked for."""
-    if options.kind:
-        return open_split(options.kind, options.root, options.split)
-    found = open_all(options.root, splits=(options.split,))
-    return next(iter(found.values()))
+    return next(iter(open_all(options.root, options.kind, splits=(options.split,)).values()))
 
 
 def measure(
-    model: MultiResSegmenter | EncoderDecoder, data: LabeledFiles, names: Sequence[str], options: argparse.Namespace
+    model: MultiResSegmenter | EncoderDecoder,
+    data: LabeledFiles,
+    network: Mapping[str, Any],
+    options: argparse.Namespace,
 ) -> None:
     """Print IoU by class and condition."""
+    names, kept = network["class_names"], torch.from_numpy(ignoring(network["ignore"]))
     kinds = data.conditions if isinstance(data, Acdc) else [""] * len(data)
     matrices = {kind: ConfusionMatrix(len(names)) for kind in ("", *kinds)}
     for i in tqdm(range(len(data)), "evaluating"):
         image, truth, _ = data[i]
         labels = predict(model, image, truth.shape, options).argmax(1)[0].cpu()
         for kind in {"", kinds[i]}:
-            matrices[kind].update(labels, truth.long())
+            matrices[kind].update(labels, kept[truth.long()])
     report(names, matrices, options)
 
 
@@ -104,6 +111,9 @@ def report(names: Sequence[str], matrices: Mapping[str, ConfusionMatrix], option
 def export(model: MultiResSegmenter | EncoderDecoder, data: LabeledFiles, options: argparse.Namespace) -> None:
     """A PNG for each image in DIR/IDS, and DIR/IDS.zip."""
     folder, images = options.export / options.ids, data.unlabeled()
+    names = Counter(file.stem for file in images.files)
+    if len(names) < len(images):
+        raise ValueError(f"--export: {names.most_common(1)[0][0]}.png would be written for more than one image")
     folder.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(options.export / f"{options.ids}.zip", "w") as archive:
         for i in tqdm(range(len(images)), "predicting"):
@@ -126,9 +136,9 @@ def predict(
         sides = [max(round(side * scale), CELL) for side in image.shape[1:]]
         resized = x if scale == 1 else resize(x, sides)
         for axes in ((), (-1,)) if options.flip else ((),):
-            logits = whole(model, resized.flip(axes), options).flip(axes)
-            views.append(resize(logits, size).softmax(1) if options.scales else logits)
-    return resize(sum(views[1:], views[0]) / len(views), size)
+            logits = resize(whole(model, resized.flip(axes), options).flip(axes), size)
+            views.append(logits.softmax(1) if options.scales else logits)
+    return sum(views[1:], views[0]) / len(views)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -54,6 +54,7 @@ from hrda_lib.data import (
     UnlabeledImages,
     check_classes,
     count_labels,
+    read_published_counts,
 )
 from hrda_lib.data.labeled_files import LabeledImages
 from hrda_lib.data.skipping import OnError
@@ -261,7 +262,8 @@ def train(
     source, target = streams(config, arm, data, seed)
     step_batches = StepBatches(config.batch_size, steps)
     source_batches, target_batches = (
-        iter(DataLoader(crops, batch_sampler=step_batches, num_workers=workers)) for crops in (source, target)
+        iter(DataLoader(crops, batch_sampler=step_batches, num_workers=processes))
+        for crops, processes in ((source, workers), (target, workers if arm.adapts else 0))
     )
 
     for step in (progress := tqdm(range(steps), f"{run.name:16}")):
@@ -296,7 +298,7 @@ def train(
         write_metrics(run, values)
     for crops, domain in ((source, "source"), (target, "target")):
         if crops.skipped:
-            print(f"{run}: {len(crops.skipped)} {domain} images could not be read and were left out", file=sys.stderr)
+            print(f"{run}: training left out {len(crops.skipped)} broken {domain} images", file=sys.stderr)
     if not all(parameter.isfinite().all() for parameter in student.parameters()):
         raise ValueError(f"{run}: weights are not finite after {steps} steps; choose a smaller --lr")
     return teacher
@@ -401,7 +403,8 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     arm, place = ARMS[name], folder / name
     start = arm.start if config.warmup else None
     earlier = run(config, start, data, folder, seed, options) if start else None
-    settings = json.loads(json.dumps({**asdict(config), **asdict(arm), "seed": seed, "data": data.key}))
+    chosen = {**asdict(config), **asdict(arm), "seed": seed, "on_error": data.on_error, "data": data.key}
+    settings = json.loads(json.dumps(chosen))
     if kept := kept_result(place):
         if kept["settings"] == settings:
             return kept
@@ -466,33 +469,35 @@ def prepare(config: Config, options: argparse.Namespace, seed: int) -> Data:
         key = json.loads((root / "mini.json").read_text())["code"]
     source = open_split(config.source, folders[config.source], "train")
     target, val = (open_split(config.target, folders[config.target], split) for split in ("train", "val"))
-    source_counts = count_classes(source, cache, options.on_error)
+    if options.class_stats:
+        source_counts = read_published_counts(options.class_stats, source.names)[:, : len(NAMES)]
+    else:
+        source_counts = count_classes(source, cache, options.on_error)
     if options.on_error == "raise" and any(ARMS[name].oracle for name in options.arms):
         target.check_files()
     # images too: a broken one would be found after training
-    counts = sum(val[i].label.flatten().bincount(minlength=256) for i in tqdm(range(len(val)), "checking val"))
-    val_counts = torch.as_tensor(counts)
-    check_ids(val, val_counts)
+    counts = torch.zeros(256, dtype=torch.int64)
+    for i in tqdm(range(len(val)), "checking val"):
+        counts += val[i].label.flatten().bincount(minlength=256)
+    check_ids(val, counts)
     if real:
         key = f"{source.fingerprint()} {val.fingerprint()}"
-        print(describe(config, source_counts, val_counts))
+        print(describe(config, source_counts))
     val_images = val.unlabeled()
     if all(config.target_size):
         val_images = ResizedImages(val_images, config.target_size)
     return Data(source, target, val, val_images, source_counts, cache, key, options.on_error)
 
 
-def describe(config: Config, source: Tensor, val: Tensor) -> str:
-    """The classes of the source, how often they are drawn, and what the target has beyond them."""
+def describe(config: Config, source: Tensor) -> str:
+    """The classes of the source, how often they are drawn, and which it lacks."""
     text = ""
     if config.rare_classes:
         rare = RareClasses(source, temperature=config.temperature, min_pixels=config.min_pixels)
         text = share_table(NAMES, source, rare.probabilities)
-    unknown = [NAMES[i] for i in MEASURED[config.classes] if val[i] and not source[:, i].any()]
-    if unknown:
-        text += (
-            f"{config.source} shows no {', '.join(unknown)}, which {config.target} does: only the oracle learns it\n"
-        )
+    missing = [NAMES[i] for i in MEASURED[config.classes] if not source[:, i].any()]
+    if missing:
+        text += f"no label of {config.source} shows {', '.join(missing)}: only the oracle can learn it\n"
     return text
 
 
@@ -573,6 +578,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Config, argparse.Namespace]:
         "--recipe",
         choices=sorted(x.stem for x in RECIPES.glob("*.toml")),
         help="settings of examples/recipes; options that are given win",
+    )
+    parser.add_argument(
+        "--class-stats", type=Path, help="sample_class_stats.json of the released code: source labels are not counted"
     )
     parser.add_argument("--print", action="store_true", help="show the settings and stop")
     parser.add_argument("--out", type=Path, default=Path("runs/gta2cityscapes"), help="default: %(default)s")

@@ -179,6 +179,8 @@ def prepare(config: Config) -> Data:
     rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
     print(share_table(names, counts, rare_classes.probabilities), end="")
     print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
+    if missing := [name for name, pixels in zip(names, counts.sum(dim=0).tolist(), strict=True) if not pixels]:
+        print(f"no label shows {', '.join(missing)}: nothing learns it")
     pixels = counts.sum(dim=0).clamp(min=1).float()
     class_weight = (pixels / pixels.sum()) ** -config.balance
     class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
@@ -208,8 +210,11 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
     source = SourceCrops(data.source, data.crop, seed=seed, rare_classes=data.rare_classes, on_error=on_error)
     target = TargetCrops(data.target, data.crop, seed=seed, on_error=on_error)
     source_batches, target_batches = (
-        iter(DataLoader(crops, batch_sampler=StepBatches(config.batch_size, steps), num_workers=config.workers))
-        for crops, steps in ((source, total), (target, config.steps))
+        iter(DataLoader(crops, batch_sampler=StepBatches(config.batch_size, steps), num_workers=workers))
+        for crops, steps, workers in (
+            (source, total, config.workers),
+            (target, config.steps, config.workers if config.method == "hrda" else 0),
+        )
     )
     training = SelfTraining(
         student,
@@ -256,7 +261,7 @@ def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, 
         return step, "interrupted" if isinstance(error, KeyboardInterrupt) else reason(error), teacher
     for crops, domain in ((source, "source"), (target, "target")):
         if crops.skipped:
-            print(f"{len(crops.skipped)} {domain} images could not be read and were left out", file=sys.stderr)
+            print(f"training left out {len(crops.skipped)} broken {domain} images", file=sys.stderr)
     return total, "", teacher
 
 

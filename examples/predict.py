@@ -140,7 +140,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--palette", type=Path, help="JSON file of class names and the colours of --labels")
     parser.add_argument("--ids", type=Path, help="JSON file of the ids of --labels and the run's")
     parser.add_argument("--read", metavar="FILE.py:NAME", help="function that reads an image, as for own_data.py")
-    parser.add_argument("--flip", action="store_true", help="average with the prediction of the mirrored image")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
     parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(arguments)

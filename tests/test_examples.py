@@ -129,7 +129,8 @@ def test_broken_files_are_left_out_on_request(tmp_path: Path) -> None:
     done = run("own_data.py", *arguments, "--on-error", "skip")
     assert done.returncode == 0, done.stderr
     assert all(f"left out: {file}: cannot be read as an image" in done.stderr for file in broken)
-    assert "\n1 source images could not be read and were left out\n1 target images could not" in done.stderr
+    assert "1 of 4 labels cannot be read and are left out" in done.stderr
+    assert "\ntraining left out 1 broken source images\ntraining left out 1 broken target images\n" in done.stderr
     done = run("own_data.py", *arguments, "--overwrite")
     assert (done.returncode, done.stderr.splitlines()[-1][:60]) == (2, f"own_data.py: {broken[0]}: cannot"[:60])
     Image.fromarray(np.ones((48, 64), np.uint8)).save(broken[0])

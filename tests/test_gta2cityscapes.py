@@ -63,7 +63,9 @@ def test_run_files_and_table(finished: tuple[Path, str]) -> None:
         files = {file.name for file in (out / "seed1" / arm).iterdir()}
         assert files == {"config.json", "metrics.jsonl", "last.pt", "result.json"}
     assert (out / "table.md").read_text() in printed
-    head, ruler, road, *_ = printed.splitlines()
+    shares, results = printed.split("\n\n", 1)
+    assert re.sub(r"\s+", " ", shares.splitlines()[0]) == "| class | pixels, % | images | drawn, % |"
+    head, ruler, road, *_ = results[results.index("| IoU, %") :].splitlines()
     assert re.sub(r"\s+", " ", head) == "| IoU, % | source | control | hrda | hrda - control |"
     assert re.fullmatch(r"\| -+ \|( -+: \|){4}", ruler)
     assert road.startswith("| road ")
@@ -207,7 +209,8 @@ def test_broken_training_files_are_left_out_on_request(mini: Path, tmp_path: Pat
     for file in broken:
         assert f"left out: {file}: cannot be read as an image" in done.stderr
     for domain in ("source", "target"):
-        assert f"seed1/hrda: 1 {domain} images could not be read and were left out" in done.stderr
+        assert f"seed1/hrda: training left out 1 broken {domain} images" in done.stderr
+    assert "1 of 4 labels cannot be read and are left out" in done.stderr
     done = start(root, out, *arguments, "--overwrite")  # at the start
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"gta2cityscapes.py: {broken[0]}: cannot be read as an image")

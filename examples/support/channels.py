@@ -34,14 +34,14 @@ class Reader:
         if not isinstance(image, Tensor) or image.dim() != 3:
             return image  # the data set refuses it
         kind = (len(image), image.dtype)
-        self.kind = self.kind or kind
-        if kind != self.kind:
+        if self.kind and kind != self.kind:
             wanted, got = (f"{channels} channels of {dtype}" for channels, dtype in (self.kind, kind))
             raise ValueError(f"{file}: image must have {wanted}, as the first source image has, got {got}")
         if not image.isfinite().all():
             raise ValueError(
                 f"{file}: image holds values that are not finite; let {self.function.__name__} replace them"
             )
+        self.kind = kind
         return image
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """Files of own_data.py: folders and lists, and class names, palettes and id maps."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def some(images: Concatenated | Relabeled | UnlabeledImages, count: int, on_erro
         except ValueError as error:
             if on_error == "raise":
                 raise
+            print(f"left out: {error}", file=sys.stderr)
             problem = str(error)
         else:
             found += 1

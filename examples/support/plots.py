@@ -138,11 +138,12 @@ def _whole(model: MultiResSegmenter, x: Tensor) -> SegmenterOutput:
     return out
 
 
-def draw_shares(file: Path, names: Sequence[str], counts: Tensor, probabilities: Tensor) -> None:
+def draw_shares(file: Path, names: Sequence[str], counts: Tensor, probabilities: Tensor | None) -> None:
     """Bars a class, of a logarithmic scale: its share of the pixels (N, C), and of what rare-class sampling draws."""
     pixels = counts.sum(dim=0)
     figure, axis = plt.subplots(figsize=(max(0.5 * len(names), 5), 4))
-    for i, (title, values) in enumerate({"of all pixels": pixels / pixels.sum(), "drawn": probabilities}.items()):
+    bars = {"of all pixels": pixels / pixels.sum()} | ({} if probabilities is None else {"drawn": probabilities})
+    for i, (title, values) in enumerate(bars.items()):
         axis.bar(np.arange(len(names)) + 0.4 * (i - 0.5), (100 * values).clamp(min=1e-3).numpy(), 0.4, label=title)
     axis.set_yscale("log")
     axis.set_ylabel("%")

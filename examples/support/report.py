@@ -10,19 +10,20 @@ HEADS = ("fused", "context", "detail", "average")
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> a result a seed
 
 
-def share_table(names: Sequence[str], counts: Tensor, probabilities: Tensor) -> str:
+def share_table(names: Sequence[str], counts: Tensor, probabilities: Tensor | None) -> str:
     """A row a class: its share of the pixels, the images that show it, and how often rare-class sampling draws it.
 
     Args:
         names: of the C classes.
         counts: (N, C) pixels of each class in each image.
-        probabilities: (C,) of ``RareClasses``.
+        probabilities: (C,) of ``RareClasses``; None: there is no such sampling.
     """
     pixels = counts.sum(dim=0)
-    columns = (pixels / pixels.sum()).tolist(), (counts > 0).sum(dim=0).tolist(), probabilities.tolist()
+    drawn = ["-"] * len(names) if probabilities is None else [f"{100 * p:.1f}" for p in probabilities.tolist()]
+    columns = (pixels / pixels.sum()).tolist(), (counts > 0).sum(dim=0).tolist(), drawn
     rows = [["class", "pixels, %", "images", "drawn, %"]]
     for name, share, images, probability in zip(names, *columns, strict=True):
-        rows.append([name, f"{100 * share:.2f}", str(images), f"{100 * probability:.1f}"])
+        rows.append([name, f"{100 * share:.2f}", str(images), probability])
     return markdown(rows)
 
 

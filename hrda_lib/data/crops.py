@@ -16,14 +16,14 @@ from hrda_lib.geometry import CropBox, crop, pair
 
 
 class SourceCrop(NamedTuple):
-    """(3, h, w) uint8 and (h, w) uint8."""
+    """(K, h, w) as the data set reads images, uint8 (3, h, w) as a rule; and (h, w) uint8."""
 
     image: Tensor
     label: Tensor
 
 
 class TargetCrop(NamedTuple):
-    """(3, h, w) uint8, and (h, w) bool: False in margins and padding, where no pseudo label is wanted."""
+    """As in :class:`SourceCrop`, and (h, w) bool: False in margins and padding, where no pseudo label is wanted."""
 
     image: Tensor
     valid: Tensor
@@ -175,7 +175,7 @@ def _any_index(dataset: Sized, generator: torch.Generator) -> int:
 
 def _inside(k: int, length: int | None) -> int:
     if k < 0 or (length is not None and k >= length):
-        raise IndexError(f"sample {k} is outside the {length} of this stream")
+        raise IndexError(f"sample {k} is outside 0..{'' if length is None else length - 1} of this stream")
     return k
 
 

@@ -9,6 +9,7 @@ from hrda_lib.data.labeled_files import (
     LabeledFiles,
     LabeledImages,
     Sample,
+    count_of,
     label_reader,
     read_image,
     read_label,
@@ -80,6 +81,11 @@ class Concatenated:
         """The label (H, W) uint8 alone, without reading the image."""
         dataset, inner = self._where[index]
         return dataset.label(inner)
+
+    def count(self, index: int) -> Tensor:
+        """Pixels of each id in the label, (256,) int64."""
+        dataset, inner = self._where[index]
+        return count_of(dataset, inner)
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""

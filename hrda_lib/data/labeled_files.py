@@ -47,6 +47,12 @@ class LabeledImages(Protocol):
         """Changes when any label does, for caches."""
 
 
+def count_of(dataset: LabeledImages, index: int) -> Tensor:
+    """Pixels of each id in a label, (256,) int64, by the data set's own ``count`` if it has one."""
+    own: Callable[[int], Tensor] | None = getattr(dataset, "count", None)
+    return own(index) if own else torch.from_numpy(count_ids(dataset.label(index).numpy()))
+
+
 class UnlabeledImages:
     """Images without any label path: what a target is.
 
@@ -89,8 +95,9 @@ def read_image(file: Path) -> Tensor:
         ValueError: the file is missing or broken, or holds more than 8 bits a channel.
     """
     with open_image(file) as image:
-        if image.mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK"):
-            raise ValueError(f"{file}: image must have 8 bits a channel, got mode {image.mode}; convert it")
+        mode, stored = image.mode, image.info["raw mode"]
+        if mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK") or ";16" in stored:  # which Pillow cuts to 8 bits
+            raise ValueError(f"{file}: image must have 8 bits a channel, got mode {stored or mode}; convert it")
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
@@ -117,7 +124,7 @@ def ignoring(ignore: Sequence[int]) -> npt.NDArray[np.uint8]:
 
 
 def renumbered(ids: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> Tensor:
-    """``table[ids]``, four times as fast."""
+    """``table[ids]``, by bytes and so faster."""
     return torch.from_numpy(np.frombuffer(bytearray(ids).translate(table.tobytes()), np.uint8).reshape(ids.shape))
 
 
@@ -154,10 +161,10 @@ class StoredIds:
             return renumbered(ids, self.table)
 
     def count(self, file: Path) -> Tensor:
-        """Pixels of each id, (256,) int64, much faster than from the label."""
+        """Pixels of each id, (256,) int64, without making the label."""
         with self._opened(file) as image:
             as_stored = image.mode in ("L", "P") and image.info["raw mode"] not in ("L;2", "L;4")
-            # Pillow's histogram copies nothing, which several threads feel
+            # Pillow's histogram copies nothing: several threads would wait for each other's memory
             counts = np.array(image.histogram()) if as_stored else count_ids(self._ids(image))
             self._checked(file, image, counts)
         stored, given = torch.from_numpy(counts), torch.from_numpy(self.table).long()
@@ -165,6 +172,9 @@ class StoredIds:
 
     def _opened(self, file: Path) -> "PIL.Image.Image":
         image = open_image(file)
+        if image.format == "JPEG":
+            image.close()
+            raise ValueError(f"{file}: JPEG changes ids, labels must be stored as PNG")
         if image.mode not in ("L", "P", "1"):
             image.close()
             raise ValueError(
@@ -236,6 +246,8 @@ def _label(file: Path, reader: Callable[[Path], Tensor]) -> Tensor:
 def _called(reader: Callable[[Path], Tensor], file: Path) -> Tensor:
     try:
         return reader(file)
+    except MemoryError:
+        raise
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(str(file)):
             raise
@@ -333,7 +345,7 @@ class LabeledFiles:
         if not isinstance(self._read_label, StoredIds):
             return torch.from_numpy(count_ids(self.label(index).numpy()))
         self._check_file(self._labels[index])
-        return self._read_label.count(self._labels[index])
+        return _called(self._read_label.count, self._labels[index])
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""

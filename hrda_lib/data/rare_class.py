@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hrda_lib.data.labeled_files import LabeledImages, count_ids
-from hrda_lib.data.skipping import OnError, Skipped, check_on_error
+from hrda_lib.data.labeled_files import LabeledImages, count_of
+from hrda_lib.data.skipping import OnError, Skipped, check_on_error, log
 from hrda_lib.geometry import check_generator
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -46,14 +46,11 @@ def count_labels(
     fingerprint = dataset.fingerprint() if path else ""
     if path and (kept := _load(path, fingerprint)) is not None:
         return kept
-    count: Callable[[int], Tensor] = getattr(dataset, "count", None) or (
-        lambda index: torch.from_numpy(count_ids(dataset.label(index).numpy()))
-    )
     skipped = Skipped(len(dataset)) if on_error == "skip" else None
 
     def count_or_skip(index: int) -> Tensor:
         try:
-            return count(index)
+            return count_of(dataset, index)
         except (ValueError, OSError) as error:
             if skipped is None:
                 raise
@@ -70,6 +67,8 @@ def count_labels(
         pool.shutdown(cancel_futures=True)
     counts = torch.stack(rows)
     left_out = skipped.indices() if skipped else []
+    if left_out:
+        log.warning("%d of %d labels cannot be read and are left out", len(left_out), len(dataset))
     if len(left_out) == len(dataset):
         raise ValueError(f"{dataset.label_file(0)}: neither this nor another of the {len(dataset)} labels can be read")
     if path and not left_out:
@@ -147,7 +146,7 @@ class RareClasses:
     Args:
         counts: (N, C) pixels of each class in each image (:func:`count_labels`, cut to the classes).
         temperature: T; the larger, the more even.
-        min_pixels: an image is drawn for a class if it has more pixels of it.
+        min_pixels: an image is drawn for a class if it has more pixels of it, at the resolution of the counts.
 
     ``.probabilities`` is P, (C,) float64.
 
@@ -166,6 +165,8 @@ class RareClasses:
     def __init__(self, counts: Tensor, *, temperature: float = 0.01, min_pixels: int = 3000) -> None:
         if counts.dim() != 2 or 0 in counts.shape:
             raise ValueError(f"counts must be (images, classes) and not empty, got {tuple(counts.shape)}")
+        if counts.shape[1] > 255:
+            raise ValueError(f"counts must be cut to the classes, counts[:, :num_classes], got {tuple(counts.shape)}")
         if not temperature > 0 or min_pixels < 0:
             raise ValueError(
                 f"temperature must be positive and min_pixels not negative, got {temperature}, {min_pixels}"

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from hrda_lib.data.labeled_files import LabeledImages, Sample, renumbered
+from hrda_lib.data.labeled_files import LabeledImages, Sample, count_of, renumbered
 
 
 class Relabeled:
@@ -38,6 +39,11 @@ class Relabeled:
     def label(self, index: int) -> Tensor:
         """The label (H, W) uint8 alone, without reading the image."""
         return self._renamed(self.dataset.label(index))
+
+    def count(self, index: int) -> Tensor:
+        """Pixels of each new id in the label, (256,) int64."""
+        new = torch.from_numpy(self._table).long()
+        return torch.zeros(256, dtype=torch.int64).index_add_(0, new, count_of(self.dataset, index))
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""

@@ -14,7 +14,7 @@ from hrda_lib.geometry import pair
 class Resized:
     """Labelled images resized to fit into ``size``, each with its aspect ratio kept.
 
-    Images are interpolated bilinearly, without antialiasing and with results of 8 bits; a new label pixel (i, j) has
+    Images are interpolated bilinearly, without antialiasing, uint8 rounded to uint8; a new label pixel (i, j) has
     the id of (floor(i H / h'), floor(j W / w')), as in the released code.
 
     Args:
@@ -87,7 +87,7 @@ def _fitted(have: tuple[int, int], within: tuple[int, int]) -> tuple[int, int]:
 
 def _resized_image(image: Tensor, within: tuple[int, int]) -> Tensor:
     size = _fitted((image.shape[1], image.shape[2]), within)
-    # channels last, in strides that torch recognises as such: many times as fast
+    # channels last, in strides that torch recognises as such, for its fast kernel
     batch = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
     return interpolate(batch, size, mode="bilinear")[0]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 OnError = Literal["raise", "skip"]
 TRIES = 100
 
-_log = logging.getLogger("hrda_lib.data")
+log = logging.getLogger("hrda_lib.data")
 _Read = TypeVar("_Read")
 
 
@@ -34,7 +34,7 @@ class Skipped:
         """Note an image, and log it the first time."""
         if not self._flags[index]:
             self._flags[index] = True
-            _log.warning("left out: %s", error)
+            log.warning("left out: %s", error)
 
     def indices(self) -> list[int]:
         """Those noted so far."""
