@@ -23,6 +23,7 @@ from hrda_lib.data.labeled_files import count_ids
 from support.datasets import KINDS, open_all
 from support.plots import Picture, colour, draw_grid, draw_shares, palette, street_colours
 from support.report import share_table
+from support.run_files import reason
 
 SHOWN = 20  # problems to print
 
@@ -36,14 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--temperature", type=float, default=0.01, help="of rare-class sampling; default: %(default)s")
     parser.add_argument("--min-pixels", type=int, default=3000, help="of a class drawn there; default: %(default)s")
     options = parser.parse_args(arguments)
-    problems = 0
+    problems, seen = 0, Counter[str]()
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         for root in options.roots:
             for name, data in open_all(root, options.kind).items():
-                problems += check(name, data, options)
+                seen[name] += 1
+                problems += check(name if seen[name] == 1 else f"{name} {seen[name]}", data, options)
     except (ValueError, OSError) as error:
-        print(f"check_data.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"check_data.py: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("check_data.py: interrupted", file=sys.stderr)

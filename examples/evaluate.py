@@ -32,7 +32,7 @@ from support.datasets import KINDS, open_all
 from support.heads import CELL, head_logits, whole_cells
 from support.plots import street_colours
 from support.report import HEADS, markdown
-from support.run_files import WEIGHTS, load, normalize
+from support.run_files import WEIGHTS, load, normalize, reason
 
 IDS = ("labelIds", "labelTrainIds", "color")
 CLASSES = {16: SYNTHIA_CLASSES, 13: SYNTHIA_CLASSES_13}
@@ -51,16 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.scales and not all(0 < scale < float("inf") for scale in options.scales):
             raise ValueError(f"--scales must be positive numbers, got {options.scales}")
         street = network["class_names"] == [entry.name for entry in CITYSCAPES]
+        if network.get("labels"):
+            raise ValueError(
+                f"{options.run}: was trained with --{network['labels']}, which predict.py --labels takes too"
+            )
         if not street and (options.classes or (options.export and options.ids != "labelTrainIds")):
             raise ValueError("--classes and --ids are for the 19 classes of Cityscapes, which this run has not")
         data = find(options)
+        print(f"{options.root}: {type(data).__name__}, {len(data)} images")
         model.to(options.device)
         if options.export:
             export(model, data, options)
         else:
             measure(model, data, network, options)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"evaluate.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"evaluate.py: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("evaluate.py: interrupted", file=sys.stderr)

@@ -79,6 +79,7 @@ from support.run_files import (
     reason,
     save,
     start_run,
+    state_of,
     write_metrics,
 )
 
@@ -481,7 +482,8 @@ def prepare(config: Config, options: argparse.Namespace, seed: int) -> Data:
         counts += val[i].label.flatten().bincount(minlength=256)
     check_ids(val, counts)
     if real:
-        key = f"{source.fingerprint()} {val.fingerprint()}"
+        images = [file for data in (source, target, val) for file in data.unlabeled().files]
+        key = f"{source.fingerprint()} {val.fingerprint()} {state_of(images)}"
         print(describe(config, source_counts))
     val_images = val.unlabeled()
     if all(config.target_size):

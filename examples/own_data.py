@@ -145,7 +145,7 @@ def prepare(config: Config) -> Data:
     for name in ("steps", "batch_size", "lr", "clip"):
         if not getattr(config, name) > 0:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    for name in ("seed", "balance", "workers"):
+    for name in ("seed", "balance", "weight_decay", "workers"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
     if (config.out / "last.pt").exists() and not config.overwrite:
@@ -185,6 +185,8 @@ def prepare(config: Config) -> Data:
     class_weight = (pixels / pixels.sum()) ** -config.balance
     class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
     class_weight[counts.sum(dim=0) == 0] = 1
+    if not class_weight.isfinite().all():
+        raise ValueError(f"balance must be smaller, got {config.balance}: class weights are not finite")
 
     shown = next(some(source, 10, on_error))  # its kind is that of every image
     mean, std = measure(some(source, 50, on_error)) if reader and reader.kind != RGB else (None, None)
@@ -292,13 +294,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "detail_size": detail_size,
             "ignore": data.ignore,
         }
+        if config.ids or config.palette:
+            network["labels"] = "ids" if config.ids else "palette"
         if data.reader:
             network |= data.reader.settings()
         if data.mean is not None:
             network |= {"mean": data.mean, "std": data.std}
         start_run(config.out, {**asdict(config), "crop": data.crop, "network": network})
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        print(f"own_data.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"own_data.py: {reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("own_data.py: interrupted before training", file=sys.stderr)

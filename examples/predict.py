@@ -10,6 +10,7 @@ it is stored, as for own_data.py. What was trained with --read needs it again: a
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from hrda_lib.models import EncoderDecoder
 from support.channels import display, reader_of
 from support.own_files import read_ids, read_palette
 from support.plots import attention_map, overlay
-from support.run_files import WEIGHTS, load, normalize
+from support.run_files import WEIGHTS, load, normalize, reason
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.save_attention and not isinstance(model, MultiResSegmenter):
             raise ValueError("--save-attention: this network has one scale, and no attention")
     except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        print(f"predict.py: {str(error).splitlines()[0]}", file=sys.stderr)
+        print(f"predict.py: {reason(error)}", file=sys.stderr)
         return 2
     names, done, confusion = network["class_names"], 0, ConfusionMatrix(len(network["class_names"]))
     try:
@@ -121,9 +122,9 @@ def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
     files = [
         file for path in inputs for file in (image_files(path, any_ending=any_ending) if path.is_dir() else [path])
     ]
-    taken = {file.resolve() for file in files}
+    taken = {os.path.realpath(file) for file in files}
     for file in files:
-        results = {(out / f"{file.stem}{ending}.png").resolve() for ending in ("", "_overlay", "_attention")}
+        results = {os.path.realpath(out / f"{file.stem}{ending}.png") for ending in ("", "_overlay", "_attention")}
         if results & taken:
             raise ValueError(f"{file}: its results would overwrite an input or another result; choose another --out")
         taken |= results

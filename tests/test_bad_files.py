@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,14 +17,17 @@ from torch.utils.data import DataLoader
 
 from hrda_lib.data import (
     Folders,
+    LabeledFiles,
     RareClasses,
     SourceCrops,
     StepBatches,
+    StoredColours,
     TargetCrops,
     UnlabeledImages,
     check_classes,
     count_labels,
 )
+from hrda_lib.data.labeled_files import read_image, read_label
 
 SIZE = (24, 32)
 
@@ -62,6 +66,12 @@ def linked_to_itself(file: Path) -> None:
     file.symlink_to(file.name)
 
 
+def cut_header(file: Path) -> None:
+    """A PNG whose first chunk is too short, of which Pillow says nothing about the file."""
+    data = bytearray(file.read_bytes())
+    file.write_bytes(data[:8] + struct.pack(">I", 10) + data[12:26] + data[29:])
+
+
 def filled(size: tuple[int, int], value: int) -> Callable[[Path], None]:
     return lambda file: Image.fromarray(np.full(size, value, np.uint8)).save(file)
 
@@ -73,6 +83,8 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "empty image": ("images", lambda file: file.write_bytes(b""), "cannot be read as an image"),
     "label without palette": ("labels", without_palette, "a palette PNG without its palette; write it again"),
     "image without palette": ("images", without_palette, "a palette PNG without its palette; write it again"),
+    "label of a cut header": ("labels", cut_header, "cannot be read"),
+    "image of a cut header": ("images", cut_header, "cannot be read"),
     "label of another size": (
         "labels",
         filled((24, 30), 1),
@@ -110,7 +122,9 @@ def test_unreadable_files_are_named_or_left_out(case: str, tmp_path: Path, caplo
         seen = {int(crops[k].image[1, 0, 0]) for k in range(30)}
     assert seen == {0, 1, 3}
     assert crops.skipped == ([] if at_once else [2])
-    assert [record.getMessage()[: len(str(bad)) + 10] for record in caplog.records] == [f"left out: {bad}"]
+    left_out, *summary = [record.getMessage() for record in caplog.records]
+    assert left_out.startswith(f"left out: {bad}")
+    assert summary == (["1 of 4 labels cannot be read and are left out"] if at_once else [])
 
 
 def test_unreadable_target_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -155,6 +169,51 @@ def no_permission(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
         return real(file)
 
     monkeypatch.setattr(Image, "open", opened)
+
+
+def test_what_pillow_would_change_is_refused(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(3, size=SIZE).astype(np.uint8)
+    Image.fromarray(ids).save(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg: JPEG changes ids, labels must be stored as PNG$"):
+        read_label(tmp_path / "a.jpg")
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), np.full((*SIZE, 3), 300, np.uint16))
+    with pytest.raises(ValueError, match=r"deep\.png: image must have 8 bits a channel, got mode RGB;16B; convert it$"):
+        read_image(deep)
+    with pytest.raises(ValueError, match=r"deep\.png: colours of 8 bits a channel are expected, got mode RGB"):
+        StoredColours({(1, 1, 1): 0})(deep)
+
+
+def test_counts_survive_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = Folders(write(tmp_path))
+    (tmp_path / "file").write_text("")
+    counts = count_labels(data, cache=tmp_path / "file" / "counts.json")
+    assert torch.equal(counts, count_labels(data))
+    assert "counts.json: cannot be written, labels will be counted again" in caplog.text
+
+
+def test_counts_must_be_of_the_classes_and_of_these_images(tmp_path: Path) -> None:
+    data = Folders(write(tmp_path))
+    counts = count_labels(data)
+    with pytest.raises(
+        ValueError, match=r"^counts must be cut to the classes, counts\[:, :num_classes\], got"
+    ):
+        RareClasses(counts)
+    rare = RareClasses(counts[:3, :4], min_pixels=0)
+    with pytest.raises(ValueError, match=r"^rare_classes must have the counts of dataset's 4 images, got 3$"):
+        SourceCrops(data, 16, rare_classes=rare)
+    with pytest.raises(ValueError, match=r"^seed must not be negative, got -1$"):
+        TargetCrops(data.unlabeled(), 16, seed=-1)
+
+
+def test_a_cache_knows_its_reader(tmp_path: Path) -> None:
+    write(tmp_path)
+    files = [tmp_path / "images" / "0.png"], [tmp_path / "labels" / "0.png"], ["0"]
+    cache = tmp_path / "counts.json"
+    for label in (1, 2):
+        for reader in (StoredColours({(0, 0, 0): label}), lambda file, label=label: read_label(file) + label):
+            counts = count_labels(LabeledFiles(*files, read_label=reader), cache=cache)
+            assert counts[0].nonzero().flatten().tolist() == [label]
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

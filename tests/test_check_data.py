@@ -48,7 +48,7 @@ def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     printed = capsys.readouterr().out
     assert "cityscapes train: 3 images, 0 with a problem\n  sizes (h, w): (14, 20): 3\n" in printed
     shares = [
-        float(x) for x in re.findall(r"^\| [a-z ]+ \| +([0-9.]+) \| +[0-9]+ \| +[0-9.]+ \|$", printed, re.MULTILINE)
+        float(x) for x in re.findall(r"^\| [a-z ]+ \| +([0-9.]+) \| +[0-9]+ \| +[0-9.-]+ \|$", printed, re.MULTILINE)
     ]
     assert len(shares) == 38
     assert sum(shares) == pytest.approx(200, abs=0.2)

@@ -290,7 +290,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "image of 16 bits": (
         lambda p: read(broken(p, images__1_png=np.zeros((24, 32), np.uint16))),
-        "images/1.png: image must have 8 bits a channel, got mode I;16; convert it",
+        "images/1.png: image must have 8 bits a channel, got mode I;16B; convert it",
     ),
     "sizes differ": (
         lambda p: read(broken(p, labels__1_png=np.zeros((24, 30), np.uint8))),

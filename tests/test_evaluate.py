@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 import evaluate
 import predict
 from hrda_lib import ConfusionMatrix, MultiResSegmenter
-from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, Acdc, Cityscapes
+from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, Acdc, Cityscapes, Folders
 from support.heads import head_logits
 from support.networks import build
 from support.run_files import load, normalize, save
@@ -97,7 +97,8 @@ def test_without_conditions_a_line_a_class(run: Path, tmp_path: Path, capsys: py
     lines = capsys.readouterr().out.splitlines()
     assert f"{100 * matrix.iou()[2]:6.1f}  building" in lines
     assert lines[-1] == f"{100 * matrix.mean_iou():6.1f}  mean IoU, in %"
-    assert len(lines) == 1 + int((~matrix.iou().isnan()).sum())
+    assert lines[0] == f"{tmp_path}: Cityscapes, 1 images"
+    assert len(lines) == 2 + int((~matrix.iou().isnan()).sum())
 
 
 def bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -197,6 +198,44 @@ def test_export(kind: str, run: Path, acdc: Path, tmp_path: Path) -> None:
             for entry in CITYSCAPES
         ]
         assert np.array_equal(written, np.array(table)[labels])
+
+
+def test_runs_of_own_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    network = {"encoder": "mini", "class_names": ["sky", "void", "box"], "detail_size": (32, 32), "ignore": [1]}
+    model = build("mini", 3, detail_size=(32, 32))
+    torch.nn.init.normal_(model.decoder.classifier.weight)
+    (tmp_path / "run").mkdir()
+    save(tmp_path / "run", model, network, 0)
+    for name in ("00001", "b"):  # as a file of GTA is called
+        picture(tmp_path / f"data/images/{name}.png")
+        grey(tmp_path / f"data/labels/{name}.png", ids(0, 1, 2))
+    arguments = [str(tmp_path / "run"), str(tmp_path / "data")]
+    assert evaluate.main(arguments) == 0
+    printed = capsys.readouterr().out
+    matrix = ConfusionMatrix(3)
+    for i in range(2):
+        sample = Folders(tmp_path / "data", ignore=[1])[i]
+        matrix.update(predicted(tmp_path / "run", sample.image), sample.label.long())
+    assert printed.startswith(f"{tmp_path / 'data'}: Folders, 2 images\n")
+    assert printed.endswith(f"{100 * matrix.mean_iou():6.1f}  mean IoU, in %\n")
+    assert evaluate.main([*arguments, "--kind", "folders"]) == 0
+    assert capsys.readouterr().out == printed
+    for options in (["--classes", "16"], ["--export", str(tmp_path / "out"), "--ids", "labelIds"]):
+        assert evaluate.main([*arguments, *options]) == 2
+        assert "--classes and --ids are for the 19 classes of Cityscapes" in capsys.readouterr().err
+    save(tmp_path / "run", model, {**network, "labels": "ids"}, 0)
+    assert evaluate.main(arguments) == 2
+    assert capsys.readouterr().err.endswith("was trained with --ids, which predict.py --labels takes too\n")
+
+
+def test_one_name_for_two_images_is_not_exported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("a", "b"):
+        picture(tmp_path / folder / "0.png")
+    (tmp_path / "list.txt").write_text("a/0.png\nb/0.png\n")
+    assert evaluate.main([str(run), str(tmp_path / "list.txt"), "--export", str(tmp_path / "out")]) == 2
+    assert "--export: 0.png would be written for more than one image" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_mistakes(run: Path, acdc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

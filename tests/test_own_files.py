@@ -242,7 +242,8 @@ def test_a_reader_of_8_bit_pictures_changes_nothing(
     out = adapt(tmp_path / "run", *pictures, "--read", f"{readers}:pillow")
     assert same_weights(out, plain)
     assert "mean" not in network(out)
-    load(out)
+    with pytest.raises(ValueError, match="takes no pictures, but what "):
+        load(out)
     segment(plain, pictures[1] / "images", tmp_path / "plain")
     segment(out, pictures[1] / "images", tmp_path / "read", "--read", f"{readers}:pillow")
     assert all(
@@ -537,6 +538,14 @@ def test_jitter_and_blur(channels: int) -> None:
     noise = torch.randn(2, channels, 16, 24, generator=torch.Generator().manual_seed(0))
     first, again = (jitter_and_blur(noise, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, again)
+    changed = [jitter_and_blur(noise, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    contrast = torch.stack([(x.std((1, 2, 3)) / noise.std((1, 2, 3))) for x in changed])
+    # neighbours of noise differ by more than itself, unless they are blurred
+    before, *rough = (x.diff(dim=-1).std((1, 2, 3)) / x.std((1, 2, 3)) for x in (noise, *changed))
+    sharp = (torch.stack(rough) - before).abs() < 1e-3
+    assert 0.3 < sharp.all(dim=1).float().mean() < 0.7
+    assert 0.8 <= contrast[sharp].min() < 0.9
+    assert 1.1 < contrast[sharp].max() <= 1.2001
 
 
 def test_display() -> None:

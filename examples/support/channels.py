@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hrda_lib.augment import gaussian_blur
 
+DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 RGB = (3, torch.uint8)  # what is normalised by ImageNet's numbers
 
 
@@ -31,7 +32,7 @@ class Reader:
 
     def __call__(self, file: Path) -> Tensor:
         image = self.function(file)
-        if not isinstance(image, Tensor) or image.dim() != 3:
+        if not isinstance(image, Tensor) or image.dim() != 3 or image.dtype not in DTYPES.values():
             return image  # the data set refuses it
         kind = (len(image), image.dtype)
         if self.kind and kind != self.kind:
@@ -63,7 +64,7 @@ def reader_of(network: Mapping[str, Any], where: str | None) -> Reader | None:
     """
     if where is None and "read" in network:
         raise ValueError(f"this run's images were read by {network['read']}; give that, or its like, as --read")
-    kind = (network.get("channels", 3), getattr(torch, network.get("dtype", "uint8")))
+    kind = (network.get("channels", 3), DTYPES.get(network.get("dtype", "uint8"), torch.uint8))
     return Reader(where, kind) if where else None
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from hrda_lib.data import (
     Acdc,
     Bdd100k,
@@ -42,9 +44,10 @@ def open_all(root: Path, kind: str | None = None, *, splits: Sequence[str] | Non
     """
     if root.is_file():
         return {root.name: ListFile(root)}
-    found = kind or next(
-        (name for name, (_, _, signs) in KINDS.items() if all((root / sign).exists() for sign in signs)), None
-    )
+    fitting = [name for name, (_, _, signs) in KINDS.items() if all((root / sign).exists() for sign in signs)]
+    if fitting == ["gta", "folders"] and not any(map(_has_palette, sorted((root / "labels").glob("*.png"))[:9])):
+        fitting = ["folders"]  # with a name of GTA's by chance
+    found = kind or next(iter(fitting), None)
     if found is None:
         signs = "; ".join(f"{name}: {', '.join(signs)}" for name, (_, _, signs) in KINDS.items())
         raise ValueError(f"{root}: no data set is recognised here; one holds, for {signs}")
@@ -52,6 +55,14 @@ def open_all(root: Path, kind: str | None = None, *, splits: Sequence[str] | Non
     if not labeled:
         return {found: build(root)}
     return {f"{found} {split}": build(root, split) for split in splits or labeled}
+
+
+def _has_palette(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            return image.mode == "P"
+    except OSError:
+        return False
 
 
 def open_split(kind: str, root: Path, split: str) -> LabeledFiles:

@@ -52,7 +52,11 @@ def some(images: Concatenated | Relabeled | UnlabeledImages, count: int, on_erro
 
 def read_names(file: Path) -> tuple[list[str], list[int]]:
     """Class names, a line each, without a void at the end; and the ids of void names."""
-    names = [name.strip() for name in file.read_text(encoding="utf-8-sig").strip().splitlines()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read as class names ({error})") from None
+    names = [name.strip() for name in text.strip().splitlines()]
     ignore = [i for i, name in enumerate(names) if name.lower() in VOID]
     while names and names[-1].lower() in VOID:
         names.pop()

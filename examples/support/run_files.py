@@ -1,12 +1,13 @@
 """What a run leaves behind: settings, metrics and a checkpoint."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import pickle
 import platform
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,6 +40,15 @@ def reason(error: BaseException) -> str:
     if not lines[0].startswith("Caught "):
         return lines[0]
     return lines[-1].removeprefix(f"{type(error).__name__}: ")
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """Changes with any file's name, size or time; no file is opened."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(os.fsencode(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n"))
+    return digest.hexdigest()
 
 
 def start_run(run: Path, settings: dict[str, Any]) -> None:
@@ -113,6 +123,8 @@ def load(
         # mapped: of student and teacher, only the one that is asked for is read
         kept = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         network = kept["network"]
+        if ":" in network["encoder"]:
+            raise ValueError(f"encoder {network['encoder']!r} is no name of timm's own; a file must not ask a hub")
         state = kept["model"] if weights == "student" else kept.get("teacher")
         model = build(
             network["encoder"],
@@ -130,7 +142,7 @@ def load(
         raise ValueError(f"{file}: holds no teacher, which a run keeps only if it adapts to a target; take the student")
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise ValueError(f"{file}: holds weights that are not finite")
-    if pictures and "mean" in network:
+    if pictures and "read" in network:
         raise ValueError(f"{file}: takes no pictures, but what {network['read']} reads; predict.py does that")
     return model.eval(), network
 

@@ -57,7 +57,7 @@ class StoredColours:
     def __call__(self, file: Path) -> Tensor:
         """The label, (H, W) uint8."""
         with open_image(file) as image:
-            if image.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1"):
+            if image.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1") or ";16" in image.info["raw mode"]:
                 raise ValueError(f"{file}: colours of 8 bits a channel are expected, got mode {image.mode}")
             if image.mode == "P":
                 packed = _of_palette(image)

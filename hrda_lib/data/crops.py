@@ -68,8 +68,13 @@ class SourceCrops(Dataset[SourceCrop]):
     ) -> None:
         if not 0 < max_class_share <= 1 or tries < 1:
             raise ValueError(f"max_class_share must be in (0, 1] and tries positive, got {max_class_share}, {tries}")
-        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _checked(length), seed
+        self.dataset, self.size = dataset, pair("size", size)
+        self.length, self.seed = _checked(length), _checked_seed(seed)
         self._skipped = _skipped(len(dataset), on_error)
+        if rare_classes is not None and rare_classes.num_images != len(dataset):
+            raise ValueError(
+                f"rare_classes must have the counts of dataset's {len(dataset)} images, got {rare_classes.num_images}"
+            )
         self.rare_classes, self.max_class_share, self.tries = rare_classes, max_class_share, tries
         half = rare_classes.min_pixels // 2 if rare_classes else 0
         self.min_crop_pixels = half if min_crop_pixels is None else min_crop_pixels
@@ -90,7 +95,11 @@ class SourceCrops(Dataset[SourceCrop]):
                 return _any_index(self.dataset, generator), None
             return self.rare_classes.draw(generator)
 
-        (image, label, _), wanted = first_readable(draw, self.dataset.__getitem__, self._skipped)
+        (image, label, name), wanted = first_readable(draw, self.dataset.__getitem__, self._skipped)
+        if image.shape[1:] != label.shape:
+            raise ValueError(
+                f"{name}: label must have its image's size {tuple(image.shape[1:])}, got {tuple(label.shape)}"
+            )
         image, label = _padded(image, self.size, 0), _padded(label, self.size, 255)
         for _ in range(self.tries):
             box = _random_box(label, self.size, generator)
@@ -134,7 +143,8 @@ class TargetCrops(Dataset[TargetCrop]):
     ) -> None:
         if len(margins) != 4 or min(margins) < 0:
             raise ValueError(f"margins must be four numbers of pixels (top, bottom, left, right), got {margins}")
-        self.dataset, self.size, self.length, self.seed = dataset, pair("size", size), _checked(length), seed
+        self.dataset, self.size = dataset, pair("size", size)
+        self.length, self.seed = _checked(length), _checked_seed(seed)
         self._skipped = _skipped(len(dataset), on_error)
         self.margins = margins
 
@@ -177,6 +187,12 @@ def _inside(k: int, length: int | None) -> int:
     if k < 0 or (length is not None and k >= length):
         raise IndexError(f"sample {k} is outside 0..{'' if length is None else length - 1} of this stream")
     return k
+
+
+def _checked_seed(seed: int) -> int:
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    return seed
 
 
 def _checked(length: int | None) -> int | None:

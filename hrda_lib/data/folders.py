@@ -109,6 +109,7 @@ def image_files(folder: Path, *, any_ending: bool = False) -> list[Path]:
         files = _visible(folder)
     else:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
+        files = [file for file in files if not file.name.startswith(".")]
     if not files:
         wanted = "any file" if any_ending else ", ".join(IMAGE_ENDINGS)
         raise ValueError(f"{folder}: no image in this folder (looked for {wanted})")

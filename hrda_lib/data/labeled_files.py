@@ -1,6 +1,7 @@
 """Image files with a label file each, the same images without labels, and how both are read."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
@@ -95,9 +96,10 @@ def read_image(file: Path) -> Tensor:
         ValueError: the file is missing or broken, or holds more than 8 bits a channel.
     """
     with open_image(file) as image:
-        mode, stored = image.mode, image.info["raw mode"]
-        if mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK") or ";16" in stored:  # which Pillow cuts to 8 bits
-            raise ValueError(f"{file}: image must have 8 bits a channel, got mode {stored or mode}; convert it")
+        deep = ";16" in image.info["raw mode"]  # which Pillow cuts to 8 bits
+        if deep or image.mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK"):
+            kind = image.info["raw mode"] if deep else image.mode
+            raise ValueError(f"{file}: image must have 8 bits a channel, got mode {kind}; convert it")
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
@@ -175,7 +177,7 @@ class StoredIds:
         if image.format == "JPEG":
             image.close()
             raise ValueError(f"{file}: JPEG changes ids, labels must be stored as PNG")
-        if image.mode not in ("L", "P", "1"):
+        if image.mode not in ("L", "P", "1") or image.info["raw mode"].endswith(("I", "IR")):  # inverted
             image.close()
             raise ValueError(
                 f"{file}: label must be a single-channel 8-bit or palette PNG of ids, got mode {image.mode}"
@@ -210,7 +212,8 @@ def open_image(file: Path) -> "PIL.Image.Image":
     except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise _unreadable(file, error) from None
     try:
-        image.info["raw mode"] = image.tile[0][3] if image.tile else ""
+        layout = image.tile[0][3] if image.tile else ""
+        image.info["raw mode"] = str(layout[0] if isinstance(layout, tuple) else layout or "")
         image.load()
     except (OSError, SyntaxError) as error:
         image.close()
@@ -230,9 +233,9 @@ def _image(file: Path, reader: Callable[[Path], Tensor] | None) -> Tensor:
     wanted = "read_image must give a tensor (K, H, W) of uint8 or float32"
     if not isinstance(image, Tensor):
         raise ValueError(f"{file}: {wanted}, got {type(image).__name__}; torch.from_numpy makes one of an array")
-    if image.dim() != 3 or image.dtype not in (torch.uint8, torch.float32):
+    if image.dim() != 3 or not image.numel() or image.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"{file}: {wanted}, got {tuple(image.shape)} of {image.dtype}")
-    return image
+    return image.detach()
 
 
 def _label(file: Path, reader: Callable[[Path], Tensor]) -> Tensor:
@@ -266,8 +269,13 @@ def label_reader(
         return StoredIds(ignoring(ignore)), repr(list(ignore))
     if ignore:
         raise ValueError(f"ignore is for stored ids: got {list(ignore)} with read_label, which must give 255 itself")
-    name = getattr(read_label, "__qualname__", None)
-    return read_label, f"{read_label.__module__}.{name}" if name else repr(read_label)
+    return read_label, _identity(read_label)
+
+
+def _identity(reader: Callable[[Path], Tensor]) -> str:
+    """A function of a module by its name, anything else by its ``repr``: in doubt, it differs from run to run."""
+    name = getattr(reader, "__qualname__", "<")
+    return repr(reader) if "<" in name or hasattr(reader, "__self__") else f"{reader.__module__}.{name}"
 
 
 class LabeledFiles:
@@ -311,7 +319,7 @@ class LabeledFiles:
         self._images, self._labels, self._names = list(images), list(labels), list(names)
         self._read_image = read_image
         self._read_label: Callable[[Path], Tensor] = read_label or StoredIds(ignoring(()))
-        self._settings, self._layout = settings, layout
+        self._settings, self._layout = settings or (_identity(read_label) if read_label else ""), layout
 
     def __len__(self) -> int:
         return len(self._images)
@@ -366,7 +374,7 @@ class LabeledFiles:
         for file in self._labels:
             stat = file.stat() if file.is_file() else None
             state = f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing"
-            digest.update(f"{file.name} {state}\n".encode())
+            digest.update(os.fsencode(f"{file.name} {state}\n"))
         return digest.hexdigest()
 
     def unlabeled(self) -> UnlabeledImages:

@@ -35,7 +35,7 @@ class ListFile(LabeledFiles):
     ) -> None:
         self.file, self.ignore = Path(file), list(ignore)
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+            lines = self.file.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.file}: cannot be read as a list ({error})") from None
         images, labels, names = [], [], []

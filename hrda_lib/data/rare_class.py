@@ -72,7 +72,10 @@ def count_labels(
     if len(left_out) == len(dataset):
         raise ValueError(f"{dataset.label_file(0)}: neither this nor another of the {len(dataset)} labels can be read")
     if path and not left_out:
-        _save(path, fingerprint, counts)
+        try:
+            _save(path, fingerprint, counts)
+        except OSError as error:  # the work is done: better no cache than no counts
+            log.warning("%s: cannot be written, labels will be counted again (%s)", path, error)
     return counts
 
 
@@ -97,7 +100,7 @@ def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
         else:
             entries = [(row["file"], label, row[label]) for row in content for label in row if label != "file"]
         rows = [(Path(where.replace("\\", "/")).stem, int(label), int(pixels)) for where, label, pixels in entries]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
             f"{path}: cannot be read as sample_class_stats.json or samples_with_class.json ({error})"
         ) from None
@@ -109,6 +112,8 @@ def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
         if name is not None:
             if not 0 <= label < 255:
                 raise ValueError(f"{path}: label {label} of {stem} is no train id")
+            if not 0 <= pixels < 2**40:
+                raise ValueError(f"{path}: {pixels} is no number of pixels of {stem}")
             counts[index[name], label] = pixels
     empty = (counts.sum(dim=1) == 0).nonzero().flatten()
     if len(empty):
@@ -171,7 +176,7 @@ class RareClasses:
             raise ValueError(
                 f"temperature must be positive and min_pixels not negative, got {temperature}, {min_pixels}"
             )
-        self.min_pixels = min_pixels
+        self.min_pixels, self.num_images = min_pixels, len(counts)
         self._images = [(column > min_pixels).nonzero().flatten() for column in counts.T]
         shown = torch.tensor([len(images) > 0 for images in self._images])
         if not shown.any():

@@ -34,7 +34,7 @@ class Skipped:
         """Note an image, and log it the first time."""
         if not self._flags[index]:
             self._flags[index] = True
-            log.warning("left out: %s", error)
+            log.warning("left out: %s", error if str(error) else f"image {index} ({type(error).__name__})")
 
     def indices(self) -> list[int]:
         """Those noted so far."""
