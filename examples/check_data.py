@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hrda_lib.data import CITYSCAPES, Folders, LabeledFiles, ListFile, RareClasses
-from hrda_lib.data.labeled_files import count_ids
+from hrda_lib.data.reading import count_ids
 from support.datasets import KINDS, open_all
 from support.plots import Picture, colour, draw_grid, draw_shares, palette, street_colours
 from support.report import share_table

@@ -27,9 +27,10 @@ from hrda_lib.data import (
     check_classes,
     count_labels,
 )
-from hrda_lib.data.labeled_files import read_image, read_label
+from hrda_lib.data.reading import StoredIds, ignoring, read_image
 
 SIZE = (24, 32)
+READ = StoredIds(ignoring(()))
 
 
 def write(root: Path, count: int = 4) -> Path:
@@ -175,7 +176,7 @@ def test_what_pillow_would_change_is_refused(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(3, size=SIZE).astype(np.uint8)
     Image.fromarray(ids).save(tmp_path / "a.jpg")
     with pytest.raises(ValueError, match=r"a\.jpg: JPEG changes ids, labels must be stored as PNG$"):
-        read_label(tmp_path / "a.jpg")
+        READ(tmp_path / "a.jpg")
     deep = tmp_path / "deep.png"
     cv2.imwrite(str(deep), np.full((*SIZE, 3), 300, np.uint16))
     with pytest.raises(ValueError, match=r"deep\.png: image must have 8 bits a channel, got mode RGB;16B; convert it$"):
@@ -195,9 +196,7 @@ def test_counts_survive_a_cache_that_cannot_be_written(tmp_path: Path, caplog: p
 def test_counts_must_be_of_the_classes_and_of_these_images(tmp_path: Path) -> None:
     data = Folders(write(tmp_path))
     counts = count_labels(data)
-    with pytest.raises(
-        ValueError, match=r"^counts must be cut to the classes, counts\[:, :num_classes\], got"
-    ):
+    with pytest.raises(ValueError, match=r"^counts must be cut to the classes, counts\[:, :num_classes\], got"):
         RareClasses(counts)
     rare = RareClasses(counts[:3, :4], min_pixels=0)
     with pytest.raises(ValueError, match=r"^rare_classes must have the counts of dataset's 4 images, got 3$"):
@@ -211,7 +210,7 @@ def test_a_cache_knows_its_reader(tmp_path: Path) -> None:
     files = [tmp_path / "images" / "0.png"], [tmp_path / "labels" / "0.png"], ["0"]
     cache = tmp_path / "counts.json"
     for label in (1, 2):
-        for reader in (StoredColours({(0, 0, 0): label}), lambda file, label=label: read_label(file) + label):
+        for reader in (StoredColours({(0, 0, 0): label}), lambda file, label=label: READ(file) + label):
             counts = count_labels(LabeledFiles(*files, read_label=reader), cache=cache)
             assert counts[0].nonzero().flatten().tolist() == [label]
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from hrda_lib.data.classes import STORED_TRAIN_IDS
-from hrda_lib.data.labeled_files import LabeledFiles, check_choice, find
+from hrda_lib.data.labeled_files import LabeledFiles
+from hrda_lib.data.layout import check_choice, find
 
 SPLITS = ("train", "val", "test")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hrda_lib.data.labeled_files import Palette, StoredIds, ignoring
+from hrda_lib.data.reading import Palette, StoredIds, ignoring
 
 
 class LabelClass(NamedTuple):

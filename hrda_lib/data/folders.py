@@ -5,17 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hrda_lib.data.labeled_files import (
-    LabeledFiles,
-    LabeledImages,
-    Sample,
-    count_of,
-    label_reader,
-    read_image,
-    read_label,
-)
-
-__all__ = ["Concatenated", "Folders", "image_files", "read_image", "read_label"]
+from hrda_lib.data.labeled_files import LabeledFiles, LabeledImages, Sample, count_of, label_reader
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

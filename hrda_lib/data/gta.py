@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from hrda_lib.data.classes import cityscapes_ids
-from hrda_lib.data.labeled_files import LabeledFiles, find
+from hrda_lib.data.labeled_files import LabeledFiles
+from hrda_lib.data.layout import find
 
 
 class Gta(LabeledFiles):

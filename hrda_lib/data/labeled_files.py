@@ -1,18 +1,16 @@
-"""Image files with a label file each, the same images without labels, and how both are read."""
+"""Image files with a label file each, and the same images without labels."""
 
 import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import PIL.Image  # at run time where a file is opened
+from hrda_lib.data.layout import not_found
+from hrda_lib.data.reading import StoredIds, count_ids, ignoring, read_image
 
 
 class Sample(NamedTuple):
@@ -87,145 +85,6 @@ class UnlabeledImages:
 
     def __getitem__(self, index: int) -> UnlabeledSample:
         return UnlabeledSample(_image(self._files[index], self._read_image), self._names[index])
-
-
-def read_image(file: Path) -> Tensor:
-    """(3, H, W) uint8, in memory pixel by pixel (channels last); grey and palette images become RGB.
-
-    Raises:
-        ValueError: the file is missing or broken, or holds more than 8 bits a channel.
-    """
-    with open_image(file) as image:
-        deep = ";16" in image.info["raw mode"]  # which Pillow cuts to 8 bits
-        if deep or image.mode not in ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK"):
-            kind = image.info["raw mode"] if deep else image.mode
-            raise ValueError(f"{file}: image must have 8 bits a channel, got mode {kind}; convert it")
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def read_label(file: Path, *, ignore: Sequence[int] = ()) -> Tensor:
-    """(H, W) uint8 class ids of a grey or palette PNG; the ids to ``ignore`` become 255.
-
-    Raises:
-        ValueError: the file is missing or broken, or has several channels or 16 bits.
-    """
-    return StoredIds(ignoring(ignore))(file)
-
-
-def ignoring(ignore: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """The table that leaves ids as they are, but those to ignore become 255.
-
-    Raises:
-        ValueError: one is no label of 8 bits.
-    """
-    if any(not 0 <= value <= 255 for value in ignore):
-        raise ValueError(f"ignore must hold label ids in [0, 255], got {list(ignore)}")
-    table = np.arange(256, dtype=np.uint8)
-    table[list(ignore)] = 255
-    return table
-
-
-def renumbered(ids: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> Tensor:
-    """``table[ids]``, by bytes and so faster."""
-    return torch.from_numpy(np.frombuffer(bytearray(ids).translate(table.tobytes()), np.uint8).reshape(ids.shape))
-
-
-def count_ids(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """How many pixels have each id, (256,): one count for a run of equal pixels, of which labels have few."""
-    flat = ids.ravel()
-    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
-    counts = np.zeros(256, np.int64)
-    np.add.at(counts, flat[ends], np.diff(ends, prepend=-1))
-    return counts
-
-
-Palette = Sequence[tuple[int, ...]]
-
-
-class StoredIds:
-    """Reads labels that are stored as ids in grey or palette PNGs; the file is all that it takes.
-
-    Args:
-        table: for each stored id, 0..255, the id to give for it.
-        check: (file, the stored ids that occur, the colours of the palette), raises ValueError where they are wrong.
-    """
-
-    def __init__(
-        self, table: npt.NDArray[np.uint8], check: Callable[[Path, list[int], Palette], None] | None = None
-    ) -> None:
-        self.table, self.check = table, check
-
-    def __call__(self, file: Path) -> Tensor:
-        """The label, (H, W) uint8."""
-        with self._opened(file) as image:
-            ids = self._ids(image)
-            self._checked(file, image, count_ids(ids))
-            return renumbered(ids, self.table)
-
-    def count(self, file: Path) -> Tensor:
-        """Pixels of each id, (256,) int64, without making the label."""
-        with self._opened(file) as image:
-            as_stored = image.mode in ("L", "P") and image.info["raw mode"] not in ("L;2", "L;4")
-            # Pillow's histogram copies nothing: several threads would wait for each other's memory
-            counts = np.array(image.histogram()) if as_stored else count_ids(self._ids(image))
-            self._checked(file, image, counts)
-        stored, given = torch.from_numpy(counts), torch.from_numpy(self.table).long()
-        return torch.zeros(256, dtype=torch.int64).index_add_(0, given, stored)
-
-    def _opened(self, file: Path) -> "PIL.Image.Image":
-        image = open_image(file)
-        if image.format == "JPEG":
-            image.close()
-            raise ValueError(f"{file}: JPEG changes ids, labels must be stored as PNG")
-        if image.mode not in ("L", "P", "1") or image.info["raw mode"].endswith(("I", "IR")):  # inverted
-            image.close()
-            raise ValueError(
-                f"{file}: label must be a single-channel 8-bit or palette PNG of ids, got mode {image.mode}"
-            )
-        return image
-
-    def _ids(self, image: "PIL.Image.Image") -> npt.NDArray[np.uint8]:
-        # Pillow spreads grey levels of 2 and 4 bits over 0..255
-        spread = {"L;2": 85, "L;4": 17}.get(image.info["raw mode"], 1)
-        ids = np.asarray(image, dtype=np.uint8)
-        return ids if spread == 1 else ids // spread
-
-    def _checked(self, file: Path, image: "PIL.Image.Image", counts: npt.NDArray[np.int64]) -> None:
-        if self.check is not None:
-            flat = image.getpalette() or []
-            palette = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
-            self.check(file, np.flatnonzero(counts).tolist(), palette)
-
-
-def open_image(file: Path) -> "PIL.Image.Image":
-    """The decoded picture.
-
-    Raises:
-        ValueError: the file is missing or broken.
-    """
-    import PIL.Image
-
-    try:
-        image = PIL.Image.open(file)
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise _unreadable(file, error) from None
-    try:
-        layout = image.tile[0][3] if image.tile else ""
-        image.info["raw mode"] = str(layout[0] if isinstance(layout, tuple) else layout or "")
-        image.load()
-    except (OSError, SyntaxError) as error:
-        image.close()
-        raise _unreadable(file, error) from None
-    if image.mode == "P" and not image.getpalette():
-        image.close()
-        raise ValueError(f"{file}: a palette PNG without its palette; write it again, with one or as grey levels")
-    return image
-
-
-def _unreadable(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"{file}: cannot be read as an image ({error})")
 
 
 def _image(file: Path, reader: Callable[[Path], Tensor] | None) -> Tensor:
@@ -385,54 +244,3 @@ class LabeledFiles:
         if not file.is_file():
             known = self._layout or file.is_symlink()
             raise not_found(file, self._layout) if known else ValueError(f"{file}: no such file")
-
-
-def find(folder: Path, pattern: str, layout: str) -> list[Path]:
-    """Files below ``folder`` that match ``pattern``, in order.
-
-    Raises:
-        ValueError: there is no such folder or file; says what was found and the ``layout`` that is expected.
-    """
-    if not folder.is_dir():
-        raise not_found(folder / pattern, layout)
-    if "/" in pattern:
-        for inner in folder.iterdir():
-            if inner.is_dir():
-                next(inner.iterdir(), None)  # raises for a folder that may not be read; glob leaves it out in silence
-    files = sorted(folder.glob(pattern))
-    if not files:
-        raise ValueError(f"{folder}: no {pattern} in this folder, which holds {contents(folder)}; expected {layout}")
-    return files
-
-
-def check_choice(name: str, value: str, choices: Sequence[str], folder: Path) -> None:
-    """Refuse a split or condition that a data set does not have.
-
-    Raises:
-        ValueError: lists the choices, and what ``folder`` holds.
-    """
-    if value not in choices:
-        raise ValueError(
-            f"{name} must be one of {', '.join(choices)}, got {value!r}; {folder} holds {contents(folder)}"
-        )
-
-
-def not_found(file: Path, layout: str) -> ValueError:
-    """The error that names the first missing folder on the way to ``file``, or the file, and what is there instead."""
-    if file.is_symlink():
-        try:
-            file.stat()
-        except OSError as error:
-            return ValueError(f"{file}: a link to {file.readlink()}, which cannot be followed ({error.strerror})")
-    missing = next((folder for folder in reversed(file.parents) if not folder.is_dir()), file)
-    kind = "file" if missing == file else "folder"
-    return ValueError(
-        f"{missing}: no such {kind}; {missing.parent} holds {contents(missing.parent)}; expected {layout}"
-    )
-
-
-def contents(folder: Path) -> str:
-    """The first names in a folder, for messages."""
-    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    more = [f"{len(names) - 4} more"] if len(names) > 4 else []
-    return ", ".join(names[:4] + more) or "nothing"

@@ -4,7 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from hrda_lib.data.classes import check_range, train_id_table
-from hrda_lib.data.labeled_files import LabeledFiles, StoredIds, check_choice, find
+from hrda_lib.data.labeled_files import LabeledFiles
+from hrda_lib.data.layout import check_choice, find
+from hrda_lib.data.reading import StoredIds
 
 SPLITS = ("training", "validation", "testing")
 # train id -> ids of Vistas 1.2

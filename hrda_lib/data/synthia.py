@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hrda_lib.data.classes import train_id_table
-from hrda_lib.data.labeled_files import LabeledFiles, find
+from hrda_lib.data.labeled_files import LabeledFiles
+from hrda_lib.data.layout import find
 
 # SYNTHIA's ids (sky is 1, building 2, ...) -> train ids; terrain, truck and train do not occur
 _IDS = {3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13, 18: 14, 19: 15}
