@@ -331,6 +331,7 @@ def streams(config: Config, arm: Arm, data: Data, seed: int) -> tuple[SourceCrop
 
 def count_classes(labeled: LabeledImages, cache: Path, on_error: OnError) -> Tensor:
     """Pixels of each class in each image, (N, 19); every label is read once, and refused if it holds no ids."""
+    cache.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     file = cache / f"{type(labeled).__name__.lower()}_counts.json"
     counts = count_labels(
         labeled, cache=file, progress=lambda indices: tqdm(indices, "reading labels"), on_error=on_error

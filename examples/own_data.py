@@ -163,6 +163,7 @@ def prepare(config: Config) -> Data:
     parts = [open_source(path, ignore=stored, read_image=reader, read_label=read_label) for path in config.source]
     source: Concatenated | Relabeled = Concatenated(parts)
     target = open_target(config.target, read_image=reader)
+    config.out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     cache, on_error = config.out / "label_counts.json", config.on_error
     counts = count_labels(source, cache=cache, progress=lambda r: tqdm(r, "reading labels"), on_error=on_error)
     if config.ids:
