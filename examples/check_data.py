@@ -22,7 +22,7 @@ from hrda_lib.data import CITYSCAPES, Folders, LabeledFiles, ListFile, RareClass
 from hrda_lib.data.reading import count_ids
 from support.datasets import KINDS, open_all
 from support.plots import Picture, colour, draw_grid, draw_shares, palette, street_colours
-from support.report import share_table
+from support.report import share_table, unseen
 from support.run_files import reason
 
 SHOWN = 20  # problems to print
@@ -80,13 +80,9 @@ def check(name: str, data: LabeledFiles, options: argparse.Namespace) -> int:
         print(f"  and {len(problems) - SHOWN} more")
     file = options.out / name.replace(" ", "_")
     counts = torch.stack(rows) if rows else torch.zeros(1, 256, dtype=torch.int64)
-    found = counts[:, :255].sum(dim=0).nonzero()
-    street = len(found) > 0 and not isinstance(data, Folders | ListFile)
-    names = (
-        [entry.name for entry in CITYSCAPES]
-        if street
-        else [str(i) for i in range(int(found.max()) + 1 if len(found) else 0)]
-    )
+    found = counts[:, :255].sum(dim=0).nonzero().flatten().tolist()
+    street = bool(found) and not isinstance(data, Folders | ListFile)
+    names = [entry.name for entry in CITYSCAPES] if street else [str(i) for i in range(max(found, default=-1) + 1)]
     if names:
         shares(names, counts, file.with_name(f"{file.name}_classes.png"), options)
     if shown:
@@ -105,8 +101,7 @@ def shares(names: Sequence[str], counts: Tensor, file: Path, options: argparse.N
         print(f"  rare-class sampling: {error}")
     print(share_table(names, of_classes, probabilities), end="")
     print(f"{100 * ignored:.2f} % of the pixels are ignored")
-    missing = [name for name, pixels in zip(names, of_classes.sum(dim=0).tolist(), strict=True) if not pixels]
-    if missing:
+    if missing := unseen(names, of_classes):
         print(f"no label shows {', '.join(missing)}")
     draw_shares(file, names, of_classes, probabilities)
 

@@ -57,6 +57,7 @@ from hrda_lib.data import (
     read_published_counts,
 )
 from hrda_lib.data.labeled_files import LabeledImages
+from hrda_lib.data.layout import state_of
 from hrda_lib.data.skipping import OnError
 from hrda_lib.models import EncoderDecoder
 from hrda_lib.optim import parameter_groups, warmup_poly
@@ -68,7 +69,7 @@ from support.mini_scenes import write_mini_data
 from support.networks import MODELS, build
 from support.plots import draw_classes, draw_grid, draw_runs, street_colours
 from support.ranges import complaint
-from support.report import HEADS, arm_table, class_table, share_table
+from support.report import HEADS, arm_table, class_table, share_table, unseen
 from support.run_files import (
     MEAN,
     STD,
@@ -79,7 +80,6 @@ from support.run_files import (
     reason,
     save,
     start_run,
-    state_of,
     write_metrics,
 )
 
@@ -214,7 +214,7 @@ class Data:
     val_images: UnlabeledImages  # as the network sees them
     counts: Tensor  # of the source, (images, classes)
     cache: Path
-    key: str  # changes when the labels do
+    key: str  # changes when an image or a label does
     on_error: OnError  # what training images and labels do that cannot be read
 
 
@@ -406,6 +406,7 @@ def run(config: Config, name: str, data: Data, folder: Path, seed: int, options:
     start = arm.start if config.warmup else None
     earlier = run(config, start, data, folder, seed, options) if start else None
     chosen = {**asdict(config), **asdict(arm), "seed": seed, "on_error": data.on_error, "data": data.key}
+    chosen["class_stats"] = str(options.class_stats or "")
     settings = json.loads(json.dumps(chosen))
     if kept := kept_result(place):
         if kept["settings"] == settings:
@@ -498,8 +499,8 @@ def describe(config: Config, source: Tensor) -> str:
     if config.rare_classes:
         rare = RareClasses(source, temperature=config.temperature, min_pixels=config.min_pixels)
         text = share_table(NAMES, source, rare.probabilities)
-    missing = [NAMES[i] for i in MEASURED[config.classes] if not source[:, i].any()]
-    if missing:
+    measured = list(MEASURED[config.classes])
+    if missing := unseen([NAMES[i] for i in measured], source[:, measured]):
         text += f"no label of {config.source} shows {', '.join(missing)}: only the oracle can learn it\n"
     return text
 

@@ -47,7 +47,7 @@ from support.channels import RGB, Reader, jitter_and_blur, measure
 from support.networks import build
 from support.own_files import common_names, open_source, open_target, read_ids, read_names, read_palette, some
 from support.plots import draw_curves, draw_panel
-from support.report import id_table, share_table
+from support.report import id_table, share_table, unseen
 from support.run_files import MEAN, STD, load_weights, normalize, read_metrics, reason, save, start_run, write_metrics
 
 
@@ -180,7 +180,7 @@ def prepare(config: Config) -> Data:
     rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
     print(share_table(names, counts, rare_classes.probabilities), end="")
     print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
-    if missing := [name for name, pixels in zip(names, counts.sum(dim=0).tolist(), strict=True) if not pixels]:
+    if missing := unseen(names, counts):
         print(f"no label shows {', '.join(missing)}: nothing learns it")
     pixels = counts.sum(dim=0).clamp(min=1).float()
     class_weight = (pixels / pixels.sum()) ** -config.balance

@@ -191,6 +191,21 @@ def test_each_starts(
     load(run)
 
 
+def test_published_class_statistics_take_the_place_of_counting(
+    trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stats = tmp_path / "sample_class_stats.json"
+    entries = [{"file": f"data/gta/labels/0000{i}_labelTrainIds.png", "2": 5000, "11": 4000} for i in (1, 2)]
+    stats.write_text(json.dumps(entries))
+    folders = ["--gta", str(trees / "gta"), "--cityscapes", str(trees / "cityscapes"), "--out", str(tmp_path / "out")]
+    arguments = ["--recipe", "hrda", *folders, *FAST, *SMALL, "--steps", "1"]
+    assert gta2cityscapes.main([*arguments, "--class-stats", str(stats)]) == 0
+    assert "no label of gta shows road, sidewalk" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "gta_counts.json").exists()
+    assert gta2cityscapes.main(arguments) == 2  # a kept result of other statistics
+    assert "holds a run of other settings or data" in capsys.readouterr().err
+
+
 def test_classes_that_the_source_lacks_are_named() -> None:
     config, _ = gta2cityscapes.parse(["--recipe", "synthia2cityscapes", "--classes", "19", "--print"])
     source = torch.full((2, 19), 10_000)

@@ -27,6 +27,11 @@ def share_table(names: Sequence[str], counts: Tensor, probabilities: Tensor | No
     return markdown(rows)
 
 
+def unseen(names: Sequence[str], counts: Tensor) -> list[str]:
+    """The classes that no label shows; ``counts`` (N, C) as for :func:`share_table`."""
+    return [name for name, pixels in zip(names, counts.sum(dim=0).tolist(), strict=True) if not pixels]
+
+
 def id_table(names: Sequence[str], ids: Mapping[int, int], counts: Tensor) -> str:
     """A row a class: the old ids that become it, and their share of all pixels; last what is ignored.
 

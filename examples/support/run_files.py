@@ -1,13 +1,12 @@
 """What a run leaves behind: settings, metrics and a checkpoint."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
 import pickle
 import platform
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,15 +39,6 @@ def reason(error: BaseException) -> str:
     if not lines[0].startswith("Caught "):
         return lines[0]
     return lines[-1].removeprefix(f"{type(error).__name__}: ")
-
-
-def state_of(files: Iterable[Path]) -> str:
-    """Changes with any file's name, size or time; no file is opened."""
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        digest.update(os.fsencode(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n"))
-    return digest.hexdigest()
 
 
 def start_run(run: Path, settings: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """Image files with a label file each, and the same images without labels."""
 
-import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
@@ -9,7 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hrda_lib.data.layout import not_found
+from hrda_lib.data.layout import not_found, state_of
 from hrda_lib.data.reading import StoredIds, count_ids, ignoring, read_image
 
 
@@ -229,12 +227,7 @@ class LabeledFiles:
 
     def fingerprint(self) -> str:
         """Changes with any label file's name, size or time and with settings, but not with where the folder lies."""
-        digest = hashlib.sha256(self._settings.encode())
-        for file in self._labels:
-            stat = file.stat() if file.is_file() else None
-            state = f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing"
-            digest.update(os.fsencode(f"{file.name} {state}\n"))
-        return digest.hexdigest()
+        return state_of(self._labels, self._settings)
 
     def unlabeled(self) -> UnlabeledImages:
         """The same images without any label path."""

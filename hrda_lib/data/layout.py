@@ -1,6 +1,8 @@
 """Which files a folder holds, and messages that say so."""
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -53,3 +55,13 @@ def contents(folder: Path) -> str:
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     more = [f"{len(names) - 4} more"] if len(names) > 4 else []
     return ", ".join(names[:4] + more) or "nothing"
+
+
+def state_of(files: Iterable[Path], settings: str = "") -> str:
+    """Changes with any file's name, size or time and with ``settings``, not with where they lie; none is opened."""
+    digest = hashlib.sha256(settings.encode())
+    for file in files:
+        stat = file.stat() if file.is_file() else None
+        state = f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing"
+        digest.update(os.fsencode(f"{file.name} {state}\n"))
+    return digest.hexdigest()
