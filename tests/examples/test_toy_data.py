@@ -20,7 +20,7 @@ from torchvision.datasets import Cityscapes
 from support import mini_street
 from support.mini_scenes import write_mini_data
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SMALL = {"train": 4, "val": 2}
 # an independent table of train ids, label ids and colours
 OFFICIAL = {c.train_id: (c.id, c.color) for c in Cityscapes.classes if 0 <= c.train_id < 19}

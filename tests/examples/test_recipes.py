@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from test_docs import DOCS, python_blocks
-from test_gta_cityscapes import One
-from test_street_data import rgb16
+from test_stored_labels import One
+from test_streets import rgb16
 
 import gta2cityscapes
 from hrda_lib.data import Cityscapes, Resized
@@ -87,7 +87,7 @@ def test_sizes_are_those_of_the_released_pipelines(
 
 
 def test_each_has_a_row_in_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text(encoding="utf-8")
     table = page.partition("| Recipe | Command |")[2].partition("\n\n")[0].splitlines()[2:]
     rows = {name.strip(" `"): command.strip(" `") for _, name, command, *_ in (line.split("|") for line in table)}
     assert sorted(rows) == RECIPES

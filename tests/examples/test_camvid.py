@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_data import surprise
 from test_examples import EXAMPLES, run
+from test_streams import surprise
 
 from hrda_lib.data import Folders, RareClasses, SourceCrops, TargetCrops, check_classes, count_labels
 
-CAMVID = Path(__file__).parents[2] / "shared" / "camvid"
+CAMVID = Path(__file__).parents[3] / "shared" / "camvid"
 NAMES = (EXAMPLES / "support" / "camvid_classes.txt").read_text().split()
 VOID = NAMES.index("void")
 pytestmark = pytest.mark.skipif(not CAMVID.is_dir(), reason=f"needs CamVid as plain folders in {CAMVID}")

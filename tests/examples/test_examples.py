@@ -17,7 +17,7 @@ from PIL import Image
 
 from hrda_lib import ConfusionMatrix
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 FAST = ["--steps", "2", "--warmup", "2", "--crop", "32", "48", "--min-pixels", "20"]
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_gta_cityscapes import cityscapes, gta
-from test_street_data import acdc, bdd100k, dark_zurich, list_file, mapillary, synthia
+from test_stored_labels import cityscapes, gta
+from test_streets import acdc, bdd100k, dark_zurich, list_file, mapillary, synthia
 
 import check_data
 from hrda_lib.data import Cityscapes, RareClasses, count_labels
