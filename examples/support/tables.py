@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-HEADS = ("fused", "context", "detail", "average")
-Results = Mapping[str, Sequence[Mapping[str, Any]]]  # arm -> a result a seed
+from hrda_lib import ConfusionMatrix
+from support.networks import HEADS
+
+Result = Mapping[str, Any]
+Results = Mapping[str, Sequence[Result]]  # arm -> a result a seed
 
 
 def share_table(names: Sequence[str], counts: Tensor, probabilities: Tensor | None) -> str:
@@ -32,23 +35,16 @@ def unseen(names: Sequence[str], counts: Tensor) -> list[str]:
     return [name for name, pixels in zip(names, counts.sum(dim=0).tolist(), strict=True) if not pixels]
 
 
-def id_table(names: Sequence[str], ids: Mapping[int, int], counts: Tensor) -> str:
-    """A row a class: the old ids that become it, and their share of all pixels; last what is ignored.
-
-    Args:
-        names: of the classes.
-        ids: old id -> class.
-        counts: (N, 256) pixels of each old id in each image.
-    """
-    pixels = counts.sum(dim=0)
-    kept = {old: new for old, new in ids.items() if new < len(names)}
-    groups = {f"{i} {name}": [old for old in sorted(kept) if kept[old] == i] for i, name in enumerate(names)}
-    groups["ignored"] = [old for old in pixels.nonzero().flatten().tolist() if old not in kept]
-    rows = [["class", "old ids", "pixels, %"]]
-    for title, olds in groups.items():
-        share = pixels[olds].sum() / pixels.sum()
-        rows.append([title, ", ".join(map(str, olds)), f"{100 * share:.2f}"])
-    return markdown(rows)
+def class_numbers(
+    confusion: Mapping[str, ConfusionMatrix], attention: Tensor, names: Sequence[str], measured: Sequence[int]
+) -> dict[str, dict[str, float | None]]:
+    """IoU of each class by every head, and the mean attention on it; None where it is not measured or not there."""
+    numbers = {head: matrix.iou() for head, matrix in confusion.items()} | {"attention": attention}
+    there = set(measured) & set(confusion["fused"].matrix.sum(dim=1).nonzero().flatten().tolist())
+    return {
+        key: {name: values[i].item() if i in there else None for i, name in enumerate(names)}
+        for key, values in numbers.items()
+    }
 
 
 def class_table(results: Results) -> str:

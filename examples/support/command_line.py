@@ -1,0 +1,91 @@
+"""Settings from a dataclass, a recipe and the command line, in this order; and what every script ends with."""
+
+import argparse
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, get_args
+
+import torch
+
+from hrda_lib.data import OnError
+
+Settings = TypeVar("Settings")
+RECIPES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Stopped(Exception):
+    """Something ended a run whose work was kept; the cause is the error."""
+
+
+class Running(NamedTuple):
+    """What changes no result."""
+
+    out: Path
+    overwrite: bool
+    device: str
+    workers: int
+    on_error: OnError
+
+
+def run_main(script: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
+    """Run a script; its exit status: 0, 1 after a fault that left something, 2 if refused, 130 if interrupted."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+    try:
+        return script(arguments)
+    except Stopped as stop:
+        problem, status = str(stop), 130 if isinstance(stop.__cause__, KeyboardInterrupt) else 1
+    except KeyboardInterrupt:
+        problem, status = "interrupted", 130
+    except (ValueError, OSError, RuntimeError, AssertionError, OverflowError, MemoryError) as error:
+        problem, status = reason(error), 2
+    print(f"{Path(script.__code__.co_filename).name}: {problem}", file=sys.stderr)
+    return status
+
+
+def reason(error: BaseException) -> str:
+    """The line of an error that says what is wrong; one from a loader's worker ends with it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].removeprefix(f"{type(error).__name__}: ") if lines[0].startswith("Caught ") else lines[0]
+
+
+def setting(default: Any, text: str, choices: Sequence[Any] | None = None) -> Any:
+    """A field of a dataclass of settings: its default, and what the command line says about it."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+def add_settings(parser: argparse.ArgumentParser, settings: type, *, but: Sequence[str] = ()) -> None:
+    """An option for each field of a dataclass."""
+    for entry in fields(settings):
+        default, many = entry.default, isinstance(entry.default, tuple)
+        if entry.name not in but:
+            parser.add_argument(
+                f"--{entry.name.replace('_', '-')}",
+                type=type(default[0] if many else 0.0 if default is None else default),
+                nargs=None if not many else "+" if isinstance(default[0], str) else len(default),
+                choices=entry.metadata["choices"],
+                help=f"{entry.metadata['help']} (default: {default})",
+            )
+
+
+def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
+    """The options of :class:`Running`; without a default, ``--out`` must be given."""
+    parser.add_argument("--out", type=Path, default=out, required=out is None, help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds of other settings")
+    parser.add_argument("--device", default=DEVICE, help="of torch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load each domain; results do not change")
+    parser.add_argument("--on-error", choices=get_args(OnError), default="raise", help="of files that cannot be read")
+
+
+def read_settings(settings: type[Settings], recipe: str | None, options: Mapping[str, Any]) -> Settings:
+    """Defaults, over them a recipe, over it the options that were given."""
+    values = tomllib.loads(RECIPES[recipe].read_text()) if recipe else {}
+    names = [entry.name for entry in fields(settings)]  # type: ignore[arg-type]
+    values |= {name: options[name] for name in names if options.get(name) is not None}
+    return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
