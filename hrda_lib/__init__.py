@@ -1,17 +1,17 @@
 """Primitives for high-resolution, unsupervised domain adaptation of semantic segmentation."""
 
 from hrda_lib import optim as optim
-from hrda_lib.augment import StrongAugment
+from hrda_lib.augment import StrongAugment, gaussian_blur
 from hrda_lib.crops import MultiResCrops, MultiResCropSampler
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.fusion import ScaleAttentionFusion, ScaleAttentionHead, fuse_scales
-from hrda_lib.geometry import CropBox, crop, window_grid
+from hrda_lib.geometry import CropBox, crop, resize, window_grid
 from hrda_lib.losses import ConfidenceWeightedCE, confidence_weighted_ce
 from hrda_lib.masking import patch_mask
 from hrda_lib.metrics import ConfusionMatrix
 from hrda_lib.mixing import class_mix, sample_class_mask
 from hrda_lib.pseudo_labeling import pseudo_labels
-from hrda_lib.segmenter import MultiResSegmenter, SegmenterOutput
+from hrda_lib.segmenter import MultiResSegmenter, ScalePredictions, SegmenterOutput
 from hrda_lib.self_training import SelfTraining
 from hrda_lib.sliding_window import SlidingWindowInferer
 from hrda_lib.teacher import EMATeacher
@@ -29,6 +29,7 @@ __all__ = [
     "MultiResSegmenter",
     "ScaleAttentionFusion",
     "ScaleAttentionHead",
+    "ScalePredictions",
     "SegmenterOutput",
     "SelfTraining",
     "SlidingWindowInferer",
@@ -37,8 +38,10 @@ __all__ = [
     "confidence_weighted_ce",
     "crop",
     "fuse_scales",
+    "gaussian_blur",
     "patch_mask",
     "pseudo_labels",
+    "resize",
     "sample_class_mask",
     "window_grid",
 ]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from hrda_lib.geometry import check_generator, check_tensor
+from hrda_lib.geometry import check_generator, check_images, check_tensor
 
 
 class StrongAugment:
@@ -110,25 +110,60 @@ def color_jitter(images: Tensor, shifts: Tensor, order: Sequence[int]) -> Tensor
 
     ``shifts`` (B, 4): added brightness, contrast - 1, saturation - 1, added hue in turns.
     """
-    brightness, contrast, saturation, hue = shifts.T[:, :, None, None]
+    steps = (_brighten, _stretch, _saturate, _turn_hue)
+    amounts = shifts.T[:, :, None, None]
     for step in order:
-        if step == 0:
-            images = (images + brightness[:, None]).clamp(0, 1)
-        elif step == 1:
-            images = (images * (1 + contrast[:, None])).clamp(0, 1)
-        else:
-            h, s, v = _rgb_to_hsv(images)
-            s, h = ((s * (1 + saturation)).clamp(0, 1), h) if step == 2 else (s, h + hue)
-            images = _hsv_to_rgb(h, s, v)
+        images = steps[step](images, amounts[step])
     return images
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur (B, K, H, W) images by one standard deviation (B,) each, with reflected borders.
+def _brighten(images: Tensor, added: Tensor) -> Tensor:
+    return (images + added[:, None]).clamp(0, 1)
 
-    The kernel is the largest odd one within about a tenth of the side, as in the released code, cut off where its
-    weights vanish in float32 (beyond six standard deviations).
+
+def _stretch(images: Tensor, contrast: Tensor) -> Tensor:
+    return (images * (1 + contrast[:, None])).clamp(0, 1)
+
+
+def _saturate(images: Tensor, saturation: Tensor) -> Tensor:
+    h, s, v = _rgb_to_hsv(images)
+    return _hsv_to_rgb(h, (s * (1 + saturation)).clamp(0, 1), v)
+
+
+def _turn_hue(images: Tensor, turns: Tensor) -> Tensor:
+    h, s, v = _rgb_to_hsv(images)
+    return _hsv_to_rgb(h + turns, s, v)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    r"""Blur each image by a Gaussian of its own, with reflected borders.
+
+    .. math::
+        x'(p) = \sum_d g(d)\, x(p + d), \qquad g(d) \propto e^{-\lVert d \rVert^2 / 2 \sigma^2}
+
+    The kernel is the largest odd one within about a tenth of the side, as in the released code of DACS
+    (arXiv 2007.08702), cut off where its weights vanish in float32 (beyond six standard deviations).
+
+    Args:
+        images: (B, K, H, W) float, any K.
+        sigma: (B,) float, standard deviations in pixels, positive.
+
+    Raises:
+        ValueError: shapes or types differ, or (on the CPU) a sigma is not positive.
+
+    Example:
+        >>> point = torch.zeros(1, 1, 30, 30)
+        >>> point[..., 15, 15] = 1
+        >>> blurred = gaussian_blur(point, torch.tensor([1.0]))
+        >>> round(blurred.sum().item(), 3), round(blurred.max().item(), 3)
+        (1.0, 0.204)
     """
+    check_images(images)
+    check_tensor("sigma", sigma)
+    if sigma.shape != images.shape[:1] or not sigma.is_floating_point():
+        raise ValueError(f"sigma must be float ({len(images)},), one an image, got {sigma.dtype} {tuple(sigma.shape)}")
+    if sigma.device.type == "cpu" and not ((sigma > 0) & (sigma < math.inf)).all():
+        raise ValueError(f"sigma must be positive and finite, got {sigma.tolist()}")
     batch, channels, height, width = images.shape
     reach = math.ceil(6 * sigma.max().item())
     vertical, horizontal = (_kernel(min(_tenth(side) // 2, reach), sigma.double()) for side in (height, width))

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 
 class CropBox(NamedTuple):
@@ -96,7 +97,34 @@ def _starts(size: int, window: int, stride: int) -> list[int]:
     return [*range(0, size - window, stride), size - window]
 
 
-def pair(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+def resize(x: Tensor, size: int | Sequence[int]) -> Tensor:
+    """Bilinear resizing of (B, C, h, w) to ``size``, without antialias: ``align_corners=False``, as everywhere here.
+
+    Args:
+        x: (B, C, h, w) float. It is returned itself where it has that size already.
+        size: (H, W); an int stands for a square.
+
+    >>> resize(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
+    tensor([[[[0., 1., 3., 4.]]]])
+
+    Raises:
+        ValueError: ``x`` is not float (B, C, h, w), or a side is not positive.
+    """
+    size = pair("size", size)
+    check_tensor("x", x)
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"x must be float (B, C, h, w), got {x.dtype} {tuple(x.shape)}")
+    if tuple(x.shape[-2:]) == size:
+        return x
+    return interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """What sums are kept in: float16 and bfloat16 become float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     """``size`` as (height, width) of positive ints; an int stands for a square."""
     values = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(values) != 2 or not all(map(is_count, values)):

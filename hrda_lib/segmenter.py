@@ -1,5 +1,6 @@
 """HRDA around any encoder, decoder and attention head."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
-from hrda_lib.geometry import CropBox, as_box, check_images, crop, pair
+from hrda_lib.geometry import CropBox, as_box, at_least_float32, check_images, crop, pair, resize
 from hrda_lib.sliding_window import Output, SlidingWindowInferer, in_eval_mode
 
 Detail = Literal["crop", "windows"]
@@ -33,6 +34,19 @@ class SegmenterOutput(NamedTuple):
     """What the encoder returned for the context."""
     context: Tensor
     """The downscaled images, (B, K, H/s, W/s)."""
+
+
+class ScalePredictions(NamedTuple):
+    """What each scale of :class:`MultiResSegmenter` says of B whole images of (H, W), at pixel resolution."""
+
+    fused: Tensor
+    """Logits of both scales, (B, C, H, W): those of ``predict``."""
+    context: Tensor
+    """Logits of the context alone, (B, C, H, W)."""
+    detail: Tensor
+    """Logits of the detail alone, (B, C, H, W)."""
+    attention: Tensor
+    """What the detail weighs, in [0, 1], (B, C or 1, H, W); a fixed number fills one map."""
 
 
 class MultiResSegmenter(nn.Module):
@@ -155,6 +169,69 @@ class MultiResSegmenter(nn.Module):
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
         """
+        return self._over_windows(
+            images, lambda x: self(x, detail="windows").logits, window, stride, output, batch_size
+        )
+
+    @torch.no_grad()
+    def predict_scales(
+        self,
+        images: Tensor,
+        *,
+        window: int | tuple[int, int] | None = None,
+        stride: int | tuple[int, int] | None = None,
+        batch_size: int | None = 1,
+    ) -> ScalePredictions:
+        r"""What each scale says of whole images, and how they are mixed, at pixel resolution.
+
+        .. math::
+            \bar y(p) = \frac{1}{|W_p|} \sum_{w \in W_p} \zeta(y_w)(p), \qquad
+            y \in \{\hat y,\ \zeta(\hat y_c),\ \hat y_d,\ \zeta(a)\}
+
+        over the windows :math:`W_p` that hold pixel p: fused, context and detail logits and the attention of each
+        window, at the resolution of the fused logits, then averaged as :meth:`predict` averages
+        (:math:`\zeta`: bilinear upsampling; HRDA, arXiv 2204.13132, section 3.4).
+
+        Args:
+            images, window, stride, batch_size: of :meth:`predict`. The fused logits are its logits.
+
+        Raises:
+            ValueError: as :meth:`predict`.
+
+        Example:
+            >>> encoder, decoder = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 19, 1)
+            >>> model = MultiResSegmenter(encoder, decoder, nn.Conv2d(8, 1, 1), detail_size=(32, 32))
+            >>> scales = model.predict_scales(torch.rand(1, 3, 50, 70))
+            >>> scales.detail.shape, scales.attention.shape
+            (torch.Size([1, 19, 50, 70]), torch.Size([1, 1, 50, 70]))
+        """
+        channels: list[int] = []
+
+        def maps(x: Tensor) -> Tensor:
+            out = self(x, detail="windows")
+            parts = [out.logits, out.context_logits, out.detail_logits]
+            parts += [out.attention] if isinstance(out.attention, Tensor) else []
+            channels[:] = [part.shape[1] for part in parts]
+            parts = [at_least_float32(resize(part, out.logits.shape[-2:])) for part in parts]
+            # each by itself, as in predict: on the CPU, channels beside a map change how its upsampling is rounded
+            return torch.cat([resize(part, x.shape[-2:]) for part in parts], dim=1)
+
+        averages = self._over_windows(images, maps, window, stride, "logits", batch_size)
+        fused, context, detail, *learned = torch.split(averages, channels, dim=1)
+        share = 0.0 if isinstance(self.attention, nn.Module) else float(self.attention)
+        attention = learned[0].clamp(0, 1) if learned else fused.new_full(fused[:, :1].shape, share)
+        return ScalePredictions(fused, context, detail, attention)
+
+    def _over_windows(
+        self,
+        images: Tensor,
+        predictor: Callable[[Tensor], Tensor],
+        window: int | tuple[int, int] | None,
+        stride: int | tuple[int, int] | None,
+        output: Output,
+        batch_size: int | None,
+    ) -> Tensor:
+        """The average, in eval mode, of what ``predictor`` says of windows of the images, padded to whole cells."""
         check_images(images)
         cell = self._sampler.cell
         height, width = (max(round(side * self.scale) // cell, 1) * cell for side in self.detail_size)
@@ -165,7 +242,7 @@ class MultiResSegmenter(nn.Module):
         padded = pad(images, (0, -columns % cell, 0, -rows % cell))
         infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
         with in_eval_mode(self):
-            return infer(padded, lambda x: self(x, detail="windows").logits)[..., :rows, :columns]
+            return infer(padded, predictor)[..., :rows, :columns]
 
     def _detail_windows(self, images: Tensor) -> Tensor:
         # a batch norm that uses batch statistics must see all windows at once, as in the released code

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hrda_lib.augment
-from hrda_lib import StrongAugment
-from hrda_lib.augment import color_jitter, gaussian_blur
+from hrda_lib import StrongAugment, gaussian_blur
+from hrda_lib.augment import color_jitter
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # images that are [0, 1] already
@@ -295,3 +295,20 @@ def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
 def test_refuses_images(images: Tensor, got: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"images must be float (B, 3, H, W), got {got}")):
         StrongAugment(**PLAIN)(images)
+
+
+@pytest.mark.parametrize(
+    ("images", "sigma", "message"),
+    [
+        (torch.zeros(3, 8, 8), torch.ones(3), "images must be float (B, K, H, W), got torch.float32 (3, 8, 8)"),
+        (torch.zeros(2, 3, 8, 8).byte(), torch.ones(2), "images must be float (B, K, H, W), got torch.uint8"),
+        (torch.zeros(2, 3, 8, 8), 1.0, "sigma must be a tensor, got float"),
+        (torch.zeros(2, 3, 8, 8), torch.ones(1), "sigma must be float (2,), one an image, got torch.float32 (1,)"),
+        (torch.zeros(2, 3, 8, 8), torch.ones(2).int(), "sigma must be float (2,), one an image, got torch.int32 (2,)"),
+        (torch.zeros(2, 3, 8, 8), torch.tensor([1.0, 0.0]), "sigma must be positive and finite, got [1.0, 0.0]"),
+        (torch.zeros(1, 3, 8, 8), torch.tensor([math.inf]), "sigma must be positive and finite, got [inf]"),
+    ],
+)
+def test_blur_refuses(images: Tensor, sigma: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        gaussian_blur(images, sigma)

@@ -1,11 +1,12 @@
 import re
 
+import bilinear
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrda_lib import CropBox, crop, window_grid
+from hrda_lib import CropBox, crop, resize, window_grid
 
 sides = st.integers(1, 20)
 
@@ -140,3 +141,31 @@ def test_window_grid_examples(size: object, window: object, stride: object, corn
 def test_window_grid_refuses(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         window_grid(*arguments)
+
+
+@given(st.tuples(sides, sides), st.tuples(sides, sides))
+def test_resize_is_bilinear_and_leaves_alone_what_fits(size: tuple[int, int], new_size: tuple[int, int]) -> None:
+    x = torch.rand(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(resize(x, new_size), torch.from_numpy(bilinear.resize(x.numpy(), new_size)))
+    assert (resize(x, new_size) is x) == (size == new_size)
+
+
+def test_resize_to_a_square_in_half_precision() -> None:
+    x = torch.rand(1, 2, 3, 4).bfloat16()
+    assert resize(x, 5).shape == (1, 2, 5, 5)
+    assert resize(x, torch.Size([6, 8])).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("x", "size", "message"),
+    [
+        (torch.zeros(3, 4, 4), 4, "x must be float (B, C, h, w), got torch.float32 (3, 4, 4)"),
+        (torch.zeros(1, 3, 4, 4).byte(), 4, "x must be float (B, C, h, w), got torch.uint8 (1, 3, 4, 4)"),
+        ([[1.0]], 4, "x must be a tensor, got list; see torch.from_numpy"),
+        (torch.zeros(1, 3, 4, 4), (4, 0), "size must be a positive int or two of them (height, width), got (4, 0)"),
+    ],
+    ids=str,
+)
+def test_resize_refuses(x: object, size: object, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resize(x, size)

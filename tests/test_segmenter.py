@@ -167,6 +167,72 @@ def test_predict_restores_modes_after_an_error() -> None:
     assert all(m.training for m in net.modules())
 
 
+@pytest.mark.parametrize(
+    ("attention", "size", "settings"),
+    [
+        (None, (50, 70), {}),
+        (nn.Sequential(), (40, 104), {"window": (32, 48), "stride": (24, 32)}),
+        (0.3, (72, 90), {"stride": 24}),
+        (0, (16, 16), {}),
+        (None, (9, 31), {"window": 64}),  # one window
+    ],
+    ids=["classes", "one map", "fixed", "context", "one window"],
+)
+@torch.no_grad()
+def test_scales_equal_a_plain_loop_over_windows(
+    attention: nn.Module | float | None, size: tuple[int, int], settings: dict[str, Any]
+) -> None:
+    if isinstance(attention, nn.Module):
+        attention = ScaleAttentionHead([6, 8], 1, embed_dims=4)
+    net, images = model(attention).eval(), torch.randn(2, 3, *size)
+    window, stride = settings.get("window", (64, 32)), settings.get("stride")
+    window = (window, window) if isinstance(window, int) else window
+    stride = (stride, stride) if isinstance(stride, int) else stride or (window[0] // 2, window[1] // 2)
+    rows, columns = (side + -side % 8 for side in size)
+    padded = torch.zeros(2, 3, rows, columns)
+    padded[..., : size[0], : size[1]] = images
+    height, width = min(window[0], rows), min(window[1], columns)
+    total = {name: torch.zeros(2, CLASSES, rows, columns) for name in ("fused", "context", "detail", "attention")}
+    count = torch.zeros(rows, columns)
+    for top in sorted({*range(0, rows - height, stride[0]), rows - height}):
+        for left in sorted({*range(0, columns - width, stride[1]), columns - width}):
+            here = (..., slice(top, top + height), slice(left, left + width))
+            out = net(padded[here], detail="windows")
+            share = (
+                out.attention if isinstance(out.attention, Tensor) else torch.full((2, 1, 1, 1), float(out.attention))
+            )
+            maps = {"fused": out.logits, "context": out.context_logits, "detail": out.detail_logits}
+            maps["attention"] = share.expand_as(out.context_logits)
+            for name, small in maps.items():
+                cells = interpolate(small, size=(height // 4, width // 4), mode="bilinear")
+                total[name][here] += interpolate(cells, size=(height, width), mode="bilinear")
+            count[here] += 1
+    scales = net.predict_scales(images, **settings)
+    one_map = isinstance(attention, (nn.Module, float, int))
+    for name, expected in total.items():
+        got = getattr(scales, name)
+        expected = (expected / count)[..., : size[0], : size[1]]
+        if name == "attention" and one_map:
+            expected = expected[:, :1]
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-6)
+    assert 0 <= scales.attention.min() <= scales.attention.max() <= 1
+    if isinstance(attention, (float, int)):
+        assert (scales.attention == attention).all()
+    assert torch.equal(scales.fused, net.predict(images, **settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_fused_scales_are_what_predict_says_in_any_precision(dtype: torch.dtype) -> None:
+    net, image = model().to(dtype), torch.randn(1, 3, 50, 70, dtype=dtype)
+    net.attention.train(False)
+    modes = [m.training for m in net.modules()]
+    scales = net.predict_scales(image, batch_size=3)
+    assert [m.training for m in net.modules()] == modes
+    assert torch.equal(scales.fused, net.predict(image, batch_size=3))
+    assert {x.dtype for x in scales} == {torch.promote_types(dtype, torch.float32)}
+    assert not any(x.requires_grad for x in scales)
+
+
 def test_gradients_reach_every_parameter() -> None:
     net = model()
     net(torch.randn(2, 3, 64, 64)).logits.square().mean().backward()
@@ -290,6 +356,11 @@ BAD = {
         lambda: model().predict(IMAGES, window=(30, 32)),
         "window must be a multiple of 8 pixels, got (30, 32)",
     ),
+    "scales window": (
+        lambda: model().predict_scales(IMAGES, window=(30, 32)),
+        "window must be a multiple of 8 pixels, got (30, 32)",
+    ),
+    "scales rank": (lambda: model().predict_scales(IMAGES[0]), "images must be float (B, K, H, W), got torch.float32"),
     "predict rank": (
         lambda: model().predict(torch.zeros(3, 64, 64)),
         "images must be float (B, K, H, W), got torch.float32 (3, 64, 64)",

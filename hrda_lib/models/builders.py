@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hrda_lib.fusion import ScaleAttentionHead
 from hrda_lib.geometry import check_images
 from hrda_lib.models.daformer_head import DAFormerHead, Fusion
-from hrda_lib.models.deeplab_v2 import DeepLabV2Head, ResNet101
+from hrda_lib.models.deeplab import DeepLabV2Head, ResNet101
 from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
 from hrda_lib.segmenter import MultiResSegmenter
 from hrda_lib.sliding_window import Output, SlidingWindowInferer, in_eval_mode
