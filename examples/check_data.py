@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hrda_lib.data import CITYSCAPES, Folders, LabeledFiles, ListFile, RareClasses
-from hrda_lib.data.reading import count_ids
+from hrda_lib.data import CITYSCAPES, Folders, LabeledFiles, ListFile, RareClasses, count_ids
 from support.datasets import KINDS, open_all
 from support.plots import Picture, colour, draw_grid, draw_shares, palette, street_colours
 from support.report import share_table, unseen
@@ -69,7 +68,7 @@ def check(name: str, data: LabeledFiles, options: argparse.Namespace) -> int:
             problems.append(str(error))
             continue
         sizes[image.shape[1], image.shape[2]] += 1
-        rows.append(torch.from_numpy(count_ids(label.numpy())))
+        rows.append(count_ids(label))
         if i in dozen:
             shown.append((image, label))
     print(f"{name}: {len(data)} images, {len(problems)} with a problem")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import cityscapes_ids
+from hrda_lib.data.classes import CITYSCAPES, cityscapes_ids
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
 
@@ -28,6 +28,7 @@ class Cityscapes(LabeledFiles):
     ``margins`` leaves out the bonnet of the car and the borders, as the released code of HRDA does.
     """
 
+    classes = CITYSCAPES
     margins = (30, 240, 30, 30)
 
     def __init__(self, root: str | Path, split: str) -> None:

@@ -109,8 +109,8 @@ class SourceCrops(Dataset[SourceCrop]):
         return SourceCrop(*_flipped((crop(image, box), crop(label, box)), generator))
 
     def _accepts(self, label: Tensor, wanted: int | None) -> bool:
-        counts = count_ids(label.numpy())[:255]
-        if counts.max() > self.max_class_share * counts.sum():
+        counts = count_ids(label)[:255]
+        if int(counts.max()) > self.max_class_share * int(counts.sum()):
             return False
         return wanted is None or int(counts[wanted]) > self.min_crop_pixels
 

@@ -87,12 +87,17 @@ class Concatenated:
         return " ".join(dataset.fingerprint() for dataset in self._datasets)
 
 
-def image_files(folder: Path, *, any_ending: bool = False) -> list[Path]:
-    """Image files of a folder, by name; with ``any_ending`` all files that are not hidden.
+def image_files(folder: str | Path, *, any_ending: bool = False) -> list[Path]:
+    """The image files of a folder, by name: a target's, for :class:`UnlabeledImages`.
+
+    Args:
+        folder: where they lie; folders in it are left out.
+        any_ending: take every file that is not hidden, not only ``.png``, ``.jpg``, ``.jpeg``, ``.bmp`` and ``.webp``.
 
     Raises:
         ValueError: the folder is missing, holds no image, or two images whose names differ in the ending only.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     if any_ending:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import cityscapes_ids
+from hrda_lib.data.classes import CITYSCAPES, cityscapes_ids
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import find
 
@@ -20,6 +20,8 @@ class Gta(LabeledFiles):
         ValueError: there is no image; on reading, a file is missing, broken, of another size than its image, or not of
             GTA's ids, as far as ids outside 0..34 or the colours of its palette tell. The message starts with the file.
     """
+
+    classes = CITYSCAPES
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

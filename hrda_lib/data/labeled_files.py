@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from hrda_lib.data.classes import LabelClass
 from hrda_lib.data.layout import not_found, state_of
 from hrda_lib.data.reading import StoredIds, count_ids, ignoring, read_image
 
@@ -30,15 +31,18 @@ class UnlabeledSample(NamedTuple):
 
 
 class LabeledImages(Protocol):
-    """What sampling needs of a labelled data set."""
+    """What sampling needs of a labelled data set: any class with these methods is one.
+
+    A data set that counts faster than it reads a label may also have ``count(index)``, the pixels of each id.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
     def label(self, index: int) -> Tensor:
-        """The label alone, without reading the image."""
+        """The label (H, W) uint8 alone, without reading the image."""
 
     def label_file(self, index: int) -> Path:
-        """Where it stands, for messages."""
+        """Where the label of an image is expected, for messages."""
 
     def fingerprint(self) -> str:
         """Changes when any label does, for caches."""
@@ -47,7 +51,7 @@ class LabeledImages(Protocol):
 def count_of(dataset: LabeledImages, index: int) -> Tensor:
     """Pixels of each id in a label, (256,) int64, by the data set's own ``count`` if it has one."""
     own: Callable[[int], Tensor] | None = getattr(dataset, "count", None)
-    return own(index) if own else torch.from_numpy(count_ids(dataset.label(index).numpy()))
+    return own(index) if own else count_ids(dataset.label(index))
 
 
 class UnlabeledImages:
@@ -80,6 +84,14 @@ class UnlabeledImages:
     def files(self) -> list[Path]:
         """The image files, in order."""
         return list(self._files)
+
+    def with_files(self, files: Sequence[Path]) -> "UnlabeledImages":
+        """Other files, read in the same way; their samples are named by them."""
+        return UnlabeledImages(files, read_image=self._read_image)
+
+    def fingerprint(self) -> str:
+        """Changes with any file's name, size or time, but not with where the folder lies; no file is opened."""
+        return state_of(self._files)
 
     def __getitem__(self, index: int) -> UnlabeledSample:
         return UnlabeledSample(_image(self._files[index], self._read_image), self._names[index])
@@ -158,6 +170,12 @@ class LabeledFiles:
     margins: ClassVar[tuple[int, int, int, int]] = (0, 0, 0, 0)
     """Pixels (top, bottom, left, right) of an image where a target wants no pseudo label, for :class:`TargetCrops`."""
 
+    classes: ClassVar[tuple[LabelClass, ...]] = ()
+    """The classes that labels name by their train id, or () where the data set does not know them."""
+
+    conditions: list[str]
+    """The condition of each image, such as "night", where the data set knows it; else an empty list."""
+
     def __init__(
         self,
         images: Sequence[Path],
@@ -174,7 +192,7 @@ class LabeledFiles:
                 f"images, labels and names must be equally many, got {len(images)}, {len(labels)} and {len(names)}"
             )
         self._images, self._labels, self._names = list(images), list(labels), list(names)
-        self._read_image = read_image
+        self._read_image, self.conditions = read_image, []
         self._read_label: Callable[[Path], Tensor] = read_label or StoredIds(ignoring(()))
         self._settings, self._layout = settings or (_identity(read_label) if read_label else ""), layout
 
@@ -208,7 +226,7 @@ class LabeledFiles:
     def count(self, index: int) -> Tensor:
         """Pixels of each id in the label, (256,) int64."""
         if not isinstance(self._read_label, StoredIds):
-            return torch.from_numpy(count_ids(self.label(index).numpy()))
+            return count_ids(self.label(index))
         self._check_file(self._labels[index])
         return _called(self._read_label.count, self._labels[index])
 

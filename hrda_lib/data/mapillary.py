@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from hrda_lib.data.classes import check_range, train_id_table
+from hrda_lib.data.classes import CITYSCAPES, check_range, train_id_table
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
 from hrda_lib.data.reading import StoredIds
@@ -33,6 +33,8 @@ class Mapillary(LabeledFiles):
         ValueError: there is no such split or image; on reading, a file is missing, broken, of another size than its
             image, or holds an id above 65. The message starts with the file.
     """
+
+    classes = CITYSCAPES
 
     def __init__(self, root: str | Path, split: str) -> None:
         self.root, self.split = Path(root), split

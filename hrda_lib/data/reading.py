@@ -45,9 +45,33 @@ def renumbered(ids: npt.NDArray[np.uint8], table: npt.NDArray[np.uint8]) -> Tens
     return torch.from_numpy(np.frombuffer(bytearray(ids).translate(table.tobytes()), np.uint8).reshape(ids.shape))
 
 
-def count_ids(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """How many pixels have each id, (256,): one count for a run of equal pixels, of which labels have few."""
+def count_ids(label: Tensor) -> Tensor:
+    """How many pixels of a label have each id.
+
+    Args:
+        label: uint8 on the CPU, of any shape.
+
+    Returns:
+        (256,) int64.
+
+    Raises:
+        ValueError: the label is of another type, or on another device.
+
+    Example:
+        >>> count_ids(torch.tensor([[0, 2, 2], [2, 255, 255]], dtype=torch.uint8))[[0, 1, 2, 255]]
+        tensor([1, 0, 3, 2])
+    """
+    if not isinstance(label, Tensor) or label.dtype != torch.uint8 or label.device.type != "cpu":
+        got = f"{label.dtype} on {label.device}" if isinstance(label, Tensor) else type(label).__name__
+        raise ValueError(f"label must be a tensor of uint8 on the CPU, got {got}")
+    return torch.from_numpy(counted(label.numpy()))
+
+
+def counted(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """:func:`count_ids` of an array: one count for a run of equal pixels, of which labels have few."""
     flat = ids.ravel()
+    if not flat.size:
+        return np.zeros(256, np.int64)
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
     counts = np.zeros(256, np.int64)
     np.add.at(counts, flat[ends], np.diff(ends, prepend=-1))
@@ -74,7 +98,7 @@ class StoredIds:
         """The label, (H, W) uint8."""
         with self._opened(file) as image:
             ids = self._ids(image)
-            self._checked(file, image, count_ids(ids))
+            self._checked(file, image, counted(ids))
             return renumbered(ids, self.table)
 
     def count(self, file: Path) -> Tensor:
@@ -82,7 +106,7 @@ class StoredIds:
         with self._opened(file) as image:
             as_stored = image.mode in ("L", "P") and image.info["raw mode"] not in ("L;2", "L;4")
             # Pillow's histogram copies nothing: several threads would wait for each other's memory
-            counts = np.array(image.histogram()) if as_stored else count_ids(self._ids(image))
+            counts = np.array(image.histogram()) if as_stored else counted(self._ids(image))
             self._checked(file, image, counts)
         stored, given = torch.from_numpy(counts), torch.from_numpy(self.table).long()
         return torch.zeros(256, dtype=torch.int64).index_add_(0, given, stored)

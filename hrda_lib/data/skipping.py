@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 OnError = Literal["raise", "skip"]
+"""What a file does that cannot be read: it is an error, or it is left out and logged."""
+
 TRIES = 100
 
 log = logging.getLogger("hrda_lib.data")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrda_lib.data.classes import train_id_table
+from hrda_lib.data.classes import CITYSCAPES, train_id_table
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import find
 
@@ -36,6 +36,8 @@ class Synthia(LabeledFiles):
         ValueError: there is no image; on reading, a file is missing, broken, of another size than its image, not of
             16 bits and three channels, or zero everywhere. The message starts with the file.
     """
+
+    classes = CITYSCAPES
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
