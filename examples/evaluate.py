@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from hrda_lib import ConfusionMatrix, MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Acdc, LabeledFiles
-from hrda_lib.data.reading import ignoring
+from hrda_lib.data.stored_ids import ignoring
 from hrda_lib.models import EncoderDecoder
 from support.datasets import KINDS, open_all
 from support.heads import CELL, head_logits, whole_cells

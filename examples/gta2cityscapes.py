@@ -56,8 +56,8 @@ from hrda_lib.data import (
     count_labels,
     read_published_counts,
 )
-from hrda_lib.data.labeled_files import LabeledImages
 from hrda_lib.data.layout import state_of
+from hrda_lib.data.samples import LabeledImages
 from hrda_lib.data.skipping import OnError
 from hrda_lib.models import EncoderDecoder
 from hrda_lib.optim import parameter_groups, warmup_poly

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from hrda_lib import ConfusionMatrix, MultiResSegmenter
 from hrda_lib.data import LabeledFiles, Relabeled, UnlabeledImages
 from hrda_lib.data.folders import image_files
-from hrda_lib.data.labeled_files import label_reader
+from hrda_lib.data.readers import label_reader
 from hrda_lib.models import EncoderDecoder
 from support.channels import display, reader_of
 from support.own_files import read_ids, read_palette

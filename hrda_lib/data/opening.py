@@ -4,16 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from hrda_lib.data.acdc import Acdc
-from hrda_lib.data.bdd100k import Bdd100k
-from hrda_lib.data.cityscapes import Cityscapes
-from hrda_lib.data.dark_zurich import DarkZurich
 from hrda_lib.data.folders import Folders
-from hrda_lib.data.gta import Gta
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.list_file import ListFile
-from hrda_lib.data.mapillary import Mapillary
-from hrda_lib.data.synthia import Synthia
+from hrda_lib.data.streets import Acdc, Bdd100k, Cityscapes, DarkZurich, Gta, Mapillary, Synthia
 
 
 class _Kind(NamedTuple):

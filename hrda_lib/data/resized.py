@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrda_lib.data.labeled_files import LabeledImages, Sample, UnlabeledImages, UnlabeledSample
+from hrda_lib.data.samples import LabeledImages, Sample, UnlabeledSample
+from hrda_lib.data.unlabeled_images import UnlabeledImages
 from hrda_lib.geometry import pair
 
 

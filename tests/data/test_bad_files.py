@@ -27,7 +27,8 @@ from hrda_lib.data import (
     check_classes,
     count_labels,
 )
-from hrda_lib.data.reading import StoredIds, ignoring, read_image
+from hrda_lib.data.pictures import read_image
+from hrda_lib.data.stored_ids import StoredIds, ignoring
 
 SIZE = (24, 32)
 READ = StoredIds(ignoring(()))

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from hrda_lib.data.acdc import IMAGE, LABEL, SPLITS
-from hrda_lib.data.classes import CITYSCAPES, STORED_TRAIN_IDS
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
+from hrda_lib.data.streets.acdc import IMAGE, LABEL, SPLITS
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import STORED_TRAIN_IDS
 
 
 class DarkZurich(LabeledFiles):

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import CITYSCAPES, cityscapes_ids
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import find
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import cityscapes_ids
 
 
 class Gta(LabeledFiles):
     """``root/images/00001.png`` with ``root/labels/00001.png``, the palette PNGs of ids as downloaded.
 
-    Ids become the train ids of :data:`~hrda_lib.data.classes.CITYSCAPES`, every other id 255. Samples have the name of
+    Ids become the train ids of :data:`~hrda_lib.data.CITYSCAPES`, every other id 255. Samples have the name of
     their file without ending. Labels are opened when they are asked for, never before.
 
     Args:

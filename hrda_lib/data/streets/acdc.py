@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import CITYSCAPES, STORED_TRAIN_IDS
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import STORED_TRAIN_IDS
 
 CONDITIONS = ("fog", "night", "rain", "snow")
 SPLITS = ("train", "val", "test")
