@@ -50,7 +50,7 @@ def image_files(folder: str | Path, *, any_ending: bool = False) -> list[Path]:
     """The image files of a folder, by name: a target's, for :class:`UnlabeledImages`.
 
     Args:
-        folder: where they lie; folders in it are left out.
+        folder: where they lie.
         any_ending: take every file that is not hidden, not only ``.png``, ``.jpg``, ``.jpeg``, ``.bmp`` and ``.webp``.
 
     Raises:
