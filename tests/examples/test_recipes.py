@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from test_docs import DOCS, python_blocks
-from test_stored_labels import One
-from test_streets import rgb16
+from trees import One, rgb16
 
 import gta2cityscapes
 from hrda_lib.data import Cityscapes, Resized

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import cityscapes_ids
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import cityscapes_ids
 
 SPLITS = ("train", "val", "test")
 
@@ -12,7 +13,7 @@ SPLITS = ("train", "val", "test")
 class Cityscapes(LabeledFiles):
     """``root/leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` with ``root/gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
 
-    Ids become the train ids of :data:`~hrda_lib.data.classes.CITYSCAPES`, every other id 255. Samples have the name of
+    Ids become the train ids of :data:`~hrda_lib.data.CITYSCAPES`, every other id 255. Samples have the name of
     their image without ``_leftImg8bit.png``. Labels are opened when they are asked for, never before:
     ``Cityscapes(root, split).unlabeled()`` is a target, whether ``root/gtFine`` exists or not.
 
@@ -28,6 +29,7 @@ class Cityscapes(LabeledFiles):
     ``margins`` leaves out the bonnet of the car and the borders, as the released code of HRDA does.
     """
 
+    classes = CITYSCAPES
     margins = (30, 240, 30, 30)
 
     def __init__(self, root: str | Path, split: str) -> None:

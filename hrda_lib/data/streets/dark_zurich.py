@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from hrda_lib.data.acdc import IMAGE, LABEL, SPLITS
-from hrda_lib.data.classes import STORED_TRAIN_IDS
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
+from hrda_lib.data.streets.acdc import IMAGE, LABEL, SPLITS
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import STORED_TRAIN_IDS
 
 
 class DarkZurich(LabeledFiles):
@@ -22,6 +23,8 @@ class DarkZurich(LabeledFiles):
         ValueError: there is no such split or image; on reading, a file is missing, broken, of another size than its
             image, or holds other ids than 0..18 and 255. The message starts with the file.
     """
+
+    classes = CITYSCAPES
 
     def __init__(self, root: str | Path, split: str) -> None:
         self.root, self.split = Path(root), split

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrda_lib.data.classes import train_id_table
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import find
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import train_id_table
 
 # SYNTHIA's ids (sky is 1, building 2, ...) -> train ids; terrain, truck and train do not occur
 _IDS = {3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13, 18: 14, 19: 15}
@@ -26,7 +27,7 @@ class Synthia(LabeledFiles):
     """``root/RGB/0000000.png`` with ``root/GT/LABELS/0000000.png``, the 16-bit RGB PNGs as downloaded.
 
     A pixel's class is the label's first channel, and becomes the train id of
-    :data:`~hrda_lib.data.classes.CITYSCAPES`; terrain, truck and train do not occur. Labels need OpenCV
+    :data:`~hrda_lib.data.CITYSCAPES`; terrain, truck and train do not occur. Labels need OpenCV
     (``pip install 'hrda_lib[synthia]'``), because Pillow reads such files as zeros.
 
     Args:
@@ -36,6 +37,8 @@ class Synthia(LabeledFiles):
         ValueError: there is no image; on reading, a file is missing, broken, of another size than its image, not of
             16 bits and three channels, or zero everywhere. The message starts with the file.
     """
+
+    classes = CITYSCAPES
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

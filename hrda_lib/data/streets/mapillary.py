@@ -3,10 +3,11 @@
 from functools import partial
 from pathlib import Path
 
-from hrda_lib.data.classes import check_range, train_id_table
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
-from hrda_lib.data.reading import StoredIds
+from hrda_lib.data.stored_ids import StoredIds
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import check_range, train_id_table
 
 SPLITS = ("training", "validation", "testing")
 # train id -> ids of Vistas 1.2
@@ -22,7 +23,7 @@ class Mapillary(LabeledFiles):
     """``root/SPLIT/images/*.jpg`` with ``root/SPLIT/labels/*.png``, palette PNGs of the 66 ids of version 1.2.
 
     Downloads of version 2.0 hold the same labels in ``root/SPLIT/v1.2/labels``, which is taken where it exists. Ids
-    become the train ids of :data:`~hrda_lib.data.classes.CITYSCAPES`, every other id 255. Labels are opened when they
+    become the train ids of :data:`~hrda_lib.data.CITYSCAPES`, every other id 255. Labels are opened when they
     are asked for, never before; those of "testing" are not published.
 
     Args:
@@ -33,6 +34,8 @@ class Mapillary(LabeledFiles):
         ValueError: there is no such split or image; on reading, a file is missing, broken, of another size than its
             image, or holds an id above 65. The message starts with the file.
     """
+
+    classes = CITYSCAPES
 
     def __init__(self, root: str | Path, split: str) -> None:
         self.root, self.split = Path(root), split

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from hrda_lib.data.labeled_files import LabeledImages, UnlabeledImages
 from hrda_lib.data.rare_class import RareClasses
-from hrda_lib.data.reading import count_ids
-from hrda_lib.data.skipping import OnError, Skipped, check_on_error, first_readable
+from hrda_lib.data.samples import LabeledImages
+from hrda_lib.data.skipping import OnError, Skipped, first_readable
+from hrda_lib.data.stored_ids import count_ids
+from hrda_lib.data.unlabeled_images import UnlabeledImages
 from hrda_lib.geometry import CropBox, crop, pair
 
 
@@ -28,6 +29,48 @@ class TargetCrop(NamedTuple):
 
     image: Tensor
     valid: Tensor
+
+
+class Stream:
+    """What samples that are numbered without end share: sample k depends on (seed, number, k) alone.
+
+    Args:
+        seed: not negative.
+        length: how many samples there are; None: no end.
+        number: of the stream, so that two of one seed draw independently.
+
+    Raises:
+        ValueError: ``seed`` or ``length`` is out of its range.
+
+    Example:
+        >>> stream = Stream(seed=0, length=3, number=1)
+        >>> len(stream), stream.generator(2).initial_seed() == stream.generator(2).initial_seed()
+        (3, True)
+    """
+
+    def __init__(self, seed: int, length: int | None, number: int) -> None:
+        if length is not None and length < 1:
+            raise ValueError(f"length must be positive, got {length}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.seed, self.length, self.number = seed, length, number
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("an endless stream has no length; give it one, or take its samples by StepBatches")
+        return self.length
+
+    def generator(self, k: int) -> torch.Generator:
+        """The randomness of sample k.
+
+        Raises:
+            IndexError: there is no such sample; iteration ends there.
+        """
+        if k < 0 or (self.length is not None and k >= self.length):
+            last = "" if self.length is None else self.length - 1
+            raise IndexError(f"sample {k} is outside 0..{last} of this stream")
+        state = np.random.SeedSequence((self.seed, self.number, k)).generate_state(1)
+        return torch.Generator().manual_seed(int(state[0]))
 
 
 class SourceCrops(Dataset[SourceCrop]):
@@ -70,8 +113,7 @@ class SourceCrops(Dataset[SourceCrop]):
         if not 0 < max_class_share <= 1 or tries < 1:
             raise ValueError(f"max_class_share must be in (0, 1] and tries positive, got {max_class_share}, {tries}")
         self.dataset, self.size = dataset, pair("size", size)
-        self.length, self.seed = _checked(length), _checked_seed(seed)
-        self._skipped = _skipped(len(dataset), on_error)
+        self._stream, self._skipped = Stream(seed, length, 0), Skipped(len(dataset), on_error)
         if rare_classes is not None and rare_classes.num_images != len(dataset):
             raise ValueError(
                 f"rare_classes must have the counts of dataset's {len(dataset)} images, got {rare_classes.num_images}"
@@ -81,15 +123,15 @@ class SourceCrops(Dataset[SourceCrop]):
         self.min_crop_pixels = half if min_crop_pixels is None else min_crop_pixels
 
     def __len__(self) -> int:
-        return _length(self.length)
+        return len(self._stream)
 
     @property
     def skipped(self) -> list[int]:
         """The images that were left out so far, by their index in the data set."""
-        return self._skipped.indices() if self._skipped else []
+        return self._skipped.indices()
 
     def __getitem__(self, k: int) -> SourceCrop:
-        generator = _generator(self.seed, _inside(k, self.length), stream=0)
+        generator = self._stream.generator(k)
 
         def draw() -> tuple[int, int | None]:
             if self.rare_classes is None:
@@ -109,8 +151,8 @@ class SourceCrops(Dataset[SourceCrop]):
         return SourceCrop(*_flipped((crop(image, box), crop(label, box)), generator))
 
     def _accepts(self, label: Tensor, wanted: int | None) -> bool:
-        counts = count_ids(label.numpy())[:255]
-        if counts.max() > self.max_class_share * counts.sum():
+        counts = count_ids(label)[:255]
+        if int(counts.max()) > self.max_class_share * int(counts.sum()):
             return False
         return wanted is None or int(counts[wanted]) > self.min_crop_pixels
 
@@ -145,20 +187,19 @@ class TargetCrops(Dataset[TargetCrop]):
         if len(margins) != 4 or min(margins) < 0:
             raise ValueError(f"margins must be four numbers of pixels (top, bottom, left, right), got {margins}")
         self.dataset, self.size = dataset, pair("size", size)
-        self.length, self.seed = _checked(length), _checked_seed(seed)
-        self._skipped = _skipped(len(dataset), on_error)
+        self._stream, self._skipped = Stream(seed, length, 1), Skipped(len(dataset), on_error)
         self.margins = margins
 
     def __len__(self) -> int:
-        return _length(self.length)
+        return len(self._stream)
 
     @property
     def skipped(self) -> list[int]:
         """The images that were left out so far, by their index in the data set."""
-        return self._skipped.indices() if self._skipped else []
+        return self._skipped.indices()
 
     def __getitem__(self, k: int) -> TargetCrop:
-        generator = _generator(self.seed, _inside(k, self.length), stream=1)
+        generator = self._stream.generator(k)
 
         def draw() -> tuple[int, None]:
             return _any_index(self.dataset, generator), None
@@ -175,44 +216,8 @@ class TargetCrops(Dataset[TargetCrop]):
         return TargetCrop(*_flipped((crop(image, box), crop(valid, box)), generator))
 
 
-def _generator(seed: int, k: int, *, stream: int) -> torch.Generator:
-    state = np.random.SeedSequence((seed, stream, k)).generate_state(1)
-    return torch.Generator().manual_seed(int(state[0]))
-
-
 def _any_index(dataset: Sized, generator: torch.Generator) -> int:
     return int(torch.randint(len(dataset), (), generator=generator))
-
-
-def _inside(k: int, length: int | None) -> int:
-    if k < 0 or (length is not None and k >= length):
-        raise IndexError(f"sample {k} is outside 0..{'' if length is None else length - 1} of this stream")
-    return k
-
-
-def _checked_seed(seed: int) -> int:
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    return seed
-
-
-def _checked(length: int | None) -> int | None:
-    if length is not None and length < 1:
-        raise ValueError(f"length must be positive, got {length}")
-    return length
-
-
-def _length(length: int | None) -> int:
-    if length is None:
-        raise TypeError("an endless stream has no length; give it one, or take its samples by StepBatches")
-    return length
-
-
-def _skipped(count: int, on_error: OnError) -> Skipped | None:
-    check_on_error(on_error)
-    if not count:
-        raise ValueError("dataset must hold at least one image, got none")
-    return Skipped(count) if on_error == "skip" else None
 
 
 def _padded(x: Tensor, size: tuple[int, int], value: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from hrda_lib.data.classes import STORED_TRAIN_IDS
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.layout import check_choice, find
+from hrda_lib.data.streets.classes import CITYSCAPES
+from hrda_lib.data.streets.train_ids import STORED_TRAIN_IDS
 
 CONDITIONS = ("fog", "night", "rain", "snow")
 SPLITS = ("train", "val", "test")
@@ -27,6 +28,8 @@ class Acdc(LabeledFiles):
             than its image, or holds other ids than 0..18 and 255. The message starts with the file.
     """
 
+    classes = CITYSCAPES
+
     def __init__(self, root: str | Path, split: str, condition: str | None = None) -> None:
         self.root, self.split = Path(root), split
         folder = self.root / "rgb_anon"
@@ -36,10 +39,11 @@ class Acdc(LabeledFiles):
         layout = f"{folder}/CONDITION/{split}/SEQUENCE/*{IMAGE} with {self.root}/gt/CONDITION/{split}/SEQUENCE/*{LABEL}"
         found = {name: find(folder / name / split, f"*/*{IMAGE}", layout) for name in chosen}
         images = [file for files in found.values() for file in files]
-        self.conditions = [name for name, files in found.items() for _ in files]
+        conditions = [name for name, files in found.items() for _ in files]
         names = [file.name.removesuffix(IMAGE) for file in images]
         labels = [
             self.root / "gt" / kind / split / file.parent.name / f"{name}{LABEL}"
-            for kind, file, name in zip(self.conditions, images, names, strict=True)
+            for kind, file, name in zip(conditions, images, names, strict=True)
         ]
         super().__init__(images, labels, names, read_label=STORED_TRAIN_IDS, settings="train ids", layout=layout)
+        self.conditions = conditions

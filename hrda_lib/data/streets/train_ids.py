@@ -1,47 +1,15 @@
-"""The 19 classes of Cityscapes, and labels stored by their ids."""
+"""Labels of street data sets, read as train ids."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from hrda_lib.data.reading import Palette, StoredIds, ignoring
-
-
-class LabelClass(NamedTuple):
-    """A class: its name, the id that files store, the id to train with, and the (red, green, blue) to draw it in."""
-
-    name: str
-    id: int
-    train_id: int
-    colour: tuple[int, int, int]
-
-
-CITYSCAPES = (
-    LabelClass("road", 7, 0, (128, 64, 128)),
-    LabelClass("sidewalk", 8, 1, (244, 35, 232)),
-    LabelClass("building", 11, 2, (70, 70, 70)),
-    LabelClass("wall", 12, 3, (102, 102, 156)),
-    LabelClass("fence", 13, 4, (190, 153, 153)),
-    LabelClass("pole", 17, 5, (153, 153, 153)),
-    LabelClass("traffic light", 19, 6, (250, 170, 30)),
-    LabelClass("traffic sign", 20, 7, (220, 220, 0)),
-    LabelClass("vegetation", 21, 8, (107, 142, 35)),
-    LabelClass("terrain", 22, 9, (152, 251, 152)),
-    LabelClass("sky", 23, 10, (70, 130, 180)),
-    LabelClass("person", 24, 11, (220, 20, 60)),
-    LabelClass("rider", 25, 12, (255, 0, 0)),
-    LabelClass("car", 26, 13, (0, 0, 142)),
-    LabelClass("truck", 27, 14, (0, 0, 70)),
-    LabelClass("bus", 28, 15, (0, 60, 100)),
-    LabelClass("train", 31, 16, (0, 80, 100)),
-    LabelClass("motorcycle", 32, 17, (0, 0, 230)),
-    LabelClass("bicycle", 33, 18, (119, 11, 32)),
-)
-"""(name, id, train_id, colour) of each class, by train id."""
+from hrda_lib.data.samples import LabelClass
+from hrda_lib.data.stored_ids import Palette, StoredIds, ignoring
+from hrda_lib.data.streets.classes import CITYSCAPES
 
 _BY_COLOUR: dict[tuple[int, ...], LabelClass] = {entry.colour: entry for entry in CITYSCAPES}
 # ignored ids that are officially drawn in the colour of a class: group of poles, licence plate (34 or -1)
@@ -78,8 +46,7 @@ def _check_ids(file: Path, ids: list[int], palette: Palette, *, kind: str, highe
             raise ValueError(
                 f"{file}: palette index {index} has the colour of {drawn.name}, whose id is {drawn.id}; {expected}"
             )
-        if highest < index < 255:
-            raise ValueError(f"{file}: label {index} is outside 0..{highest} (and not the ignored 255); {expected}")
+        check_range(file, [index], palette, highest=highest, expected=expected)
 
 
 def check_range(file: Path, ids: list[int], palette: Palette, *, highest: int, expected: str) -> None:

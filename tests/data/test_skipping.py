@@ -8,46 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from trees import filled, saved, write
 
-from hrda_lib.data import (
-    Folders,
-    LabeledFiles,
-    RareClasses,
-    SourceCrops,
-    StepBatches,
-    StoredColours,
-    TargetCrops,
-    UnlabeledImages,
-    check_classes,
-    count_labels,
-)
-from hrda_lib.data.reading import StoredIds, ignoring, read_image
-
-SIZE = (24, 32)
-READ = StoredIds(ignoring(()))
-
-
-def write(root: Path, count: int = 4) -> Path:
-    """Image i shows class i in its left half and class 0 elsewhere; its green channel is i."""
-    (root / "images").mkdir(parents=True)
-    (root / "labels").mkdir()
-    for i in range(count):
-        label = np.zeros(SIZE, np.uint8)
-        label[:, : SIZE[1] // 2] = i
-        rgb = np.stack([label, np.full(SIZE, i, np.uint8), label], axis=2)
-        Image.fromarray(rgb).save(root / "images" / f"{i}.png")
-        Image.fromarray(label).save(root / "labels" / f"{i}.png")
-    return root
+from hrda_lib.data import Folders, RareClasses, SourceCrops, StepBatches, TargetCrops, UnlabeledImages, count_labels
 
 
 def truncated(file: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(256, size=SIZE).astype(np.uint8)).save(file)
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(24, 32)).astype(np.uint8)).save(file)
     file.write_bytes(file.read_bytes()[:200])
 
 
@@ -57,8 +29,8 @@ def without_palette(file: Path) -> None:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", SIZE[1], SIZE[0], 8, 3, 0, 0, 0))
-    rows = chunk(b"IDAT", zlib.compress((b"\0" + b"\1" * SIZE[1]) * SIZE[0]))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 24, 8, 3, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" + b"\1" * 32) * 24))
     file.write_bytes(b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b""))
 
 
@@ -73,10 +45,6 @@ def cut_header(file: Path) -> None:
     file.write_bytes(data[:8] + struct.pack(">I", 10) + data[12:26] + data[29:])
 
 
-def filled(size: tuple[int, int], value: int) -> Callable[[Path], None]:
-    return lambda file: Image.fromarray(np.full(size, value, np.uint8)).save(file)
-
-
 UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "truncated label": ("labels", truncated, r"cannot be read as an image \(image file is truncated"),
     "truncated image": ("images", truncated, r"cannot be read as an image \(image file is truncated"),
@@ -88,7 +56,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "image of a cut header": ("images", cut_header, "cannot be read"),
     "label of another size": (
         "labels",
-        filled((24, 30), 1),
+        lambda file: saved(file, filled(1, (24, 30))),
         r"label must have its image's size \(24, 32\), got \(24, 30",
     ),
     "label is missing": ("labels", Path.unlink, "no such file"),
@@ -104,7 +72,7 @@ UNREADABLE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_unreadable_files_are_named_or_left_out(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, spoil, text = UNREADABLE[case]
-    data, bad = Folders(write(tmp_path)), tmp_path / folder / "2.png"
+    data, bad = Folders(write(tmp_path, 4)), tmp_path / folder / "2.png"
     spoil(bad)
     message = f"^{re.escape(str(bad))}: {text}"
     at_once = folder == "labels" and case != "label of another size"
@@ -129,7 +97,7 @@ def test_unreadable_files_are_named_or_left_out(case: str, tmp_path: Path, caplo
 
 
 def test_unreadable_target_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    target = Folders(write(tmp_path)).unlabeled()
+    target = Folders(write(tmp_path, 4)).unlabeled()
     truncated(tmp_path / "images" / "1.png")
     with pytest.raises(ValueError, match=r"images/1\.png: cannot be read as an image"):
         [TargetCrops(target, 16)[k] for k in range(30)]
@@ -141,7 +109,7 @@ def test_unreadable_target_images(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_add_to_one_list(workers: int, tmp_path: Path) -> None:
-    data = Folders(write(tmp_path))
+    data = Folders(write(tmp_path, 4))
     for i in (1, 3):
         (tmp_path / "images" / f"{i}.png").write_bytes(b"")
     crops = SourceCrops(data, 16, max_class_share=1, on_error="skip")
@@ -172,51 +140,8 @@ def no_permission(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     monkeypatch.setattr(Image, "open", opened)
 
 
-def test_what_pillow_would_change_is_refused(tmp_path: Path) -> None:
-    ids = np.random.default_rng(0).integers(3, size=SIZE).astype(np.uint8)
-    Image.fromarray(ids).save(tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match=r"a\.jpg: JPEG changes ids, labels must be stored as PNG$"):
-        READ(tmp_path / "a.jpg")
-    deep = tmp_path / "deep.png"
-    cv2.imwrite(str(deep), np.full((*SIZE, 3), 300, np.uint16))
-    with pytest.raises(ValueError, match=r"deep\.png: image must have 8 bits a channel, got mode RGB;16B; convert it$"):
-        read_image(deep)
-    with pytest.raises(ValueError, match=r"deep\.png: colours of 8 bits a channel are expected, got mode RGB"):
-        StoredColours({(1, 1, 1): 0})(deep)
-
-
-def test_counts_survive_a_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = Folders(write(tmp_path))
-    (tmp_path / "file").write_text("")
-    counts = count_labels(data, cache=tmp_path / "file" / "counts.json")
-    assert torch.equal(counts, count_labels(data))
-    assert "counts.json: cannot be written, labels will be counted again" in caplog.text
-
-
-def test_counts_must_be_of_the_classes_and_of_these_images(tmp_path: Path) -> None:
-    data = Folders(write(tmp_path))
-    counts = count_labels(data)
-    with pytest.raises(ValueError, match=r"^counts must be cut to the classes, counts\[:, :num_classes\], got"):
-        RareClasses(counts)
-    rare = RareClasses(counts[:3, :4], min_pixels=0)
-    with pytest.raises(ValueError, match=r"^rare_classes must have the counts of dataset's 4 images, got 3$"):
-        SourceCrops(data, 16, rare_classes=rare)
-    with pytest.raises(ValueError, match=r"^seed must not be negative, got -1$"):
-        TargetCrops(data.unlabeled(), 16, seed=-1)
-
-
-def test_a_cache_knows_its_reader(tmp_path: Path) -> None:
-    write(tmp_path)
-    files = [tmp_path / "images" / "0.png"], [tmp_path / "labels" / "0.png"], ["0"]
-    cache = tmp_path / "counts.json"
-    for label in (1, 2):
-        for reader in (StoredColours({(0, 0, 0): label}), lambda file, label=label: READ(file) + label):
-            counts = count_labels(LabeledFiles(*files, read_label=reader), cache=cache)
-            assert counts[0].nonzero().flatten().tolist() == [label]
-
-
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = Folders(write(tmp_path))
+    data = Folders(write(tmp_path, 4))
     no_permission(monkeypatch, "labels")
     with pytest.raises(ValueError, match=r"labels/0\.png: cannot be read as an image \(.*Permission denied"):
         count_labels(data)
@@ -233,28 +158,12 @@ def test_nothing_can_be_read(tmp_path: Path) -> None:
         crops[0]
 
 
-def test_a_label_id_that_is_no_class(tmp_path: Path) -> None:
-    filled(SIZE, 200)(write(tmp_path) / "labels" / "3.png")
-    data = Folders(tmp_path)
-    with pytest.raises(ValueError, match=r"labels/3\.png: label 200 is outside the 4 classes 0\.\.3"):
-        check_classes(data, count_labels(data), 4)
-
-
 def test_no_image_and_one_image(tmp_path: Path) -> None:
     for crops in (TargetCrops, SourceCrops):
         with pytest.raises(ValueError, match=r"^dataset must hold at least one image, got none$"):
             crops(UnlabeledImages([]), 16)
     one = TargetCrops(Folders(write(tmp_path, 1)).unlabeled(), 16)
     assert {tuple(one[k].image.shape) for k in range(5)} == {(3, 16, 16)}
-
-
-def test_names_with_spaces_and_other_letters(tmp_path: Path) -> None:
-    root = write(tmp_path / "Straßen in Zürich, été", 1)
-    for folder in ("images", "labels"):
-        (root / folder / "0.png").rename(root / folder / "große Straße 1.png")
-    data, cache = Folders(root), tmp_path / "Zähler 1.json"
-    assert torch.equal(count_labels(data, cache=cache), count_labels(data, cache=cache))
-    assert data[0].name == data.unlabeled()[0].name == "große Straße 1"
 
 
 def test_on_error_is_one_of_two(tmp_path: Path) -> None:

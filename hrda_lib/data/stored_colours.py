@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hrda_lib.data.reading import open_image
+from hrda_lib.data.pictures import open_image
 
 if TYPE_CHECKING:
     import PIL.Image
