@@ -4,18 +4,19 @@
     python examples/ablation.py --arms control hrda context --seeds 1
     python examples/ablation.py --gta DIR --cityscapes DIR [--recipe NAME]
 
-Options are those of gta2cityscapes.py. An arm that is complete is kept: a call that adds arms or seeds trains only these.
+Options are those of gta2cityscapes.py. What is complete is kept: a call that adds arms or seeds trains only these.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import gta2cityscapes
 from gta2cityscapes import Arm, parse, run
 from support.command_line import run_main
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "context": ("context alone", {"objective": "context", "fixed_attention": 0.0}),
     "detail": ("detail alone", {"objective": "detail", "fixed_attention": 1.0}),
     "average": ("both, fixed average", {"fixed_attention": 0.5}),

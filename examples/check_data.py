@@ -34,8 +34,10 @@ def find(roots: Sequence[Path], file: Path | None, kind: str | None, *, labels: 
     seen = Counter[str]()
     if file:
         source, target, names, validation = read_data_file(file)
-        parts = {"source": source, "target": target} | ({"validation": validation} if validation else {})
-        yield from ((name, part, names) for name, part in parts.items())
+        yield "source", source, names
+        yield "target", target, names
+        if validation:
+            yield "validation", validation, names
     for root in roots:
         for name, part in open_labeled_splits(root, kind=kind).items():
             seen[name] += 1
@@ -43,7 +45,9 @@ def find(roots: Sequence[Path], file: Path | None, kind: str | None, *, labels: 
             yield title, part if labels else part.unlabeled(), [entry.name for entry in part.classes]
 
 
-def check(title: str, dataset: LabeledImages | UnlabeledImages, names: Sequence[str], out: Path, rare: tuple[float, int]) -> int:
+def check(
+    title: str, dataset: LabeledImages | UnlabeledImages, names: Sequence[str], out: Path, rare: tuple[float, int]
+) -> int:
     """Print what there is to know; how many files are wrong."""
     sizes, problems = Counter[tuple[int, ...]](), []
     rows, shown = list[Tensor](), list[tuple[Tensor, Tensor]]()
@@ -56,7 +60,7 @@ def check(title: str, dataset: LabeledImages | UnlabeledImages, names: Sequence[
             continue
         sizes[tuple(image.shape[1:])] += 1
         ids = label[0] if label else torch.full(image.shape[1:], 255, dtype=torch.uint8)
-        rows.append(torch.from_numpy(count_ids(ids.numpy())))
+        rows.append(count_ids(ids))
         if i in dozen:
             shown.append((image, ids))
     print(f"{title}: {len(dataset)} images, {len(problems)} with a problem")
@@ -108,7 +112,7 @@ def script(arguments: Sequence[str] | None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     rare = options.temperature, options.min_pixels
     parts = find(options.roots, options.data, options.kind, labels=not options.no_labels)
-    return int(any([check(*part, options.out, rare) for part in parts]))
+    return int(sum(check(*part, options.out, rare) for part in parts) > 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from tqdm import tqdm
 
-from hrda_lib import ConfusionMatrix, MultiResSegmenter, SelfTraining, resize
+from hrda_lib import ConfusionMatrix, EMATeacher, MultiResSegmenter, SelfTraining, resize
 from hrda_lib.data import (
     CITYSCAPES,
     DATASET_KINDS,
@@ -112,12 +112,12 @@ def average(
 
 @torch.no_grad()
 def label_quality(
-    training: SelfTraining, spec: NetworkSpec, dataset: LabeledImages, images: UnlabeledImages
+    training: SelfTraining, teacher: EMATeacher, spec: NetworkSpec, dataset: LabeledImages, images: UnlabeledImages
 ) -> dict[str, float]:
     """How right the teacher's labels are on a dozen labelled images: drawn, and used for nothing."""
     right, trusted, both, pixels = 0, 0, 0, 0
-    device = next(training.student.parameters()).device
-    training.teacher.eval()
+    device = next(teacher.parameters()).device
+    teacher.eval()
     for i in range(0, len(dataset), max(len(dataset) // 12, 1)):
         x, truth = spec.feed(images[i].image[None], device), dataset.label(i)
         rows, columns = x.shape[-2:]
@@ -128,7 +128,7 @@ def label_quality(
         known, hit, trust = truth != 255, labels == truth, weight > 0
         pixels, right = pixels + int(known.sum()), right + int((known & hit).sum())
         trusted, both = trusted + int((known & trust).sum()), both + int((known & hit & trust).sum())
-    training.teacher.train()
+    teacher.train()
     return {
         "label_accuracy": right / max(pixels, 1),
         "trusted": trusted / max(pixels, 1),
@@ -157,7 +157,7 @@ def evaluate(arguments: Sequence[str] | None) -> int:
         found, _ = measure(model.to(options.device), spec, data, say=partial(average, **settings), indices=indices)
         matrices[kind] = found[options.head]
     everything = ConfusionMatrix(len(spec.classes))
-    everything.matrix = sum(matrix.matrix for matrix in matrices.values())
+    everything.matrix = torch.stack([matrix.matrix for matrix in matrices.values()]).sum(dim=0)
     chosen = MEASURED[options.classes] if options.classes else range(len(spec.classes))
     report(spec.classes, {"": everything} | matrices, chosen, float(options.absent))
     return 0
@@ -198,7 +198,9 @@ def report(
     else:
         print("".join(f"{100 * columns[''][i]:6.1f}  {names[i]}\n" for i in shown), end="")
     for kind, matrix in matrices.items():
-        print(f"{100 * matrix.mean_iou(list(classes), absent=absent):6.1f}  mean IoU{f', {kind}' if kind else ''}, in %")
+        print(
+            f"{100 * matrix.mean_iou(list(classes), absent=absent):6.1f}  mean IoU{f', {kind}' if kind else ''}, in %"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

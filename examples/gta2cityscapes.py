@@ -11,10 +11,9 @@ without labels, except by the arm "oracle". ablation.py has further arms, and ru
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -42,6 +41,7 @@ from support.networks import MODELS, Network, NetworkSpec, jitter_and_blur
 from support.plots import draw_arms, draw_classes, draw_curves
 from support.run_folder import RunFolder, load, load_weights, read_metrics
 from support.tables import Result, arm_table, class_numbers, class_table, share_table, unseen
+
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign", *NAMES[NAMES.index("person") :])]
 
 
@@ -109,26 +109,26 @@ ARMS = {
 
 def train(
     student: Network,
-    source: DataLoader[Any],
-    target: DataLoader[Any] | None,
+    source: Iterator[tuple[Tensor, Tensor]],
+    target: Iterator[tuple[Tensor, Tensor]] | None,
     settings: Settings,
     run: RunFolder,
     *,
     feature_distance: FeatureDistance | None = None,
     class_weight: Tensor | None = None,
-    watch: Callable[[SelfTraining], dict[str, float]] | None = None,
+    watch: Callable[[SelfTraining, EMATeacher], dict[str, float]] | None = None,
 ) -> EMATeacher:
     """Learn from the source, and adapt to the target if there is one; metrics and weights go to the run folder."""
     spec, device = run.spec, next(student.parameters()).device
     augment = StrongAugment(mean=spec.mean, std=spec.std) if spec.takes_pictures else jitter_and_blur
     teacher, training, optimizer, schedule = assemble(student, settings, augment, feature_distance, class_weight)
-    training.generator = generator = torch.Generator().manual_seed(source.dataset.seed)
-    batches = zip(source, target or repeat((None, None)))
+    training.generator = generator = torch.Generator().manual_seed(settings.seed)
     try:
-        for step, ((images, labels), (target_images, valid)) in enumerate(tqdm(batches, run.path.name, settings.steps)):
+        for step in tqdm(range(settings.steps), run.path.name):
             if target and step > 0:
                 teacher.update(student)
 
+            images, labels = next(source)
             images, labels = spec.feed(images, device), labels.to(device)
             loss, parts = training.source(augment(images, generator) if settings.augment_source else images, labels)
             loss.backward()
@@ -137,6 +137,7 @@ def train(
                 values["feature_distance"] = parts["feature_distance"].item()
 
             if target:
+                target_images, valid = next(target)
                 target_images = spec.feed(target_images, device)
                 pseudo_labels, weight = training.pseudo_label(target_images, valid=valid.to(device))
                 loss, _ = training.mixed(images, labels, target_images, pseudo_labels, weight)
@@ -150,14 +151,14 @@ def train(
             schedule.step()
             optimizer.zero_grad()
             if target and watch and (step % 100 == 0 or step == settings.steps - 1):
-                values |= watch(training)
+                values |= watch(training, teacher)
             run.log(**values)
         if not all(parameter.isfinite().all() for parameter in student.parameters()):
             raise ValueError("weights are not finite; choose a smaller --lr")
     except (Exception, KeyboardInterrupt) as error:
         raise Stopped(f"stopped at step {run.steps}: {reason(error)}") from error
     finally:
-        run.save(student, teacher if target else None)
+        run.save(student, teacher.module if target else None)
     return teacher
 
 
@@ -187,20 +188,34 @@ def assemble(
     return teacher, training, optimizer, warmup_poly(optimizer, total=steps, warmup=rise, power=settings.lr_power)
 
 
-def loaders(
-    labeled: data.LabeledImages, counts: Tensor, images: data.UnlabeledImages, settings: Settings, seed: int, running: Running
-) -> tuple[DataLoader[data.SourceCrop], DataLoader[data.TargetCrop]]:
+def crops(
+    labeled: data.LabeledImages,
+    counts: Tensor,
+    images: data.UnlabeledImages,
+    settings: Settings,
+    on_error: data.OnError,
+) -> tuple[data.SourceCrops, data.TargetCrops]:
     """Labelled crops, those of rare classes more often, and crops without labels."""
-    crop, on_error = settings.crop, running.on_error
     labeled = data.Resized(labeled, settings.source_size) if all(settings.source_size) else labeled
-    rare, enough = rare_classes(settings, counts), settings.min_crop_pixels if settings.min_crop_pixels >= 0 else None
-    source = data.SourceCrops(labeled, crop, seed=seed, rare_classes=rare, min_crop_pixels=enough, on_error=on_error)
-    target = data.TargetCrops(fitted(images, settings.target_size), crop, seed=seed, margins=settings.margins, on_error=on_error)
-    batches = data.StepBatches(settings.batch_size, settings.steps)
+    images = fitted(images, settings.target_size)
+    size, seed, rare = settings.crop, settings.seed, rare_classes(settings, counts)
+    enough = settings.min_crop_pixels if settings.min_crop_pixels >= 0 else None
     return (
-        DataLoader(source, batch_sampler=batches, num_workers=running.workers),
-        DataLoader(target, batch_sampler=batches, num_workers=running.workers),
+        data.SourceCrops(labeled, size, seed=seed, rare_classes=rare, min_crop_pixels=enough, on_error=on_error),
+        data.TargetCrops(images, size, seed=seed, margins=settings.margins, on_error=on_error),
     )
+
+
+def batches(crops: data.SourceCrops | data.TargetCrops, settings: Settings, workers: int) -> Iterator[Any]:
+    """A batch a step."""
+    chosen = data.StepBatches(settings.batch_size, settings.steps)
+    return iter(DataLoader(crops, batch_sampler=chosen, num_workers=workers))
+
+
+def report_skipped(run: Path, source: data.SourceCrops, target: data.TargetCrops) -> None:
+    for stream, domain in ((source, "source"), (target, "target")):
+        if stream.skipped:
+            print(f"{run}: training left out {len(stream.skipped)} broken {domain} images", file=sys.stderr)
 
 
 def rare_classes(settings: Settings, counts: Tensor) -> data.RareClasses | None:
@@ -209,14 +224,19 @@ def rare_classes(settings: Settings, counts: Tensor) -> data.RareClasses | None:
     return data.RareClasses(counts, temperature=settings.temperature, min_pixels=settings.min_pixels)
 
 
-def network(settings: Settings, names: Sequence[str] = NAMES) -> NetworkSpec:
-    """What is trained, tried out on tensors without memory: mistakes in settings are found before data are read."""
+def network(settings: Settings) -> NetworkSpec:
+    """What is trained."""
     height, width = settings.crop
-    spec = NetworkSpec(tuple(names), (height // 2, width // 2), settings.model, settings.encoder, settings.fixed_attention)
+    attention = settings.fixed_attention
+    return NetworkSpec(NAMES, (height // 2, width // 2), settings.model, settings.encoder, attention)
+
+
+def try_out(spec: NetworkSpec, settings: Settings) -> None:
+    """Put everything together, and run it once on tensors without memory: bad settings are refused before any work."""
     student = spec.build(settings.encoder_weights).to("meta")
     assemble(student, settings)
-    student(torch.empty(settings.batch_size, 3, height, width, device="meta"))
-    return spec
+    data.StepBatches(settings.batch_size, settings.steps)
+    student(torch.empty(settings.batch_size, spec.channels, *settings.crop, device="meta"))
 
 
 def run_arm(
@@ -249,11 +269,14 @@ def run_arm(
         labeled = domains.target
         counts = count_classes(labeled, folder.parent / f"{settings.target}_counts.json", running.on_error)
         settings = replace(settings, source_size=settings.target_size)
-    settings = replace(settings, steps=steps)
-    source, target = loaders(labeled, counts, domains.target.unlabeled(), settings, seed, running)
+    settings = replace(settings, steps=steps, seed=seed)
+    labeled_crops, target_crops = crops(labeled, counts, domains.target.unlabeled(), settings, running.on_error)
+    source = batches(labeled_crops, settings, running.workers)
+    target = batches(target_crops, settings, running.workers if arm.adapts else 0)
     val_images = fitted(domains.val.unlabeled(), settings.target_size)
     look = partial(label_quality, spec=run.spec, dataset=domains.val, images=val_images)
     train(student, source, target if arm.adapts else None, settings, run, feature_distance=distance, watch=look)
+    report_skipped(place, labeled_crops, target_crops)
     seconds = time.monotonic() - began
     confusion, attention = measure(student, run.spec, domains.val, images=val_images)
     result = {
@@ -267,11 +290,16 @@ def run_arm(
 
 
 def run(
-    arms: Mapping[str, Arm], settings: Settings, running: Running, folders: Mapping[str, Path], stats: Path | None, seeds: int
+    arms: Mapping[str, Arm],
+    settings: Settings,
+    running: Running,
+    folders: Mapping[str, Path],
+    stats: Path | None,
+    seeds: int,
 ) -> int:
     """Every arm on every seed; then tables and pictures of them."""
     began, out = time.monotonic(), running.out
-    network(settings)
+    try_out(network(settings), settings)
     results: dict[str, list[Result]] = {name: [] for name in settings.arms}
     shown = [name for name in settings.arms if name in Settings.arms] or list(settings.arms)
     for seed in range(settings.seed, settings.seed + seeds):

@@ -5,8 +5,8 @@
 
 --source: DIR/images and DIR/labels (single-channel PNGs of class ids, 255 ignored); several may be given, for example a
 few labelled images of the target domain. --target: DIR/images; whatever else lies there is never opened. names.txt has
-a class name a line, the first for id 0; 'void' marks ids to ignore. For everything else (colours, other ids, lists, more
-channels, other formats) FILE.py defines ``source``, ``target`` and ``names`` by the data sets of hrda_lib.data.
+a class name a line, the first for id 0; 'void' marks ids to ignore. For everything else (colours, other ids, lists,
+more channels, other formats) FILE.py defines ``source``, ``target`` and ``names`` by the data sets of hrda_lib.data.
 
 Methods, all with the same network, the same number of steps and rare-class sampling:
     source      labelled images only, without colour augmentation
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gta2cityscapes import Settings, loaders, network, rare_classes, train
+from gta2cityscapes import Settings, batches, crops, rare_classes, report_skipped, train, try_out
 from hrda_lib import MultiResSegmenter, data
 from support.command_line import Running, Stopped, add_running, add_settings, read_settings, run_main
 from support.data_file import DataFile, read_data_file
@@ -53,19 +53,23 @@ def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) ->
     return DataFile(source, data.Folders(target).unlabeled(), names, None), ignore
 
 
-def count_classes(found: DataFile, cache: Path, *, file: Path | None, on_error: data.OnError) -> tuple[Tensor, list[str]]:
+def count_classes(
+    found: DataFile, cache: Path, *, file: Path | None, on_error: data.OnError
+) -> tuple[Tensor, list[str]]:
     """(N, C) pixels of each class in each image, and the names of the classes; prints them."""
     cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     if file:
         cache.unlink(missing_ok=True)  # the code that reads labels may have changed
-    counts = data.count_labels(found.source, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error)
+    counts = data.count_labels(
+        found.source, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error
+    )
     if not counts[:, :255].any():
         where = found.source.label_file(0)
         raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")
     names = list(found.names) or [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
     data.check_classes(found.source, counts, len(names))
-    ignored, counts = counts[:, 255].sum() / counts.sum(), counts[:, : len(names)]
-    return counts, names
+    print(f"{100 * counts[:, 255].sum() / counts.sum():.2f} % of the source's pixels are ignored")
+    return counts[:, : len(names)], names
 
 
 def class_weights(counts: Tensor, balance: float) -> Tensor:
@@ -110,7 +114,9 @@ def look(
         if (len(image), image.dtype) != kind:
             wanted, got = (f"{channels} channels of {dtype}" for channels, dtype in (kind, (len(image), image.dtype)))
             raise ValueError(f"images of source and target must have {wanted}, as the first has, got {got}")
-    sides = (side or min(512, own * 4 // 5) // 16 * 16 for side, own in zip(settings.crop, shown[0].shape[1:], strict=True))
+    sides = (
+        side or min(512, own * 4 // 5) // 16 * 16 for side, own in zip(settings.crop, shown[0].shape[1:], strict=True)
+    )
     height, width = sides
     settings = replace(settings, crop=(height, width))
     spec = NetworkSpec(tuple(names), (height // 2, width // 2), encoder=settings.encoder, ignore=ignore)
@@ -121,27 +127,77 @@ def look(
     return settings, spec
 
 
-def adapt(
-    run: RunFolder, found: DataFile, counts: Tensor, settings: Settings, running: Running, *, method: str, init: Path | None
-) -> MultiResSegmenter:
-    """The warm-up on the source, then the adaptation or as many further steps on the source."""
+def fresh(spec: NetworkSpec, settings: Settings, init: Path | None, device: str) -> MultiResSegmenter:
+    """The network at its start: random weights, those of its encoder, or another run's."""
     torch.manual_seed(settings.seed)
-    student = run.spec.build(settings.encoder_weights)
+    student = spec.build(settings.encoder_weights)
     assert isinstance(student, MultiResSegmenter)
     if init:
         load_weights(student, init)
-    student.to(running.device).to(memory_format=torch.channels_last).train()
-    weights = class_weights(counts, settings.balance).to(running.device)
-    for phase, steps in enumerate((settings.warmup, settings.steps)):
-        if steps:
-            now, seed = replace(settings, steps=steps), 2 * settings.seed + phase
-            source, target = loaders(found.source, counts, found.target, now, seed, running)
-            adapting = phase == 1 and method == "hrda"
-            train(student, source, target if adapting else None, now, run, class_weight=weights)
+    student.to(device).to(memory_format=torch.channels_last).train()
     return student
 
 
+def adapt(
+    student: MultiResSegmenter,
+    found: DataFile,
+    counts: Tensor,
+    settings: Settings,
+    run: RunFolder,
+    running: Running,
+    *,
+    method: str,
+) -> None:
+    """The warm-up on the source, then the adaptation or as many further steps on the source."""
+    weights = class_weights(counts, settings.balance).to(running.device)
+    for phase, steps in enumerate((settings.warmup, settings.steps)):
+        if not steps:
+            continue
+        now = replace(settings, steps=steps, seed=2 * settings.seed + phase)
+        source, target = crops(found.source, counts, found.target, now, running.on_error)
+        labeled, unlabeled = batches(source, now, running.workers), None
+        if phase == 1 and method == "hrda":
+            unlabeled = batches(target, now, running.workers)
+        train(student, labeled, unlabeled, now, run, class_weight=weights)
+        report_skipped(run.path, source, target)
+
+
 def script(arguments: Sequence[str] | None) -> int:
+    settings, running, options = parse(arguments)
+    out, method = running.out, options["method"]
+    if (out / "last.pt").exists() and not running.overwrite:
+        raise ValueError(f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite")
+    ignore: tuple[int, ...] = ()
+    if options["data"]:
+        found = read_data_file(options["data"])
+    else:
+        found, ignore = open_folders(options["source"], options["target"], options["classes"])
+    cache, file = out / "label_counts.json", options["data"]
+    counts, names = count_classes(found, cache, file=file, on_error=running.on_error)
+    rare = rare_classes(settings, counts)
+    print(share_table(names, counts, rare.probabilities if rare else None), end="")
+    if missing := unseen(names, counts):
+        print(f"no label shows {', '.join(missing)}: nothing learns it")
+    settings, spec = look(found, names, ignore, settings, running.on_error)
+    student, run = fresh(spec, settings, options["init"], running.device), RunFolder(out, spec)
+    given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
+    run.start({**asdict(settings), **running._asdict(), **given})
+    stopped = None
+    try:
+        adapt(student, found, counts, settings, run, running, method=method)
+    except Stopped as stop:
+        stopped = stop
+    draw_curves(out / "curves.png", {"": read_metrics(out)})
+    images = some(found.target, 4, running.on_error)
+    draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
+    print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
+    if stopped:
+        raise stopped
+    return 0
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str, Any]]:
+    """Settings, what changes no result, and every option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, nargs="+", metavar="DIR", help="labelled folders")
     parser.add_argument("--target", type=Path, metavar="DIR", help="folder of images without labels")
@@ -151,44 +207,16 @@ def script(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--init", type=Path, help="last.pt of another run, for a warm start")
     add_settings(parser, Settings, but=FIXED)
     add_running(parser, None)
-    options = parser.parse_args(arguments)
-    if (options.data is None) == (options.source is None or options.target is None):
+    options = vars(parser.parse_args(arguments))
+    folders = options["source"] and options["target"]
+    if not (options["data"] or folders) or (options["data"] and (options["source"] or options["target"])):
         parser.error("either --source DIR --target DIR or --data FILE.py is needed")
-    settings = read_settings(Settings, "own_data", vars(options))
+    settings = read_settings(Settings, "own_data", {**options, "source": None, "target": None, "classes": None})
     if settings.warmup < 0:
         settings = replace(settings, warmup=4 * settings.steps)
-    if options.method == "source":
+    if options["method"] == "source":
         settings = replace(settings, augment_source=0)
-    running = Running(**{name: getattr(options, name) for name in Running._fields})
-    if (running.out / "last.pt").exists() and not running.overwrite:
-        raise ValueError(
-            f"{running.out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
-        )
-    if options.data:
-        found, ignore = read_data_file(options.data), ()
-    else:
-        found, ignore = open_folders(options.source, options.target, options.classes)
-    cache = running.out / "label_counts.json"
-    counts, names = count_classes(found, cache, file=options.data, on_error=running.on_error)
-    rare = rare_classes(settings, counts)
-    print(share_table(names, counts, rare.probabilities if rare else None), end="")
-    if missing := unseen(names, counts):
-        print(f"no label shows {', '.join(missing)}: nothing learns it")
-    settings, spec = look(found, names, ignore, settings, running.on_error)
-    run = RunFolder(running.out, spec)
-    given = {name: getattr(options, name) for name in ("method", "source", "target", "data", "init")}
-    run.start({**asdict(settings), **running._asdict(), **given, "defined": found.describe()})
-    stopped = None
-    try:
-        student = adapt(run, found, counts, settings, running, method=options.method, init=options.init)
-    except Stopped as stop:
-        stopped = stop
-    draw_curves(running.out / "curves.png", {"": read_metrics(running.out)})
-    draw_panel(running.out / "panel.png", student, spec, some(found.target, 4, running.on_error), threshold=settings.threshold)
-    print(f"{running.out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
-    if stopped:
-        raise stopped
-    return 0
+    return settings, Running(**{name: options[name] for name in Running._fields}), options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -63,7 +63,8 @@ def setting(default: Any, text: str, choices: Sequence[Any] | None = None) -> An
 def add_settings(parser: argparse.ArgumentParser, settings: type, *, but: Sequence[str] = ()) -> None:
     """An option for each field of a dataclass."""
     for entry in fields(settings):
-        default, many = entry.default, isinstance(entry.default, tuple)
+        default: Any = entry.default
+        many = isinstance(default, tuple)
         if entry.name not in but:
             parser.add_argument(
                 f"--{entry.name.replace('_', '-')}",

@@ -38,7 +38,14 @@ class Domains(NamedTuple):
 
 
 def open_domains(
-    source: str, target: str, folders: Mapping[str, Path], out: Path, *, seed: int, stats: Path | None, on_error: OnError
+    source: str,
+    target: str,
+    folders: Mapping[str, Path],
+    out: Path,
+    *,
+    seed: int,
+    stats: Path | None,
+    on_error: OnError,
 ) -> Domains:
     """Find the data sets in their folders, or without any draw the toy ones; every label is counted once.
 
@@ -53,7 +60,7 @@ def open_domains(
     labeled = open_dataset(folders[source], "train", kind=source)
     train, val = (open_dataset(folders[target], split, kind=target) for split in ("train", "val"))
     if stats:
-        counts = read_published_counts(stats, labeled.names)[:, :len(NAMES)]
+        counts = read_published_counts(stats, labeled.names)[:, : len(NAMES)]
     else:
         counts = count_classes(labeled, out / f"{source}_counts.json", on_error)
     pixels = torch.zeros(1, 256, dtype=torch.int64)
@@ -74,4 +81,4 @@ def count_classes(labeled: LabeledFiles, cache: Path, on_error: OnError) -> Tens
     cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     counts = count_labels(labeled, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error)
     check_classes(labeled, counts, len(NAMES))
-    return counts[:, :len(NAMES)]
+    return counts[:, : len(NAMES)]

@@ -1,4 +1,4 @@
-"""Networks of the examples: what a run keeps of one, a small one to train from scratch, and what any says of an image."""
+"""Networks of the examples: what a run keeps of one, a small one to train from scratch, and what any of them says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -92,7 +92,9 @@ def draw_arms(
     draw_grid(file, rows, titles, spec.classes, shown)
 
 
-def draw_grid(file: Path, rows: Sequence[Sequence[Any]], titles: Sequence[str], names: Sequence[str], shown: Collection[int]) -> None:
+def draw_grid(
+    file: Path, rows: Sequence[Sequence[Any]], titles: Sequence[str], names: Sequence[str], shown: Collection[int]
+) -> None:
     """Pictures (H, W, 3), and maps (H, W) in [0, 1], under titles; the legend has the ids that are ``shown``."""
     height, width = rows[0][0].shape[:2]
     size = (2.6 * len(titles), (2.6 * height / width + 0.15) * len(rows) + 0.5)
