@@ -32,7 +32,8 @@ for _name, (_title, _changes) in VARIANTS.items():
 ALL = ("source", "control", "control-long", "oracle", *VARIANTS, "hrda")
 
 
-def script(arguments: Sequence[str] | None) -> int:
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(arms=ALL)
     parser.add_argument("--seeds", type=int, default=3, help="how many, from --seed on (default: %(default)s)")
@@ -40,10 +41,6 @@ def script(arguments: Sequence[str] | None) -> int:
     if options["seeds"] < 1:
         parser.error(f"--seeds must be positive, got {options['seeds']}")
     return run(ARMS, settings, running, folders, options["class_stats"], options["seeds"])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run_main(script, arguments)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,8 @@ def shares(names: Sequence[str], counts: Tensor, file: Path, rare: tuple[float, 
     draw_shares(file, names, of_classes, probabilities)
 
 
-def script(arguments: Sequence[str] | None) -> int:
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT")
     parser.add_argument("--data", type=Path, metavar="FILE.py", help="look through its source, target and validation")
@@ -113,10 +114,6 @@ def script(arguments: Sequence[str] | None) -> int:
     rare = options.temperature, options.min_pixels
     parts = find(options.roots, options.data, options.kind, labels=not options.no_labels)
     return int(sum(check(*part, options.out, rare) for part in parts) > 0)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run_main(script, arguments)
 
 
 if __name__ == "__main__":

@@ -136,7 +136,8 @@ def label_quality(
     }
 
 
-def evaluate(arguments: Sequence[str] | None) -> int:
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     model, spec = load(options.run, options.weights)
     if options.head != "fused" and not isinstance(model, MultiResSegmenter):
@@ -201,10 +202,6 @@ def report(
         print(
             f"{100 * matrix.mean_iou(list(classes), absent=absent):6.1f}  mean IoU{f', {kind}' if kind else ''}, in %"
         )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run_main(evaluate, arguments)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -42,6 +42,7 @@ from support.plots import draw_arms, draw_classes, draw_curves
 from support.run_folder import RunFolder, load, load_weights, read_metrics
 from support.tables import Result, arm_table, class_numbers, class_table, share_table, unseen
 
+Batches = Iterator[tuple[Tensor, Tensor]]
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign", *NAMES[NAMES.index("person") :])]
 
 
@@ -109,8 +110,8 @@ ARMS = {
 
 def train(
     student: Network,
-    source: Iterator[tuple[Tensor, Tensor]],
-    target: Iterator[tuple[Tensor, Tensor]] | None,
+    source: Batches,
+    target: Batches | None,
     settings: Settings,
     run: RunFolder,
     *,
@@ -188,34 +189,25 @@ def assemble(
     return teacher, training, optimizer, warmup_poly(optimizer, total=steps, warmup=rise, power=settings.lr_power)
 
 
-def crops(
+def batches(
     labeled: data.LabeledImages,
     counts: Tensor,
     images: data.UnlabeledImages,
     settings: Settings,
-    on_error: data.OnError,
-) -> tuple[data.SourceCrops, data.TargetCrops]:
-    """Labelled crops, those of rare classes more often, and crops without labels."""
+    running: Running,
+    *,
+    adapts: bool,
+) -> tuple[Batches, Batches | None]:
+    """A batch a step of labelled crops, those of rare classes more often, and one of crops without labels."""
     labeled = data.Resized(labeled, settings.source_size) if all(settings.source_size) else labeled
-    images = fitted(images, settings.target_size)
-    size, seed, rare = settings.crop, settings.seed, rare_classes(settings, counts)
-    enough = settings.min_crop_pixels if settings.min_crop_pixels >= 0 else None
-    return (
-        data.SourceCrops(labeled, size, seed=seed, rare_classes=rare, min_crop_pixels=enough, on_error=on_error),
-        data.TargetCrops(images, size, seed=seed, margins=settings.margins, on_error=on_error),
-    )
-
-
-def batches(crops: data.SourceCrops | data.TargetCrops, settings: Settings, workers: int) -> Iterator[Any]:
-    """A batch a step."""
-    chosen = data.StepBatches(settings.batch_size, settings.steps)
-    return iter(DataLoader(crops, batch_sampler=chosen, num_workers=workers))
-
-
-def report_skipped(run: Path, source: data.SourceCrops, target: data.TargetCrops) -> None:
-    for stream, domain in ((source, "source"), (target, "target")):
-        if stream.skipped:
-            print(f"{run}: training left out {len(stream.skipped)} broken {domain} images", file=sys.stderr)
+    images, size, rare = fitted(images, settings.target_size), settings.crop, rare_classes(settings, counts)
+    enough, how = (settings.min_crop_pixels if settings.min_crop_pixels >= 0 else None), running.on_error
+    seed, steps = settings.seed, data.StepBatches(settings.batch_size, settings.steps)
+    source = data.SourceCrops(labeled, size, seed=seed, rare_classes=rare, min_crop_pixels=enough, on_error=how)
+    target = data.TargetCrops(images, size, seed=seed, margins=settings.margins, on_error=how)
+    first = iter(DataLoader(source, batch_sampler=steps, num_workers=running.workers))
+    second = iter(DataLoader(target, batch_sampler=steps, num_workers=running.workers if adapts else 0))
+    return first, second if adapts else None
 
 
 def rare_classes(settings: Settings, counts: Tensor) -> data.RareClasses | None:
@@ -270,13 +262,11 @@ def run_arm(
         counts = count_classes(labeled, folder.parent / f"{settings.target}_counts.json", running.on_error)
         settings = replace(settings, source_size=settings.target_size)
     settings = replace(settings, steps=steps, seed=seed)
-    labeled_crops, target_crops = crops(labeled, counts, domains.target.unlabeled(), settings, running.on_error)
-    source = batches(labeled_crops, settings, running.workers)
-    target = batches(target_crops, settings, running.workers if arm.adapts else 0)
+    images = domains.target.unlabeled()
+    source, target = batches(labeled, counts, images, settings, running, adapts=arm.adapts)
     val_images = fitted(domains.val.unlabeled(), settings.target_size)
     look = partial(label_quality, spec=run.spec, dataset=domains.val, images=val_images)
-    train(student, source, target if arm.adapts else None, settings, run, feature_distance=distance, watch=look)
-    report_skipped(place, labeled_crops, target_crops)
+    train(student, source, target, settings, run, feature_distance=distance, watch=look)
     seconds = time.monotonic() - began
     confusion, attention = measure(student, run.spec, domains.val, images=val_images)
     result = {
@@ -309,7 +299,10 @@ def run(
         if running.on_error == "raise" and "oracle" in settings.arms:
             domains.target.check_files()
         if folders:
-            print(describe(settings, domains.counts))
+            rare, measured = rare_classes(settings, domains.counts), MEASURED[settings.classes]
+            print(share_table(NAMES, domains.counts, rare.probabilities if rare else None))
+            if missing := unseen([NAMES[i] for i in measured], domains.counts[:, measured]):
+                print(f"no label of {settings.source} shows {', '.join(missing)}: only the oracle can learn it")
         for name in settings.arms:
             results[name].append(run_arm(arms, name, settings, domains, folder, running))
         images = fitted(domains.val.unlabeled(), settings.target_size)
@@ -325,15 +318,6 @@ def run(
     return 0
 
 
-def describe(settings: Settings, counts: Tensor) -> str:
-    """The classes of the source, how often they are drawn, and which it lacks."""
-    rare, measured = rare_classes(settings, counts), list(MEASURED[settings.classes])
-    text = share_table(NAMES, counts, rare.probabilities) if rare else ""
-    if missing := unseen([NAMES[i] for i in measured], counts[:, measured]):
-        text += f"no label of {settings.source} shows {', '.join(missing)}: only the oracle can learn it\n"
-    return text
-
-
 def contradiction(settings: Settings, folders: Mapping[str, Path], recipe: str | None, arms: Mapping[str, Arm]) -> str:
     """What is wrong about arms and data; empty if nothing is."""
     source, target = wanted = settings.source, settings.target
@@ -345,7 +329,7 @@ def contradiction(settings: Settings, folders: Mapping[str, Path], recipe: str |
         return "the toy data are --source gta --target cityscapes"
     for name in settings.arms:
         if name not in arms:
-            return f"--arms: {name!r} is none of {', '.join(arms)}"
+            return f"argument --arms: invalid choice: {name!r} (choose from {', '.join(arms)})"
         if not settings.warmup and arms[name].start is None:
             return f"--arms {name} is the warm-up, which takes --warmup 0 steps"
         if settings.model not in ("small", "hrda") and (name == "hrda" or "fixed_attention" in arms[name].changes):
@@ -380,14 +364,11 @@ def parse(
     return settings, Running(**{name: options[name] for name in Running._fields}), folders, options
 
 
-def script(arguments: Sequence[str] | None) -> int:
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     settings, running, folders, options = parse(parser, arguments, ARMS)
     return run(ARMS, settings, running, folders, options["class_stats"], seeds=1)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run_main(script, arguments)
 
 
 if __name__ == "__main__":

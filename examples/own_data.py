@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gta2cityscapes import Settings, batches, crops, rare_classes, report_skipped, train, try_out
+from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import MultiResSegmenter, data
 from support.command_line import Running, Stopped, add_running, add_settings, read_settings, run_main
 from support.data_file import DataFile, read_data_file
@@ -154,15 +154,13 @@ def adapt(
         if not steps:
             continue
         now = replace(settings, steps=steps, seed=2 * settings.seed + phase)
-        source, target = crops(found.source, counts, found.target, now, running.on_error)
-        labeled, unlabeled = batches(source, now, running.workers), None
-        if phase == 1 and method == "hrda":
-            unlabeled = batches(target, now, running.workers)
-        train(student, labeled, unlabeled, now, run, class_weight=weights)
-        report_skipped(run.path, source, target)
+        adapts = phase == 1 and method == "hrda"
+        source, target = batches(found.source, counts, found.target, now, running, adapts=adapts)
+        train(student, source, target, now, run, class_weight=weights)
 
 
-def script(arguments: Sequence[str] | None) -> int:
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
     settings, running, options = parse(arguments)
     out, method = running.out, options["method"]
     if (out / "last.pt").exists() and not running.overwrite:
@@ -217,10 +215,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
     if options["method"] == "source":
         settings = replace(settings, augment_source=0)
     return settings, Running(**{name: options[name] for name in Running._fields}), options
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run_main(script, arguments)
 
 
 if __name__ == "__main__":

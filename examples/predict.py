@@ -64,7 +64,8 @@ def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec) -> Picture:
     return picture
 
 
-def script(arguments: Sequence[str] | None) -> int:
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
@@ -110,10 +111,6 @@ def script(arguments: Sequence[str] | None) -> int:
                     archive.write(written, written.name)
     print(f"{options.out}: {done} of {len(files)} images")
     return 0 if done == len(files) else 1
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run_main(script, arguments)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
 """Settings from a dataclass, a recipe and the command line, in this order; and what every script ends with."""
 
 import argparse
+import functools
 import signal
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args
 
 import torch
 
 from hrda_lib.data import OnError
 
+P = ParamSpec("P")
 Settings = TypeVar("Settings")
 RECIPES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,19 +34,24 @@ class Running(NamedTuple):
     on_error: OnError
 
 
-def run_main(script: Callable[[Sequence[str] | None], int], arguments: Sequence[str] | None) -> int:
-    """Run a script; its exit status: 0, 1 after a fault that left something, 2 if refused, 130 if interrupted."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-    try:
-        return script(arguments)
-    except Stopped as stop:
-        problem, status = str(stop), 130 if isinstance(stop.__cause__, KeyboardInterrupt) else 1
-    except KeyboardInterrupt:
-        problem, status = "interrupted", 130
-    except (ValueError, OSError, RuntimeError, AssertionError, OverflowError, MemoryError) as error:
-        problem, status = reason(error), 2
-    print(f"{Path(script.__code__.co_filename).name}: {problem}", file=sys.stderr)
-    return status
+def run_main(main: Callable[P, int]) -> Callable[P, int]:
+    """A script's main, with exit status 1 after a fault that left something, 2 if refused, 130 if interrupted."""
+
+    @functools.wraps(main)
+    def run(*arguments: P.args, **named: P.kwargs) -> int:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+        try:
+            return main(*arguments, **named)
+        except Stopped as stop:
+            problem, status = str(stop), 130 if isinstance(stop.__cause__, KeyboardInterrupt) else 1
+        except KeyboardInterrupt:
+            problem, status = "interrupted", 130
+        except (ValueError, OSError, RuntimeError, AssertionError, OverflowError, MemoryError) as error:
+            problem, status = reason(error), 2
+        print(f"{Path(main.__code__.co_filename).name}: {problem}", file=sys.stderr)
+        return status
+
+    return run
 
 
 def reason(error: BaseException) -> str:
@@ -61,7 +68,7 @@ def setting(default: Any, text: str, choices: Sequence[Any] | None = None) -> An
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type, *, but: Sequence[str] = ()) -> None:
-    """An option for each field of a dataclass."""
+    """An option for each field of a dataclass of :func:`setting`."""
     for entry in fields(settings):
         default: Any = entry.default
         many = isinstance(default, tuple)

@@ -66,7 +66,7 @@ def open_domains(
     pixels = torch.zeros(1, 256, dtype=torch.int64)
     for i in tqdm(range(len(val)), "checking val"):  # images too: a broken one would be found after training
         pixels += val[i].label.flatten().bincount(minlength=256)
-    check_classes(val, pixels, len(NAMES))
+    check_ids(val, pixels)
     parts = (labeled, val, labeled.unlabeled(), train.unlabeled(), val.unlabeled())
     return Domains(labeled, train, val, counts, f"{stats} {key or ' '.join(part.fingerprint() for part in parts)}")
 
@@ -80,5 +80,15 @@ def count_classes(labeled: LabeledFiles, cache: Path, on_error: OnError) -> Tens
     """Pixels of each class in each image, (N, 19); every label is read once, and refused if it holds no ids."""
     cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     counts = count_labels(labeled, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error)
-    check_classes(labeled, counts, len(NAMES))
+    check_ids(labeled, counts)
     return counts[:, : len(NAMES)]
+
+
+def check_ids(labeled: LabeledFiles, counts: Tensor) -> None:
+    """Refuse ids that are no class, and train ids stored in the place of ids: read as ids they are road to wall."""
+    check_classes(labeled, counts, len(NAMES))
+    if not counts[:, NAMES.index("traffic light") : len(NAMES)].any():
+        raise ValueError(
+            f"{labeled.label_file(0)}: neither this nor another of the {len(labeled)} labels has a class after pole; "
+            "are these train ids? The ids of GTA and Cityscapes are expected (*_labelIds.png)"
+        )

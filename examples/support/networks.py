@@ -21,20 +21,15 @@ CELL = 8  # sides that two scales take are multiples of it: scale 2, output stri
 class NetworkSpec:
     """What it takes to build a network and to feed it."""
 
-    classes: tuple[str, ...]
-    """Their names, in the order of the ids."""
+    classes: tuple[str, ...]  # their names, in the order of the ids
     detail_size: tuple[int, int]
-    model: str = "small"
-    """"small": two scales, our decoder around "mini" or a timm encoder; or "hrda", "daformer", "deeplab_v2"."""
-    encoder: str = "mini"
-    """"mini" or a name of timm; "mit_b0" to "mit_b5" for hrda and daformer; "resnet101" for deeplab_v2."""
-    attention: float | None = None
-    """A fixed mix of context (0) and detail (1); None: learned."""
+    model: str = "small"  # two scales and our decoder around "mini" or a timm encoder; or one of the papers'
+    encoder: str = "mini"  # or a name of timm; mit_b0 to mit_b5 for hrda and daformer; resnet101 for deeplab_v2
+    attention: float | None = None  # a fixed mix of context (0) and detail (1); None: learned
     channels: int = 3
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    ignore: tuple[int, ...] = ()
-    """Ids of its labels that mean no class, beside 255."""
+    ignore: tuple[int, ...] = ()  # ids of its labels that mean no class, beside 255
 
     @property
     def takes_pictures(self) -> bool:
@@ -47,35 +42,33 @@ class NetworkSpec:
         Raises:
             ValueError: there is no such network, or the weights do not fit.
         """
-        count = len(self.classes)
-        if self.model not in MODELS:
-            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {self.model!r}")
-        if self.model == "small":
-            return self._small(weights)
-        if self.channels != 3:
-            raise ValueError(
-                f"model {self.model!r} takes images of 3 channels, got {self.channels}; 'small' takes any number"
-            )
-        if self.model == "deeplab_v2":
-            if self.encoder != "resnet101":
-                raise ValueError(f"encoder of deeplab_v2 must be resnet101, got {self.encoder!r}")
-            deeplab = deeplab_v2(count)
-            if weights:
-                _load(deeplab.encoder, weights, beside=("fc.",))
-            return deeplab
-        network: Network = (
-            hrda(self.encoder, count, detail_size=self.detail_size, fixed_attention=self.attention)
-            if self.model == "hrda"
-            else daformer(self.encoder, count)
-        )
-        if weights:
-            load_encoder_weights(network.encoder, weights)
-        return network
+        count, network = len(self.classes), self.model
+        if network != "small" and self.channels != 3:
+            raise ValueError(f"model {network!r} takes images of 3 channels, got {self.channels}; 'small' takes any")
+        built: Network
+        match network, self.encoder:
+            case "small", _:
+                return self._small(weights)
+            case "hrda", encoder:
+                built = hrda(encoder, count, detail_size=self.detail_size, fixed_attention=self.attention)
+            case "daformer", encoder:
+                built = daformer(encoder, count)
+            case "deeplab_v2", "resnet101":
+                built = deeplab_v2(count)
+            case "deeplab_v2", encoder:
+                raise ValueError(f"encoder of deeplab_v2 must be resnet101, got {encoder!r}")
+            case _:
+                raise ValueError(f"model must be one of {', '.join(MODELS)}, got {network!r}")
+        if weights and network == "deeplab_v2":
+            _load(built.encoder, weights, beside=("fc.",))
+        elif weights:
+            load_encoder_weights(built.encoder, weights)
+        return built
 
     def _small(self, weights: str | Path | None) -> MultiResSegmenter:
+        encoder: MiniEncoder | FromStrideFour
         if self.encoder.startswith("mit_b"):
             raise ValueError(f"encoder {self.encoder!r}: gta2cityscapes.py takes it with --model hrda")
-        encoder: MiniEncoder | FromStrideFour
         if self.encoder == "mini":
             encoder = MiniEncoder(self.channels)
             if weights:
