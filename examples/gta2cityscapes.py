@@ -355,7 +355,7 @@ def parse(
         options["recipe"] = "hrda"
         print("real data and no --recipe: the settings are those of recipes/hrda.toml", file=sys.stderr)
     settings = read_settings(Settings, options["recipe"], options)
-    if not settings.warmup and not options["arms"]:
+    if not settings.warmup and options["arms"] == parser.get_default("arms"):
         settings = replace(settings, arms=tuple(name for name in settings.arms if arms[name].start))
     if problem := contradiction(settings, folders, options["recipe"], arms):
         parser.error(problem)

@@ -67,24 +67,29 @@ def setting(default: Any, text: str, choices: Sequence[Any] | None = None) -> An
     return field(default=default, metadata={"help": text, "choices": choices})
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type, *, but: Sequence[str] = ()) -> None:
-    """An option for each field of a dataclass of :func:`setting`."""
-    for entry in fields(settings):
+def add_settings(
+    parser: argparse.ArgumentParser, settings: type[Settings], *, but: Sequence[str] = (), recipe: str | None = None
+) -> None:
+    """An option for each field of a dataclass of :func:`setting`; the help shows what holds without it."""
+    values = read_settings(settings, recipe, {})
+    for entry in fields(settings):  # type: ignore[arg-type]
         default: Any = entry.default
         many = isinstance(default, tuple)
+        shown = parser.get_default(entry.name) or getattr(values, entry.name)
         if entry.name not in but:
             parser.add_argument(
                 f"--{entry.name.replace('_', '-')}",
                 type=type(default[0] if many else 0.0 if default is None else default),
                 nargs=None if not many else "+" if isinstance(default[0], str) else len(default),
                 choices=entry.metadata["choices"],
-                help=f"{entry.metadata['help']} (default: {default})",
+                help=f"{entry.metadata['help']} (default: {shown})",
             )
 
 
 def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
     """The options of :class:`Running`; without a default, ``--out`` must be given."""
-    parser.add_argument("--out", type=Path, default=out, required=out is None, help="default: %(default)s")
+    text = f"default: {out}" if out else "the run folder"
+    parser.add_argument("--out", type=Path, default=out, required=out is None, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds of other settings")
     parser.add_argument("--device", default=DEVICE, help="of torch")
     parser.add_argument("--workers", type=int, default=0, help="processes that load each domain; results do not change")
