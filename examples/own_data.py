@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import MultiResSegmenter, data
-from support.command_line import Running, Stopped, add_running, add_settings, read_settings, run_main
+from support.command_line import Running, Stopped, add_running, add_settings, read_running, read_settings, run_main
 from support.data_file import DataFile, read_data_file
 from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
@@ -217,7 +217,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
         settings = replace(settings, warmup=4 * settings.steps)
     if options["method"] == "source":
         settings = replace(settings, augment_source=0)
-    return settings, Running(**{name: options[name] for name in Running._fields}), options
+    return settings, read_running(options), options
 
 
 if __name__ == "__main__":
