@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
+from hrda_lib._checks import pair
 from hrda_lib.data.labeled_files import LabeledImages, UnlabeledImages
 from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.data.reading import count_ids
 from hrda_lib.data.skipping import OnError, Skipped, check_on_error, first_readable
-from hrda_lib.geometry import CropBox, crop, pair
+from hrda_lib.geometry import CropBox, crop
 
 
 class SourceCrop(NamedTuple):

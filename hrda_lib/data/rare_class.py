@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hrda_lib._checks import check_generator
 from hrda_lib.data.labeled_files import LabeledImages, count_of
 from hrda_lib.data.skipping import OnError, Skipped, check_on_error, log
-from hrda_lib.geometry import check_generator
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 

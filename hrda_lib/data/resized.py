@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hrda_lib._checks import pair
 from hrda_lib.data.labeled_files import LabeledImages, Sample, UnlabeledImages, UnlabeledSample
-from hrda_lib.geometry import pair
 
 
 class Resized:
