@@ -224,7 +224,7 @@ def test_scales_equal_a_plain_loop_over_windows(
 def test_a_full_attention_stays_1_however_upsampling_rounds() -> None:
     head = nn.Sequential(First(), nn.Conv2d(6, 1, 1))
     nn.init.constant_(head[1].bias, 1000.0)
-    attention = model(head, scale=1.5, detail_size=(24, 24)).predict_scales(torch.rand(1, 3, 60, 84)).attention
+    attention = model(head, scale=6, detail_size=(24, 24)).predict_scales(torch.rand(1, 3, 60, 84)).attention
     assert attention.min() > 1 - 1e-6
     assert attention.max() == 1
 
