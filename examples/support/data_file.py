@@ -29,7 +29,7 @@ def read_data_file(file: Path) -> DataFile:
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
     name = file.stem
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) != str(file):
+    if name in sys.modules and Path(getattr(sys.modules[name], "__file__", None) or "").resolve() != file.resolve():
         raise ValueError(f"{file}: another module is called {name}; rename the file")
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
