@@ -154,10 +154,16 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         "names must be a list of class names, got ['a', 1]",
     ),
     "a name with a dot": (lambda p: text(p / "a.b.py"), "a.b.py: a module's name has no dot; rename the file"),
-    "the name of a module": (lambda p: text(p / "torch.py"), "torch.py: another module is called torch; rename the file"),
+    "the name of a module": (
+        lambda p: text(p / "torch.py"),
+        "torch.py: another module is called torch; rename the file",
+    ),
     "of one that is not imported": (lambda p: text(p / "wave.py"), "another module is called wave; rename the file"),
     "of one without a file": (lambda p: text(p / "sys.py"), "another module is called sys; rename the file"),
-    "of a folder that is imported": (lambda p: text(p / "support.py"), "another module is called support; rename the file"),
+    "of a folder that is imported": (
+        lambda p: text(p / "support.py"),
+        "another module is called support; rename the file",
+    ),
 }
 
 
