@@ -55,8 +55,8 @@ def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) ->
 
 def count_classes(
     found: DataFile, cache: Path, *, file: Path | None, on_error: data.OnError
-) -> tuple[Tensor, list[str]]:
-    """(N, C) pixels of each class in each image, and the names of the classes; prints them."""
+) -> tuple[Tensor, list[str], float]:
+    """(N, C) pixels of each class in each image, the names of the classes, and the share that is ignored."""
     cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     if file:
         cache.unlink(missing_ok=True)  # the code that reads labels may have changed
@@ -68,8 +68,7 @@ def count_classes(
         raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")
     names = list(found.names) or [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
     data.check_classes(found.source, counts, len(names))
-    print(f"{100 * counts[:, 255].sum() / counts.sum():.2f} % of the source's pixels are ignored")
-    return counts[:, : len(names)], names
+    return counts[:, : len(names)], names, (counts[:, 255].sum() / counts.sum()).item()
 
 
 def class_weights(counts: Tensor, balance: float) -> Tensor:
@@ -171,9 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         found, ignore = open_folders(options["source"], options["target"], options["classes"])
     cache, file = out / "label_counts.json", options["data"]
-    counts, names = count_classes(found, cache, file=file, on_error=running.on_error)
+    counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
     rare = rare_classes(settings, counts)
     print(share_table(names, counts, rare.probabilities if rare else None), end="")
+    print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
     if missing := unseen(names, counts):
         print(f"no label shows {', '.join(missing)}: nothing learns it")
     weights = class_weights(counts, settings.balance)
