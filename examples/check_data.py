@@ -1,102 +1,93 @@
 """Look through data sets before a long run: files, sizes, ids, class shares, and a sheet of pictures of each.
 
     python examples/check_data.py ROOT... [--kind KIND] [--out DIR]
+    python examples/check_data.py --data FILE.py [--out DIR]
 
 A ROOT is a folder of a data set that hrda_lib.data reads (GTA, Cityscapes, plain folders, ...), or a list of lines
-image<TAB>label. Every image and label is opened once. What is wrong is named file by file, and the exit status is 1.
-Printed are sizes, the share of each class, and how often rare-class sampling would draw it. DIR gets NAME.png, a dozen
-images with their labels, and NAME_classes.png, the shares as bars.
+image<TAB>label; FILE.py is what own_data.py takes. Every image and label is opened once. What is wrong is named file by
+file, and the exit status is 1. Printed are sizes, the share of each class, and how often rare-class sampling would draw
+it. DIR gets NAME.png, a dozen images with their labels, and NAME_classes.png, the shares as bars.
 """
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from hrda_lib.data import CITYSCAPES, Folders, LabeledFiles, ListFile, RareClasses
-from hrda_lib.data.reading import count_ids
-from support.datasets import KINDS, open_all
-from support.plots import Picture, colour, draw_grid, draw_shares, palette, street_colours
-from support.report import share_table, unseen
-from support.run_files import reason
+from hrda_lib.data import DATASET_KINDS, LabeledImages, RareClasses, UnlabeledImages, count_ids, open_labeled_splits
+from support.command_line import run_main
+from support.data_file import read_data_file
+from support.plots import display, draw_grid, draw_shares, paint
+from support.tables import share_table, unseen
 
 SHOWN = 20  # problems to print
+Named = tuple[str, LabeledImages | UnlabeledImages, Sequence[str]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("roots", nargs="+", type=Path, metavar="ROOT")
-    parser.add_argument("--kind", choices=KINDS, help="default: by what the folder holds")
-    parser.add_argument("--out", type=Path, default=Path("runs/check_data"), help="default: %(default)s")
-    parser.add_argument("--no-labels", action="store_true", help="look at images only: a target")
-    parser.add_argument("--temperature", type=float, default=0.01, help="of rare-class sampling; default: %(default)s")
-    parser.add_argument("--min-pixels", type=int, default=3000, help="of a class drawn there; default: %(default)s")
-    options = parser.parse_args(arguments)
-    problems, seen = 0, Counter[str]()
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        for root in options.roots:
-            for name, data in open_all(root, options.kind).items():
-                seen[name] += 1
-                problems += check(name if seen[name] == 1 else f"{name} {seen[name]}", data, options)
-    except (ValueError, OSError) as error:
-        print(f"check_data.py: {reason(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("check_data.py: interrupted", file=sys.stderr)
-        return 130
-    return 1 if problems else 0
+def find(roots: Sequence[Path], file: Path | None, kind: str | None, *, labels: bool) -> Iterator[Named]:
+    """Each data set with its name and its classes', which are empty where only the ids are known."""
+    seen = Counter[str]()
+    if file:
+        source, target, names, validation = read_data_file(file)
+        yield "source", source, names
+        yield "target", target, names
+        if validation:
+            yield "validation", validation, names
+    for root in roots:
+        for name, part in open_labeled_splits(root, kind=kind).items():
+            seen[name] += 1
+            title = name if seen[name] == 1 else f"{name} {seen[name]}"
+            yield title, part if labels else part.unlabeled(), [entry.name for entry in part.classes]
 
 
-def check(name: str, data: LabeledFiles, options: argparse.Namespace) -> int:
+def check(
+    title: str, dataset: LabeledImages | UnlabeledImages, names: Sequence[str], out: Path, rare: tuple[float, int]
+) -> int:
     """Print what there is to know; how many files are wrong."""
-    images, sizes, problems = data.unlabeled(), Counter[tuple[int, int]](), []
+    sizes, problems = Counter[tuple[int, ...]](), []
     rows, shown = list[Tensor](), list[tuple[Tensor, Tensor]]()
-    dozen = {i * len(data) // 12 for i in range(12)}
-    for i in tqdm(range(len(data)), name):
+    dozen = {i * len(dataset) // 12 for i in range(12)}
+    for i in tqdm(range(len(dataset)), title):
         try:
-            if options.no_labels:
-                image = images[i].image
-                label = torch.full(image.shape[1:], 255, dtype=torch.uint8)
-            else:
-                image, label, _ = data[i]
+            image, *label, _ = dataset[i]
         except ValueError as error:
             problems.append(str(error))
             continue
-        sizes[image.shape[1], image.shape[2]] += 1
-        rows.append(torch.from_numpy(count_ids(label.numpy())))
+        sizes[tuple(image.shape[1:])] += 1
+        ids = label[0] if label else torch.full(image.shape[1:], 255, dtype=torch.uint8)
+        rows.append(count_ids(ids))
         if i in dozen:
-            shown.append((image, label))
-    print(f"{name}: {len(data)} images, {len(problems)} with a problem")
+            shown.append((image, ids))
+    print(f"{title}: {len(dataset)} images, {len(problems)} with a problem")
     print("  sizes (h, w): " + ", ".join(f"{size}: {number}" for size, number in sizes.most_common(5)))
-    for text in problems[:SHOWN]:
-        print(f"  {text}")
+    print("".join(f"  {text}\n" for text in problems[:SHOWN]), end="")
     if len(problems) > SHOWN:
         print(f"  and {len(problems) - SHOWN} more")
-    file = options.out / name.replace(" ", "_")
     counts = torch.stack(rows) if rows else torch.zeros(1, 256, dtype=torch.int64)
     found = counts[:, :255].sum(dim=0).nonzero().flatten().tolist()
-    street = bool(found) and not isinstance(data, Folders | ListFile)
-    names = [entry.name for entry in CITYSCAPES] if street else [str(i) for i in range(max(found, default=-1) + 1)]
-    if names:
-        shares(names, counts, file.with_name(f"{file.name}_classes.png"), options)
+    names = list(names) or [str(i) for i in range(max(found, default=-1) + 1)]
+    file = out / title.replace(" ", "_")
+    if found:
+        shares(names, counts, file.with_name(f"{file.name}_classes.png"), rare)
     if shown:
-        sheet(names, shown, file.with_name(f"{file.name}.png"), street=street)
+        pictures = [(display(image), paint(label, names)) for image, label in shown]
+        sheet = [[x for pair in pictures[i : i + 3] for x in pair] for i in range(0, len(pictures), 3)]
+        titles = ("image", "label") * (len(sheet[0]) // 2)
+        draw_grid(file.with_name(f"{file.name}.png"), sheet, titles, names, range(len(names)))
     return len(problems)
 
 
-def shares(names: Sequence[str], counts: Tensor, file: Path, options: argparse.Namespace) -> None:
+def shares(names: Sequence[str], counts: Tensor, file: Path, rare: tuple[float, int]) -> None:
     """How often each class occurs, and how often rare-class sampling would draw it."""
     of_classes, ignored = counts[:, : len(names)], counts[:, 255].sum() / counts.sum()
     probabilities = None
     try:
-        rare = RareClasses(of_classes, temperature=options.temperature, min_pixels=options.min_pixels)
-        probabilities = rare.probabilities
+        probabilities = RareClasses(of_classes, temperature=rare[0], min_pixels=rare[1]).probabilities
     except ValueError as error:
         print(f"  rare-class sampling: {error}")
     print(share_table(names, of_classes, probabilities), end="")
@@ -106,25 +97,23 @@ def shares(names: Sequence[str], counts: Tensor, file: Path, options: argparse.N
     draw_shares(file, names, of_classes, probabilities)
 
 
-def sheet(names: Sequence[str], shown: Sequence[tuple[Tensor, Tensor]], file: Path, *, street: bool) -> None:
-    """A dozen images with their labels."""
-    colours = {entry.name: entry.colour for entry in CITYSCAPES} if street else {}
-    colours = colours or dict(zip(names, map(tuple, palette(len(names)).tolist()), strict=False))
-    rows = [
-        [
-            x
-            for image, label in shown[i : i + 3]
-            for x in (image.permute(1, 2, 0).numpy(), paint(label, len(names), street))
-        ]
-        for i in range(0, len(shown), 3)
-    ]
-    while len(rows[-1]) < len(rows[0]):
-        rows[-1].append(0 * rows[0][0])
-    draw_grid(file, rows, ("image", "label") * (len(rows[0]) // 2), colours)
-
-
-def paint(label: Tensor, classes: int, street: bool) -> Picture:
-    return street_colours(label) if street else colour(label, classes)
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT")
+    parser.add_argument("--data", type=Path, metavar="FILE.py", help="look through its source, target and validation")
+    parser.add_argument("--kind", choices=DATASET_KINDS, help="default: by what the folder holds")
+    parser.add_argument("--out", type=Path, default=Path("runs/check_data"), help="default: %(default)s")
+    parser.add_argument("--no-labels", action="store_true", help="look at images only: a target")
+    parser.add_argument("--temperature", type=float, default=0.01, help="of rare-class sampling; default: %(default)s")
+    parser.add_argument("--min-pixels", type=int, default=3000, help="of a class drawn there; default: %(default)s")
+    options = parser.parse_args(arguments)
+    if not options.roots and not options.data:
+        parser.error("a ROOT or --data FILE.py is needed")
+    options.out.mkdir(parents=True, exist_ok=True)
+    rare = options.temperature, options.min_pixels
+    parts = find(options.roots, options.data, options.kind, labels=not options.no_labels)
+    return int(sum(check(*part, options.out, rare) for part in parts) > 0)
 
 
 if __name__ == "__main__":

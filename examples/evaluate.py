@@ -1,170 +1,216 @@
-"""Measure the network of a run on a data set, or write its predictions for a benchmark's server.
+"""Measure the network of a run on labelled images.
 
     python examples/evaluate.py RUN ROOT [--split val] [--weights teacher] [--head detail]
     python examples/evaluate.py RUN ROOT --scales 0.5 0.75 1 1.25 1.5 1.75 --flip
-    python examples/evaluate.py RUN ROOT --split test --export DIR --ids labelTrainIds
+    python examples/evaluate.py RUN IMAGES --labels DIR
+    python examples/evaluate.py RUN --data FILE.py
 
-RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, ROOT a data set that hrda_lib.data reads. Printed are
-the IoU of each class and their mean over the classes that occur; for ACDC, those of each condition too. --export
-writes a PNG for each image, of the image's name, and all of them zipped.
+RUN is a run folder of own_data.py or an arm of gta2cityscapes.py; ROOT a data set that hrda_lib.data reads, IMAGES a
+folder whose labels are PNGs of the same names in DIR, and FILE.py what own_data.py takes, with labelled images
+``validation`` in it. Printed are the IoU of each class and their mean over the classes that occur; for a data set with
+conditions, as ACDC, those of each condition too.
 """
 
 import argparse
 import sys
-import zipfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from tqdm import tqdm
 
-from hrda_lib import ConfusionMatrix, MultiResSegmenter
-from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Acdc, LabeledFiles
-from hrda_lib.data.reading import ignoring
-from hrda_lib.models import EncoderDecoder
-from support.datasets import KINDS, open_all
-from support.heads import CELL, head_logits, whole_cells
-from support.plots import street_colours
-from support.report import HEADS, markdown
-from support.run_files import WEIGHTS, load, normalize, reason
+from hrda_lib import ConfusionMatrix, EMATeacher, MultiResSegmenter, SelfTraining, resize
+from hrda_lib.data import (
+    CITYSCAPES,
+    DATASET_KINDS,
+    SYNTHIA_CLASSES,
+    SYNTHIA_CLASSES_13,
+    LabeledFiles,
+    LabeledImages,
+    UnlabeledImages,
+    image_files,
+    open_dataset,
+)
+from support.command_line import DEVICE, run_main
+from support.data_file import read_data_file
+from support.networks import CELL, HEADS, Network, NetworkSpec, heads
+from support.run_folder import WEIGHTS, load
+from support.tables import markdown
 
-IDS = ("labelIds", "labelTrainIds", "color")
-CLASSES = {16: SYNTHIA_CLASSES, 13: SYNTHIA_CLASSES_13}
-STORED = np.zeros(256, np.uint8)
-STORED[: len(CITYSCAPES)] = [entry.id for entry in CITYSCAPES]
+MEASURED = {19: tuple(range(19)), 16: SYNTHIA_CLASSES, 13: SYNTHIA_CLASSES_13}
+Say = Callable[[Network, Tensor, Sequence[int]], Mapping[str, Tensor]]
 
 
+def every_head(model: Network, x: Tensor, size: Sequence[int]) -> dict[str, Tensor]:
+    """Logits of ``size`` by head, and "attention"."""
+    return {name: resize(y, (size[0], size[1])) for name, y in heads(model, x).items()}
+
+
+@torch.no_grad()
+def measure(
+    model: Network,
+    spec: NetworkSpec,
+    dataset: LabeledImages,
+    *,
+    say: Say = every_head,
+    images: UnlabeledImages | None = None,
+    indices: Iterable[int] | None = None,
+) -> tuple[dict[str, ConfusionMatrix], Tensor]:
+    """A confusion matrix a head, and (C,) the mean attention that is paid to the detail on each class's pixels.
+
+    Args:
+        model, spec: as :func:`support.run_folder.load` gives them.
+        dataset: images with their truth, at whose size is measured.
+        say: (model, its input, (h, w)) -> logits of that size by head, and perhaps "attention".
+        images: the same images as the network shall see them, perhaps resized; None: those of ``dataset``.
+        indices: of the images to look at; None: all.
+    """
+    count, device = len(spec.classes), next(model.parameters()).device
+    confusion = defaultdict[str, ConfusionMatrix](lambda: ConfusionMatrix(count))
+    paid, pixels = torch.zeros(256, dtype=torch.float64), torch.zeros(256)
+    ignored = torch.tensor(spec.ignore, dtype=torch.uint8)
+    for i in tqdm(range(len(dataset)) if indices is None else indices, "evaluating"):
+        image, truth = (images or dataset)[i].image, dataset.label(i)
+        truth = torch.where(torch.isin(truth, ignored), 255, truth)
+        maps = dict(say(model, spec.feed(image[None], device), truth.shape))
+        attention = maps.pop("attention", torch.zeros(1)).cpu().double().flatten()
+        paid += truth.flatten().bincount(attention.expand(truth.numel()), minlength=256)
+        pixels += truth.flatten().bincount(minlength=256)
+        for head, logits in maps.items():
+            confusion[head].update(logits.cpu().argmax(1)[0], truth.long())
+    return dict(confusion), (paid / pixels)[:count]
+
+
+def average(
+    model: Network,
+    x: Tensor,
+    size: Sequence[int],
+    *,
+    head: str = "fused",
+    window: tuple[int, int] | None = None,
+    whole: bool = False,
+    scales: Sequence[float] = (),
+    flip: bool = False,
+) -> dict[str, Tensor]:
+    """Logits of one head, averaged with the mirrored image's; with ``scales``, probabilities of resized images."""
+    views = []
+    for scale in scales or (1.0,):
+        y = resize(x, (max(round(scale * x.shape[2]), CELL), max(round(scale * x.shape[3]), CELL)))
+        if whole:
+            window = (y.shape[2] + -y.shape[2] % CELL, y.shape[3] + -y.shape[3] % CELL)
+        for axes in ((), (-1,)) if flip else ((),):
+            z = y.flip(axes)
+            logits = model.predict(z, window=window) if head == "fused" else heads(model, z, window)[head]
+            logits = resize(logits.flip(axes), (size[0], size[1]))
+            views.append(logits.softmax(1) if scales else logits)
+    return {head: sum(views[1:], views[0]) / len(views)}
+
+
+@torch.no_grad()
+def label_quality(
+    training: SelfTraining, teacher: EMATeacher, spec: NetworkSpec, dataset: LabeledImages, images: UnlabeledImages
+) -> dict[str, float]:
+    """How right the teacher's labels are on a dozen labelled images: drawn, and used for nothing."""
+    right, trusted, both, pixels = 0, 0, 0, 0
+    device = next(teacher.parameters()).device
+    teacher.eval()
+    for i in range(0, len(dataset), max(len(dataset) // 12, 1)):
+        x, truth = spec.feed(images[i].image[None], device), dataset.label(i)
+        rows, columns = x.shape[-2:]
+        labels, weight = training.pseudo_label(pad(x, (0, -columns % CELL, 0, -rows % CELL)))
+        # both at the size of the truth; the images may have been resized
+        maps = torch.stack([labels[0].float(), weight[0]])[:, :rows, :columns].cpu()
+        labels, weight = interpolate(maps[None], size=truth.shape, mode="nearest")[0]
+        known, hit, trust = truth != 255, labels == truth, weight > 0
+        pixels, right = pixels + int(known.sum()), right + int((known & hit).sum())
+        trusted, both = trusted + int((known & trust).sum()), both + int((known & hit & trust).sum())
+    teacher.train()
+    return {
+        "label_accuracy": right / max(pixels, 1),
+        "trusted": trusted / max(pixels, 1),
+        "trusted_accuracy": both / max(trusted, 1),
+    }
+
+
+@run_main
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    try:
-        model, network = load(options.run, options.weights)
-        if options.head != "fused" and not isinstance(model, MultiResSegmenter):
-            raise ValueError(f"--head {options.head}: this network has one scale")
-        if options.window and isinstance(model, MultiResSegmenter) and any(side % CELL for side in options.window):
-            raise ValueError(f"--window must be multiples of {CELL} for two scales, got {options.window}")
-        if options.scales and not all(0 < scale < float("inf") for scale in options.scales):
-            raise ValueError(f"--scales must be positive numbers, got {options.scales}")
-        street = network["class_names"] == [entry.name for entry in CITYSCAPES]
-        if network.get("labels"):
-            raise ValueError(
-                f"{options.run}: was trained with --{network['labels']}, which predict.py --labels takes too"
-            )
-        if not street and (options.classes or (options.export and options.ids != "labelTrainIds")):
-            raise ValueError("--classes and --ids are for the 19 classes of Cityscapes, which this run has not")
-        data = find(options)
-        print(f"{options.root}: {type(data).__name__}, {len(data)} images")
-        model.to(options.device)
-        if options.export:
-            export(model, data, options)
-        else:
-            measure(model, data, network, options)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"evaluate.py: {reason(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted", file=sys.stderr)
-        return 130
+    model, spec = load(options.run, options.weights)
+    if options.head != "fused" and not isinstance(model, MultiResSegmenter):
+        raise ValueError(f"--head {options.head}: this network has one scale")
+    if options.window and isinstance(model, MultiResSegmenter) and any(side % CELL for side in options.window):
+        raise ValueError(f"--window must be multiples of {CELL} for two scales, got {options.window}")
+    if not all(0 < scale < float("inf") for scale in options.scales):
+        raise ValueError(f"--scales must be positive numbers, got {options.scales}")
+    if options.classes and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
+        raise ValueError("--classes is for the 19 classes of Cityscapes, which this run has not")
+    data = find(spec, options.root, options.labels, options.data, split=options.split, kind=options.kind)
+    print(f"{options.data or options.root}: {type(data).__name__}, {len(data)} images")
+    settings = {name: getattr(options, name) for name in ("head", "window", "whole", "scales", "flip")}
+    kinds = getattr(data, "conditions", []) or [""] * len(data)
+    matrices = {}
+    for kind in dict.fromkeys(kinds):
+        indices = [i for i, other in enumerate(kinds) if other == kind]
+        found, _ = measure(model.to(options.device), spec, data, say=partial(average, **settings), indices=indices)
+        matrices[kind] = found[options.head]
+    everything = ConfusionMatrix(len(spec.classes))
+    everything.matrix = torch.stack([matrix.matrix for matrix in matrices.values()]).sum(dim=0)
+    chosen = MEASURED[options.classes] if options.classes else range(len(spec.classes))
+    report(spec.classes, {"": everything} | matrices, chosen, float(options.absent))
     return 0
 
 
-def find(options: argparse.Namespace) -> LabeledFiles:
-    """The split that is asked for."""
-    return next(iter(open_all(options.root, options.kind, splits=(options.split,)).values()))
+def find(
+    spec: NetworkSpec, root: Path | None, labels: Path | None, file: Path | None, *, split: str, kind: str | None
+) -> LabeledImages:
+    """The labelled images that the command line names."""
+    if (root is None) == (file is None):
+        raise ValueError("either ROOT or --data FILE.py is needed, which say what is measured on")
+    if file:
+        validation = read_data_file(file).validation
+        if validation is None:
+            raise ValueError(f"{file}: defines no validation, labelled images to measure on")
+        return validation
+    assert root is not None
+    if not spec.takes_pictures:
+        raise ValueError("this run takes no pictures of 8 bits; give --data FILE.py as in training, with a validation")
+    if labels is None:
+        return open_dataset(root, split, kind=kind)
+    images = image_files(root) if root.is_dir() else [root]
+    names = [image.stem for image in images]
+    return LabeledFiles(images, [labels / f"{name}.png" for name in names], names)
 
 
-def measure(
-    model: MultiResSegmenter | EncoderDecoder,
-    data: LabeledFiles,
-    network: Mapping[str, Any],
-    options: argparse.Namespace,
+def report(
+    names: Sequence[str], matrices: Mapping[str, ConfusionMatrix], classes: Iterable[int], absent: float
 ) -> None:
-    """Print IoU by class and condition."""
-    names, kept = network["class_names"], torch.from_numpy(ignoring(network["ignore"]))
-    kinds = data.conditions if isinstance(data, Acdc) else [""] * len(data)
-    matrices = {kind: ConfusionMatrix(len(names)) for kind in ("", *kinds)}
-    for i in tqdm(range(len(data)), "evaluating"):
-        image, truth, _ = data[i]
-        labels = predict(model, image, truth.shape, options).argmax(1)[0].cpu()
-        for kind in {"", kinds[i]}:
-            matrices[kind].update(labels, kept[truth.long()])
-    report(names, matrices, options)
-
-
-def report(names: Sequence[str], matrices: Mapping[str, ConfusionMatrix], options: argparse.Namespace) -> None:
     """IoU by class, of several conditions side by side, and the means; the matrix of everything is named ""."""
-    counted, absent = list(CLASSES.get(options.classes, range(len(names)))), float(options.absent)
     columns = {kind: matrix.iou(absent=absent).tolist() for kind, matrix in matrices.items()}
-    shown = [i for i in counted if columns[""][i] == columns[""][i]]  # nan differs from itself
+    shown = [i for i in classes if columns[""][i] == columns[""][i]]  # nan differs from itself
     if len(matrices) > 2:
         columns["all"] = columns.pop("")
         cells = [[f"{100 * x[i]:.1f}" if x[i] == x[i] else "-" for x in columns.values()] for i in shown]
         rows = [[names[i], *row] for i, row in zip(shown, cells, strict=True)]
         print(markdown([["IoU, %", *columns], *rows]), end="")
     else:
-        for i in shown:
-            print(f"{100 * columns[''][i]:6.1f}  {names[i]}")
+        print("".join(f"{100 * columns[''][i]:6.1f}  {names[i]}\n" for i in shown), end="")
     for kind, matrix in matrices.items():
-        print(f"{100 * matrix.mean_iou(counted, absent=absent):6.1f}  mean IoU{f', {kind}' if kind else ''}, in %")
-
-
-def export(model: MultiResSegmenter | EncoderDecoder, data: LabeledFiles, options: argparse.Namespace) -> None:
-    """A PNG for each image in DIR/IDS, and DIR/IDS.zip."""
-    folder, images = options.export / options.ids, data.unlabeled()
-    names = Counter(file.stem for file in images.files)
-    if len(names) < len(images):
-        raise ValueError(f"--export: {names.most_common(1)[0][0]}.png would be written for more than one image")
-    folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(options.export / f"{options.ids}.zip", "w") as archive:
-        for i in tqdm(range(len(images)), "predicting"):
-            image = images[i].image
-            labels = predict(model, image, image.shape[1:], options).argmax(1)[0].byte().cpu()
-            written = street_colours(labels) if options.ids == "color" else labels.numpy()
-            written = STORED[written] if options.ids == "labelIds" else written
-            file = folder / f"{images.files[i].stem}.png"
-            Image.fromarray(written).save(file)
-            archive.write(file, f"{options.ids}/{file.name}")
-
-
-@torch.no_grad()
-def predict(
-    model: MultiResSegmenter | EncoderDecoder, image: Tensor, size: Sequence[int], options: argparse.Namespace
-) -> Tensor:
-    """Logits (1, C, H, W) of one image, at the truth's own size; with ``--scales`` probabilities."""
-    x, views = normalize(image[None].to(options.device)), []
-    for scale in options.scales or (1.0,):
-        sides = [max(round(side * scale), CELL) for side in image.shape[1:]]
-        resized = x if scale == 1 else resize(x, sides)
-        for axes in ((), (-1,)) if options.flip else ((),):
-            logits = resize(whole(model, resized.flip(axes), options).flip(axes), size)
-            views.append(logits.softmax(1) if options.scales else logits)
-    return sum(views[1:], views[0]) / len(views)
-
-
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, to (h, w)."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def whole(model: MultiResSegmenter | EncoderDecoder, x: Tensor, options: argparse.Namespace) -> Tensor:
-    """Logits of a whole image by one head."""
-    rows, columns = whole_cells(x).shape[-2:]
-    window = (rows, columns) if options.whole else options.window
-    return model.predict(x, window=window) if options.head == "fused" else head_logits(model, x, window)[options.head]
+        print(
+            f"{100 * matrix.mean_iou(list(classes), absent=absent):6.1f}  mean IoU{f', {kind}' if kind else ''}, in %"
+        )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--kind", choices=KINDS, help="of the data set; default: by what the folder holds")
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("root", type=Path, nargs="?", metavar="ROOT", help="data set, or with --labels images")
+    parser.add_argument("--labels", type=Path, help="folder of the true labels of images in ROOT")
+    parser.add_argument("--data", type=Path, metavar="FILE.py", help="measure on its validation")
+    parser.add_argument("--kind", choices=DATASET_KINDS, help="of the data set; default: by what the folder holds")
     parser.add_argument("--split", default="val", help="default: %(default)s")
     parser.add_argument("--head", choices=HEADS, default="fused", help="of a network with two scales")
     parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
@@ -172,15 +218,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     windows.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="default: that of the model's predict")
     windows.add_argument("--whole", action="store_true", help="one window as large as the image")
     text = "average the probabilities of resized images, as the released code's --aug-test does"
-    parser.add_argument("--scales", type=float, nargs="+", metavar="SCALE", help=text)
+    parser.add_argument("--scales", type=float, nargs="+", default=[], metavar="SCALE", help=text)
     text = "average with the mirrored image: the logits, with --scales the probabilities"
     parser.add_argument("--flip", action="store_true", help=text)
     parser.add_argument("--classes", type=int, choices=(16, 13), help="mean over SYNTHIA's classes only")
     text = "IoU of classes neither in the truth nor predicted; nan: not in the mean (default)"
     parser.add_argument("--absent", choices=("nan", "0"), default="nan", help=text)
-    parser.add_argument("--export", type=Path, metavar="DIR", help="write predictions instead of measuring")
-    parser.add_argument("--ids", choices=IDS, default="labelTrainIds", help="what is written; default: %(default)s")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=DEVICE)
     return parser.parse_args(arguments)
 
 

@@ -1,14 +1,14 @@
-"""Adapt a segmentation network from labelled to unlabelled images: two folders or lists in, a run folder out.
+"""Adapt a segmentation network from labelled to unlabelled images of your own; out comes a run folder.
 
-    python examples/own_data.py --source DIR --target DIR --out RUN
+    python examples/own_data.py --source DIR --target DIR --out RUN [--classes names.txt]
+    python examples/own_data.py --data FILE.py --out RUN
 
---source: DIR/images and DIR/labels (single-channel PNGs of class ids, 255 ignored). --target: DIR/images; whatever else
-lies there is never opened. Several source folders may be given, for example a few labelled images of the target domain.
-Instead of a folder, a list: a text file of lines image<TAB>label, for a target of images alone.
-
---palette FILE.json: labels are stored as colours, {"name": [red, green, blue], ...} in the order of the ids.
---ids FILE.json: classes that source and target share, {"old id": new id, ...}; other ids are ignored.
---read FILE.py:NAME: images of other formats or more channels; NAME(Path) gives a (K, H, W) uint8 or float32 tensor.
+--source: DIR/images and DIR/labels (single-channel PNGs of class ids, 255 ignored); several may be given, for example a
+few labelled images of the target domain. --target: DIR/images; whatever else lies there is never opened. names.txt has
+a class name a line, the first for id 0; 'void' marks ids to ignore. For everything else (colours, other ids, lists,
+more channels, other formats) FILE.py defines ``source``, ``target`` and ``names`` by the data sets of hrda_lib.data.
+Settings that are not given are those of recipes/own_data.toml: four times the steps of adaptation as warm-up (-1), and
+crops of four fifths of the first source image (0 0).
 
 Methods, all with the same network, the same number of steps and rare-class sampling:
     source      labelled images only, without colour augmentation
@@ -17,332 +17,220 @@ Methods, all with the same network, the same number of steps and rare-class samp
 """
 
 import argparse
-import signal
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 from tqdm import tqdm
 
-from hrda_lib import EMATeacher, MultiResSegmenter, SelfTraining, StrongAugment
-from hrda_lib.data import (
-    Concatenated,
-    RareClasses,
-    Relabeled,
-    SourceCrops,
-    StepBatches,
-    TargetCrops,
-    UnlabeledImages,
-    check_classes,
-    count_labels,
+from gta2cityscapes import Settings, batches, rare_classes, train, try_out
+from hrda_lib import MultiResSegmenter, data
+from support.command_line import (
+    Running,
+    Stopped,
+    add_running,
+    add_settings,
+    read_running,
+    read_settings,
+    reason,
+    run_main,
 )
-from hrda_lib.data.skipping import OnError
-from hrda_lib.optim import warmup_poly
-from support.channels import RGB, Reader, jitter_and_blur, measure
-from support.networks import build
-from support.own_files import common_names, open_source, open_target, read_ids, read_names, read_palette, some
+from support.data_file import DataFile, read_data_file
+from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
-from support.report import id_table, share_table, unseen
-from support.run_files import MEAN, STD, load_weights, normalize, read_metrics, reason, save, start_run, write_metrics
+from support.run_folder import RunFolder, load_weights, read_metrics
+from support.tables import share_table, unseen
+
+VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
+# not for data of one's own
+FIXED = ("arms", "source", "target", "source_size", "target_size", "classes", "model", "feature_distance")
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything that one may want to change; each is an option of the command line."""
-
-    source: list[Path]
-    target: Path
-    out: Path
-    method: str = "hrda"
-    steps: int = 600
-    warmup: int = -1
-    seed: int = 0
-    classes: Path | None = None
-    palette: Path | None = None
-    ids: Path | None = None
-    read: str | None = None
-    encoder: str = "mini"
-    encoder_weights: Path | None = None
-    init: Path | None = None
-    batch_size: int = 2
-    crop: tuple[int, int] = (0, 0)
-    lr: float = 3e-3
-    weight_decay: float = 0.01
-    clip: float = 5.0
-    ema_decay: float = 0.99
-    threshold: float = 0.9
-    per: Literal["batch", "image", "pixel"] = "pixel"
-    temperature: float = 0.05
-    min_pixels: int = 200
-    balance: float = 0.5
-    workers: int = 0
-    on_error: OnError = "raise"
-    overwrite: bool = False
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-
-    @property
-    def start(self) -> int:
-        """The first step of self-training."""
-        return 4 * self.steps if self.warmup < 0 else self.warmup
-
-    @property
-    def total(self) -> int:
-        """All steps."""
-        return self.start + self.steps
+def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) -> tuple[DataFile, tuple[int, ...]]:
+    """Two plain folders as a file would define them, and the ids that mean no class."""
+    try:
+        lines = classes.read_text(encoding="utf-8-sig").strip().splitlines() if classes else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{classes}: cannot be read as class names ({error})") from None
+    names = [line.strip() for line in lines]
+    ignore = tuple(i for i, name in enumerate(names) if name.lower() in VOID)
+    while names and names[-1].lower() in VOID:
+        names.pop()
+    parts = [data.Folders(source, ignore=ignore) for source in sources]
+    source = parts[0] if len(parts) == 1 else data.Concatenated(parts)
+    return DataFile(source, data.Folders(target).unlabeled(), names, None), ignore
 
 
-HELP = {
-    "steps": "after the warm-up",
-    "warmup": "source steps before, in every method; -1: four times the steps",
-    "seed": "of weights, samples and augmentation",
-    "classes": "file with a class name a line, the first for id 0; 'void' marks ids to ignore; default: ids as found",
-    "palette": "JSON file of class names and the colours that labels have; 'void' marks one to ignore",
-    "ids": "JSON file of old and new ids; --classes then names the new ones",
-    "encoder": "'mini', trained from scratch, or a timm name",
-    "encoder_weights": "file that initialises the encoder; without it a timm encoder starts from random weights",
-    "init": "last.pt of another run, for a warm start",
-    "batch_size": "images of each domain",
-    "crop": "context crop, multiples of 16; 0: four fifths of the first source image, at most 512",
-    "lr": "of AdamW",
-    "weight_decay": "of AdamW",
-    "clip": "largest gradient norm",
-    "ema_decay": "of the teacher",
-    "threshold": "probability from which the teacher is trusted",
-    "per": "what one confidence weight is for",
-    "temperature": "of rare-class sampling; larger is more even",
-    "min_pixels": "of a class that an image must show to be drawn for it",
-    "balance": "class weights are the share of pixels to the power of -balance; 0: none",
-    "workers": "processes that load each domain; results do not change",
-    "on_error": "of images and source labels that cannot be read",
-    "overwrite": "replace a run that --out holds",
-    "device": "of torch",
-}
-
-
-@dataclass(frozen=True)
-class Data:
-    """What :func:`prepare` found."""
-
-    source: Concatenated | Relabeled
-    target: UnlabeledImages
-    names: list[str]
-    ignore: list[int]
-    rare_classes: RareClasses
-    class_weight: torch.Tensor
-    crop: tuple[int, int]
-    reader: Reader | None
-    mean: list[float] | None  # of each channel; None: those of ImageNet, for images in [0, 255]
-    std: list[float] | None
-
-
-def prepare(config: Config) -> Data:
-    """Read every source label once, and refuse what would fail later."""
-    for name in ("steps", "batch_size", "lr", "clip"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, got {getattr(config, name)}")
-    for name in ("seed", "balance", "weight_decay", "workers"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"{name} must not be negative, got {getattr(config, name)}")
-    if (config.out / "last.pt").exists() and not config.overwrite:
-        raise ValueError(
-            f"{config.out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
-        )
-    if config.palette and config.classes:
-        raise ValueError("--palette names the classes; leave --classes out")
-    names, ignore = read_names(config.classes) if config.classes else ([], [])
-    colours, read_label = read_palette(config.palette) if config.palette else ([], None)
-    ids = read_ids(config.ids) if config.ids else {}
-    reader = Reader(config.read) if config.read else None
-
-    stored = [] if ids else ignore
-    parts = [open_source(path, ignore=stored, read_image=reader, read_label=read_label) for path in config.source]
-    source: Concatenated | Relabeled = Concatenated(parts)
-    target = open_target(config.target, read_image=reader)
-    config.out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
-    cache, on_error = config.out / "label_counts.json", config.on_error
-    counts = count_labels(source, cache=cache, progress=lambda r: tqdm(r, "reading labels"), on_error=on_error)
-    if config.ids:
-        names, source = common_names(config.ids, ids, old=colours, new=names), Relabeled(source, ids)
-        print(id_table(names, ids, counts), end="")
-        new_ids = torch.tensor([ids.get(old, 255) for old in range(256)])
-        counts = torch.zeros_like(counts).index_add_(1, new_ids, counts)
+def count_classes(
+    found: DataFile, cache: Path, *, file: Path | None, on_error: data.OnError
+) -> tuple[Tensor, list[str], float]:
+    """(N, C) pixels of each class in each image, the names of the classes, and the share that is ignored."""
+    cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
+    if file:
+        cache.unlink(missing_ok=True)  # the code that reads labels may have changed
+    counts = data.count_labels(
+        found.source, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error
+    )
     if not counts[:, :255].any():
-        every = "255, the ignored id" if not ids else f"ids that {config.ids} ignores"
-        raise ValueError(f"{source.label_file(0)}: this and all other labels hold nothing but {every}")
-    names = names or colours or [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
-    check_classes(source, counts, len(names))
-    ignored, counts = counts[:, 255].sum() / counts.sum(), counts[:, : len(names)]
-    rare_classes = RareClasses(counts, temperature=config.temperature, min_pixels=config.min_pixels)
-    print(share_table(names, counts, rare_classes.probabilities), end="")
+        where = found.source.label_file(0)
+        raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")
+    names = list(found.names) or [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
+    data.check_classes(found.source, counts, len(names))
+    return counts[:, : len(names)], names, (counts[:, 255].sum() / counts.sum()).item()
+
+
+def class_weights(counts: Tensor, balance: float) -> Tensor:
+    """(C,) share of the pixels to the power of -balance; 1 for a pixel on average, and for what no label shows."""
+    pixels = counts.sum(dim=0).clamp(min=1).float()
+    weights = (pixels / pixels.sum()) ** -balance
+    weights /= (weights * pixels).sum() / pixels.sum()
+    weights[counts.sum(dim=0) == 0] = 1
+    if not weights.isfinite().all() or balance < 0:
+        raise ValueError(f"balance must be a small number from 0 on, got {balance}: class weights are not finite")
+    return weights
+
+
+def some(images: Any, count: int, on_error: data.OnError) -> Iterator[Tensor]:
+    """At most ``count`` evenly spaced images; those that cannot be read are left out where that is asked for."""
+    count, found, problem = min(len(images), count), 0, ""
+    for i in range(count):
+        try:
+            image = images[i * len(images) // count].image
+        except ValueError as error:
+            if on_error == "raise":
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+            problem = str(error)
+        else:
+            found += 1
+            yield image
+    if not found:
+        raise ValueError(f"none of {count} images can be read; the last: {problem}")
+
+
+def look(
+    found: DataFile, names: Sequence[str], ignore: tuple[int, ...], settings: Settings, on_error: data.OnError
+) -> tuple[Settings, NetworkSpec]:
+    """The network for images as they are: a crop of theirs, their channels, and what normalises them."""
+    shown = [next(some(found.source, 10, on_error))]
+    kind = len(shown[0]), shown[0].dtype
+    count = 1 if kind == (3, torch.uint8) else 50
+    if count > 1:
+        shown = list(some(found.source, count, on_error))
+    for image in (*shown, *some(found.target, count, on_error)):  # those of another kind are refused now
+        if (len(image), image.dtype) != kind:
+            wanted, got = (f"{channels} channels of {dtype}" for channels, dtype in (kind, (len(image), image.dtype)))
+            raise ValueError(f"images of source and target must have {wanted}, as the first has, got {got}")
+    sides = (
+        side or min(512, own * 4 // 5) // 16 * 16 for side, own in zip(settings.crop, shown[0].shape[1:], strict=True)
+    )
+    height, width = sides
+    settings = replace(settings, crop=(height, width))
+    spec = NetworkSpec(tuple(names), (height // 2, width // 2), encoder=settings.encoder, ignore=ignore)
+    if count > 1:
+        mean, std = data.channel_statistics(shown)
+        spec = replace(spec, channels=len(shown[0]), mean=tuple(mean), std=tuple(std))
+    try_out(spec, settings)
+    return settings, spec
+
+
+def fresh(spec: NetworkSpec, settings: Settings, init: Path | None, device: str) -> MultiResSegmenter:
+    """The network at its start: random weights, those of its encoder, or another run's."""
+    torch.manual_seed(settings.seed)
+    student = spec.build(settings.encoder_weights)
+    assert isinstance(student, MultiResSegmenter)
+    if init:
+        load_weights(student, init)
+    student.to(device).to(memory_format=torch.channels_last).train()
+    return student
+
+
+def adapt(
+    student: MultiResSegmenter,
+    found: DataFile,
+    counts: Tensor,
+    settings: Settings,
+    run: RunFolder,
+    running: Running,
+    *,
+    method: str,
+    class_weight: Tensor,
+) -> None:
+    """The warm-up on the source, then the adaptation or as many further steps on the source."""
+    for phase, steps in enumerate((settings.warmup, settings.steps)):
+        if not steps:
+            continue
+        now = replace(settings, steps=steps, seed=2 * settings.seed + phase)
+        adapts = phase == 1 and method == "hrda"
+        source, target = batches(found.source, counts, found.target, now, running, adapts=adapts)
+        train(student, source, target, now, run, class_weight=class_weight.to(running.device))
+
+
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
+    settings, running, options = parse(arguments)
+    out, method = running.out, options["method"]
+    if (out / "last.pt").exists() and not running.overwrite:
+        raise ValueError(f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite")
+    ignore: tuple[int, ...] = ()
+    if options["data"]:
+        found = read_data_file(options["data"])
+    else:
+        found, ignore = open_folders(options["source"], options["target"], options["classes"])
+    cache, file = out / "label_counts.json", options["data"]
+    counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
+    rare = rare_classes(settings, counts)
+    print(share_table(names, counts, rare.probabilities if rare else None), end="")
     print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
     if missing := unseen(names, counts):
         print(f"no label shows {', '.join(missing)}: nothing learns it")
-    pixels = counts.sum(dim=0).clamp(min=1).float()
-    class_weight = (pixels / pixels.sum()) ** -config.balance
-    class_weight /= (class_weight * pixels).sum() / pixels.sum()  # a pixel has weight 1 on average
-    class_weight[counts.sum(dim=0) == 0] = 1
-    if not class_weight.isfinite().all():
-        raise ValueError(f"balance must be smaller, got {config.balance}: class weights are not finite")
-
-    shown = next(some(source, 10, on_error))  # its kind is that of every image
-    mean, std = measure(some(source, 50, on_error)) if reader and reader.kind != RGB else (None, None)
-    for _ in some(target, 50 if reader else 1, on_error):
-        pass  # those of another kind are refused now
-    height, width = (side or min(512, shown.shape[i + 1] * 4 // 5) // 16 * 16 for i, side in enumerate(config.crop))
-    if height % 16 or width % 16 or min(height, width) < 16:
-        raise ValueError(
-            f"crop must be a positive multiple of 16 pixels, got {(height, width)}; choose one with --crop"
-        )
-    return Data(source, target, names, ignore, rare_classes, class_weight, (height, width), reader, mean, std)
-
-
-def train(config: Config, data: Data, student: MultiResSegmenter) -> tuple[int, str, EMATeacher | None]:
-    """The loop; returns the number of steps taken, why it ended early, and the teacher. The weights are always kept."""
-    total, device = config.total, torch.device(config.device)
-    generator = torch.Generator().manual_seed(config.seed)
-    augment = StrongAugment(mean=MEAN, std=STD) if data.mean is None else jitter_and_blur
-    student.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    schedule = warmup_poly(optimizer, total=total, warmup=min(50, total // 2), power=0.9)
-    seed, on_error = config.seed, config.on_error
-    source = SourceCrops(data.source, data.crop, seed=seed, rare_classes=data.rare_classes, on_error=on_error)
-    target = TargetCrops(data.target, data.crop, seed=seed, on_error=on_error)
-    source_batches, target_batches = (
-        iter(DataLoader(crops, batch_sampler=StepBatches(config.batch_size, steps), num_workers=workers))
-        for crops, steps, workers in (
-            (source, total, config.workers),
-            (target, config.steps, config.workers if config.method == "hrda" else 0),
-        )
-    )
-    training = SelfTraining(
-        student,
-        student,  # until there is a teacher
-        threshold=config.threshold,
-        per=config.per,
-        augment=augment,
-        generator=generator,
-        class_weight=data.class_weight.to(device),
-    )
-    teacher: EMATeacher | None = None
-    step, began, progress = 0, time.monotonic(), tqdm(range(total), config.method)
+    weights = class_weights(counts, settings.balance)
+    settings, spec = look(found, names, ignore, settings, running.on_error)
+    student, run = fresh(spec, settings, options["init"], running.device), RunFolder(out, spec)
+    given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
+    run.start({**asdict(settings), **running._asdict(), **given})
+    stopped = None
     try:
-        for step in progress:
-            adapting = config.method == "hrda" and step >= config.start
-            if adapting and teacher is None:
-                training.teacher = teacher = EMATeacher(student, decay=config.ema_decay)
-            elif teacher is not None:
-                teacher.update(student)
-
-            images, labels = next(source_batches)
-            images, labels = normalize(images.to(device), data.mean, data.std), labels.to(device)
-            seen = images if config.method == "source" else augment(images, generator)
-            loss, _ = training.source(seen, labels)
-            loss.backward()
-            values = {"loss_source": loss.item()}
-
-            if adapting:
-                target_images, valid = next(target_batches)
-                target_images = normalize(target_images.to(device), data.mean, data.std)
-                pseudo_labels, weight = training.pseudo_label(target_images, valid=valid.to(device))
-                loss, _ = training.mixed(images, labels, target_images, pseudo_labels, weight)
-                loss.backward()
-                values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
-
-            torch.nn.utils.clip_grad_norm_(student.parameters(), config.clip, error_if_nonfinite=True)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            progress.set_postfix(values)
-            write_metrics(config.out, {"step": step, **values, "seconds": time.monotonic() - began})
-    except (KeyboardInterrupt, ValueError, OSError, RuntimeError) as error:
-        progress.close()
-        return step, "interrupted" if isinstance(error, KeyboardInterrupt) else reason(error), teacher
-    for crops, domain in ((source, "source"), (target, "target")):
-        if crops.skipped:
-            print(f"training left out {len(crops.skipped)} broken {domain} images", file=sys.stderr)
-    return total, "", teacher
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    config = parse(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+        adapt(student, found, counts, settings, run, running, method=method, class_weight=weights)
+    except Stopped as stop:
+        stopped = stop
     try:
-        data = prepare(config)
-        torch.manual_seed(config.seed)
-        detail_size = (data.crop[0] // 2, data.crop[1] // 2)
-        channels = data.reader.kind[0] if data.reader and data.reader.kind else 3
-        student = build(
-            config.encoder,
-            len(data.names),
-            detail_size=detail_size,
-            weights=config.encoder_weights,
-            channels=channels,
-        )
-        assert isinstance(student, MultiResSegmenter)
-        if config.init:
-            load_weights(student, config.init)
-        student.to(config.device)
-        EMATeacher(student, decay=config.ema_decay)  # the settings of later are checked now
-        SelfTraining(student, student, threshold=config.threshold)
-        network: dict[str, Any] = {
-            "encoder": config.encoder,
-            "class_names": data.names,
-            "detail_size": detail_size,
-            "ignore": data.ignore,
-        }
-        if config.ids or config.palette:
-            network["labels"] = "ids" if config.ids else "palette"
-        if data.reader:
-            network |= data.reader.settings()
-        if data.mean is not None:
-            network |= {"mean": data.mean, "std": data.std}
-        start_run(config.out, {**asdict(config), "crop": data.crop, "network": network})
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        print(f"own_data.py: {reason(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("own_data.py: interrupted before training", file=sys.stderr)
-        return 130
-
-    steps, stopped, teacher = train(config, data, student)
-    save(config.out, student.cpu(), network, steps, teacher.module.cpu() if teacher else None)
-    try:
-        draw_curves(config.out / "curves.png", read_metrics(config.out))
-        images = list(some(data.target, 4, config.on_error))
-        panel = config.out / "panel.png"
-        draw_panel(panel, student, images, data.names, threshold=config.threshold, mean=data.mean, std=data.std)
-    except (ValueError, OSError) as error:
-        stopped = stopped or reason(error)
-    print(f"{config.out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {steps} steps")
+        draw_curves(out / "curves.png", {"": read_metrics(out)})
+        images = some(found.target, 4, running.on_error)
+        draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
+    except (ValueError, OSError) as error:  # perhaps of the image that stopped the training
+        stopped = stopped or Stopped(reason(error))
+    print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
     if stopped:
-        print(f"own_data.py: stopped at step {steps}: {stopped}", file=sys.stderr)
-    return 0 if not stopped else 130 if stopped == "interrupted" else 1  # 130: as a shell says it after Ctrl-C
+        raise stopped
+    return 0
 
 
-def parse(arguments: Sequence[str] | None) -> Config:
+def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str, Any]]:
+    """Settings, what changes no result, and every option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, nargs="+", required=True, help="folders or lists, see above")
-    parser.add_argument("--target", type=Path, required=True, help="folder or list, see above")
-    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    parser.add_argument("--source", type=Path, nargs="+", metavar="DIR", help="labelled folders")
+    parser.add_argument("--target", type=Path, metavar="DIR", help="folder of images without labels")
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, a line each; default: ids as found")
+    parser.add_argument("--data", type=Path, metavar="FILE.py", help="defines source, target and names")
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
-    parser.add_argument("--per", choices=("batch", "image", "pixel"), default=Config.per, help=HELP["per"])
-    parser.add_argument("--crop", type=int, nargs=2, metavar=("H", "W"), default=Config.crop, help=HELP["crop"])
-    parser.add_argument("--on-error", choices=get_args(OnError), default="raise", help=HELP["on_error"])
-    parser.add_argument("--overwrite", action="store_true", help=HELP["overwrite"])
-    parser.add_argument("--read", metavar="FILE.py:NAME", help="function that reads an image")
-    for name in ("classes", "palette", "ids", "encoder_weights", "init"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, help=HELP[name])
-    for field in fields(Config):
-        if field.type in (int, float, str) and field.name not in ("method", "per"):
-            text = f"{HELP[field.name]} (default: {field.default})"
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default, help=text)
-    options = parser.parse_args(arguments)
-    return Config(**{**vars(options), "crop": tuple(options.crop)})
+    parser.add_argument("--init", type=Path, help="last.pt of another run, for a warm start")
+    add_settings(parser, Settings, but=FIXED, recipe="own_data")
+    add_running(parser, None)
+    options = vars(parser.parse_args(arguments))
+    folders = [options[name] for name in ("source", "target", "classes")]
+    if any(folders) if options["data"] else not all(folders[:2]):
+        parser.error("either --source DIR --target DIR [--classes FILE] or --data FILE.py is needed")
+    settings = read_settings(Settings, "own_data", {**options, "source": None, "target": None, "classes": None})
+    if settings.warmup < 0:
+        settings = replace(settings, warmup=4 * settings.steps)
+    if options["method"] == "source":
+        settings = replace(settings, augment_source=0)
+    return settings, read_running(options), options
 
 
 if __name__ == "__main__":

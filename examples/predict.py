@@ -1,115 +1,42 @@
 """Segment images of any size with the network of a run.
 
     python examples/predict.py RUN INPUT... --out DIR
+    python examples/predict.py RUN INPUT... --out DIR --ids labelIds --zip          for a benchmark's server
 
 RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an image or a folder of images. For each
-image, DIR gets NAME.png (class ids) and NAME_overlay.png (colours). A file that cannot be read is reported, the rest go
-on, and the exit status is 1.
-With --labels, NAME.png in that folder is the truth, and the IoU of each class is printed; --palette and --ids say how
-it is stored, as for own_data.py. What was trained with --read needs it again: a checkpoint never says what code to run.
+image, DIR gets NAME.png (class ids, or what --ids says) and NAME_overlay.png (colours). A file that cannot be read is
+reported, the rest go on, and the exit status is 1. Images that are no RGB pictures are read as the target of the
+FILE.py that the run was trained with: give it by --data, for a run never says what code to execute.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
+import numpy as np
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from hrda_lib import ConfusionMatrix, MultiResSegmenter
-from hrda_lib.data import LabeledFiles, Relabeled, UnlabeledImages
-from hrda_lib.data.folders import image_files
-from hrda_lib.data.labeled_files import label_reader
-from hrda_lib.models import EncoderDecoder
-from support.channels import display, reader_of
-from support.own_files import read_ids, read_palette
-from support.plots import attention_map, overlay
-from support.run_files import WEIGHTS, load, normalize, reason
+from hrda_lib import MultiResSegmenter
+from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
+from support.command_line import DEVICE, run_main
+from support.data_file import read_data_file
+from support.networks import Network, NetworkSpec, heads
+from support.plots import Picture, display, paint
+from support.run_folder import WEIGHTS, load
+
+IDS = {
+    "labelTrainIds": np.arange(256, dtype=np.uint8),
+    "labelIds": np.array([entry.id for entry in CITYSCAPES], np.uint8),
+    "color": np.array([entry.colour for entry in CITYSCAPES], np.uint8),
+}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    try:
-        model, network = load(options.run, options.weights, pictures=False)
-        reader = reader_of(network, options.read)
-        files = find(options.inputs, options.out, any_ending=reader is not None)
-        images, truth = UnlabeledImages(files, read_image=reader), open_truth(files, network, options)
-        options.out.mkdir(parents=True, exist_ok=True)
-        model.to(options.device)
-        if options.save_attention and not isinstance(model, MultiResSegmenter):
-            raise ValueError("--save-attention: this network has one scale, and no attention")
-    except (ValueError, OSError, RuntimeError, AssertionError) as error:
-        print(f"predict.py: {reason(error)}", file=sys.stderr)
-        return 2
-    names, done, confusion = network["class_names"], 0, ConfusionMatrix(len(network["class_names"]))
-    try:
-        for i, file in enumerate(tqdm(files, "predicting")):
-            try:
-                labels = write(file, images[i].image, model, network, options)
-                if truth:
-                    confusion.update(labels, truth.label(i))
-                done += 1
-            except (ValueError, OSError) as error:
-                tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(f"predict.py: interrupted after {done} of {len(files)} images", file=sys.stderr)
-        return 130
-    print(f"{options.out}: {done} of {len(files)} images")
-    if options.labels:
-        for name, iou in zip(names, confusion.iou().tolist(), strict=True):
-            print(f"{100 * iou:6.1f}  {name}")
-        print(f"{100 * confusion.mean_iou():6.1f}  mean IoU of the classes that occur, in %")
-    return 0 if done == len(files) else 1
-
-
-def open_truth(
-    files: Sequence[Path], network: Mapping[str, Any], options: argparse.Namespace
-) -> LabeledFiles | Relabeled | None:
-    """The labels to measure against, if there are any."""
-    if not options.labels:
-        if options.palette or options.ids:
-            raise ValueError("--palette and --ids say how --labels are stored, which is not given")
-        return None
-    names: list[str] = network["class_names"]
-    colours, read_label = read_palette(options.palette) if options.palette else ([], None)
-    ids = read_ids(options.ids) if options.ids else {}
-    if colours and not ids and colours != names:
-        raise ValueError(f"{options.palette}: its classes {', '.join(colours)} are not the run's {', '.join(names)}")
-    if outside := [new for new in ids.values() if len(names) <= new < 255]:
-        raise ValueError(f"{options.ids}: new id {outside[0]} is none of the run's {len(names)} classes")
-    stems = [file.stem for file in files]
-    labels = [options.labels / f"{stem}.png" for stem in stems]
-    reader, _ = label_reader([] if ids or read_label else network["ignore"], read_label)
-    truth = LabeledFiles(files, labels, stems, read_label=reader)
-    return Relabeled(truth, ids) if ids else truth
-
-
-def write(
-    file: Path,
-    image: Tensor,
-    model: MultiResSegmenter | EncoderDecoder,
-    network: Mapping[str, Any],
-    options: argparse.Namespace,
-) -> Tensor:
-    """All output of one image; returns its labels (H, W)."""
-    x = normalize(image[None].to(options.device), network.get("mean"), network.get("std"))
-    labels = predict(model, x, flip=options.flip)[0].cpu()
-    Image.fromarray(labels.numpy()).save(options.out / f"{file.stem}.png")
-    Image.fromarray(overlay(display(image), labels, len(network["class_names"]))).save(
-        options.out / f"{file.stem}_overlay.png"
-    )
-    if options.save_attention and isinstance(model, MultiResSegmenter):
-        attention = attention_map(model, x).cpu()
-        Image.fromarray((255 * attention).byte().numpy()).save(options.out / f"{file.stem}_attention.png")
-    return labels
-
-
-def predict(model: MultiResSegmenter | EncoderDecoder, x: Tensor, *, flip: bool) -> Tensor:
+def predict(model: Network, x: Tensor, *, flip: bool) -> Tensor:
     """Labels (B, H, W); ``flip`` averages the probabilities with those of the mirrored image."""
     if not flip:
         return model.predict(x, output="labels")
@@ -131,20 +58,59 @@ def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
     return files
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec) -> Picture:
+    """Class colours over an image."""
+    picture: Picture = (0.5 * display(image) + 0.5 * paint(labels, spec.classes)).astype(np.uint8)
+    return picture
+
+
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
-    parser.add_argument("--labels", type=Path, help="folder of true labels: print the IoU of each class")
-    parser.add_argument("--palette", type=Path, help="JSON file of class names and the colours of --labels")
-    parser.add_argument("--ids", type=Path, help="JSON file of the ids of --labels and the run's")
-    parser.add_argument("--read", metavar="FILE.py:NAME", help="function that reads an image, as for own_data.py")
+    parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
+    parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
+    parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
     parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args(arguments)
+    parser.add_argument("--device", default=DEVICE)
+    options = parser.parse_args(arguments)
+    model, spec = load(options.run, options.weights)
+    if options.ids and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
+        raise ValueError("--ids is for the 19 classes of Cityscapes, which this run has not")
+    if options.save_attention and not isinstance(model, MultiResSegmenter):
+        raise ValueError("--save-attention: this network has one scale, and no attention")
+    if not (spec.takes_pictures or options.data):
+        raise ValueError("this run's images are no RGB pictures; give the FILE.py of its training by --data")
+    files = find(options.inputs, options.out, any_ending=bool(options.data))
+    images = read_data_file(options.data).target.with_files(files) if options.data else UnlabeledImages(files)
+    options.out.mkdir(parents=True, exist_ok=True)
+    model.to(options.device)
+    done = 0
+    for i, file in enumerate(tqdm(files, "predicting")):
+        try:
+            image = images[i].image
+            x, place = spec.feed(image[None], options.device), options.out / file.stem
+            labels = predict(model, x, flip=options.flip)[0].cpu()
+            written = IDS[options.ids][labels.numpy()] if options.ids else labels.numpy()
+            Image.fromarray(written).save(f"{place}.png")
+            Image.fromarray(overlay(image, labels, spec)).save(f"{place}_overlay.png")
+            if options.save_attention:
+                paid = 255 * heads(model, x)["attention"][0, 0]
+                Image.fromarray(paid.byte().cpu().numpy()).save(f"{place}_attention.png")
+            done += 1
+        except (ValueError, OSError) as error:
+            tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
+    if options.zip:
+        with zipfile.ZipFile(f"{options.out}.zip", "w") as archive:
+            for file in files:
+                if (written := options.out / f"{file.stem}.png").exists():
+                    archive.write(written, written.name)
+    print(f"{options.out}: {done} of {len(files)} images")
+    return 0 if done == len(files) else 1
 
 
 if __name__ == "__main__":

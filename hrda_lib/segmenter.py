@@ -215,9 +215,7 @@ class MultiResSegmenter(nn.Module):
             parts = [out.logits, out.context_logits, out.detail_logits]
             parts += [out.attention] if isinstance(out.attention, Tensor) else []
             channels[:] = [part.shape[1] for part in parts]
-            parts = [at_least_float32(resize(part, out.logits.shape[-2:])) for part in parts]
-            # each by itself, as in predict: on the CPU, channels beside a map change how its upsampling is rounded
-            return torch.cat([resize(part, x.shape[-2:]) for part in parts], dim=1)
+            return torch.cat([at_least_float32(resize(part, out.logits.shape[-2:])) for part in parts], dim=1)
 
         averages = self._over_windows(images, maps, window, stride, "logits", batch_size)
         fused, context, detail, *learned = torch.split(averages, channels, dim=1)

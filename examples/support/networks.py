@@ -1,86 +1,108 @@
-"""Networks of the examples: a small one to train from scratch, one around any timm encoder, and the paper's."""
+"""Networks of the examples: what a run keeps of one, a small one to train from scratch, and what any of them says."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from hrda_lib import MultiResSegmenter, ScaleAttentionHead
-from hrda_lib.models import EncoderDecoder, daformer, deeplab_v2, hrda, load_encoder_weights
+from hrda_lib import MultiResSegmenter, ScaleAttentionHead, gaussian_blur, resize
+from hrda_lib.data import IMAGENET_MEAN, IMAGENET_STD, normalize
+from hrda_lib.models import EncoderDecoder, TimmEncoder, daformer, deeplab_v2, hrda, load_encoder_weights
 
+Network = MultiResSegmenter | EncoderDecoder
 MODELS = ("small", "hrda", "daformer", "deeplab_v2")
+HEADS = ("fused", "context", "detail", "average")
+CELL = 8  # sides that two scales take are multiples of it: scale 2, output stride 4
 
 
-def build(
-    encoder: str,
-    num_classes: int,
-    *,
-    detail_size: tuple[int, int],
-    model: str = "small",
-    weights: str | Path | None = None,
-    attention: float | None = None,
-    channels: int = 3,
-) -> MultiResSegmenter | EncoderDecoder:
-    """A network for images of some ``channels``; ``weights`` initialises its encoder, a float replaces the attention.
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What it takes to build a network and to feed it."""
 
-    ``model`` is "small": two scales, our decoder around the encoder "mini" or one of timm; "hrda": the paper's two
-    scales around "mit_b0" to "mit_b5"; "daformer": the same at one scale; or "deeplab_v2": one scale, whose encoder is
-    "resnet101".
+    classes: tuple[str, ...]  # their names, in the order of the ids
+    detail_size: tuple[int, int]
+    model: str = "small"  # two scales and our decoder around "mini" or a timm encoder; or one of the papers'
+    encoder: str = "mini"  # or a name of timm; mit_b0 to mit_b5 for hrda and daformer; resnet101 for deeplab_v2
+    attention: float | None = None  # a fixed mix of context (0) and detail (1); None: learned
+    channels: int = 3
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    ignore: tuple[int, ...] = ()  # ids of its labels that mean no class, beside 255
 
-    Raises:
-        ValueError: there is no such encoder, it gives no feature pyramid from stride 4, the weights do not fit, or a
-            model of the paper is asked for other than three channels.
-    """
-    if model not in MODELS:
-        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
-    if model != "small" and channels != 3:
-        raise ValueError(f"model {model!r} takes images of 3 channels, got {channels}; 'small' takes any number")
-    if model == "small" and encoder.startswith("mit_b"):
-        raise ValueError(f"encoder {encoder!r}: gta2cityscapes.py takes it with --model hrda")
-    if model == "deeplab_v2":
-        if encoder != "resnet101":
-            raise ValueError(f"encoder of deeplab_v2 must be resnet101, got {encoder!r}")
-        deeplab = deeplab_v2(num_classes)
-        if weights is not None:
-            _load(deeplab.encoder, weights, beside=("fc.",))
-        return deeplab
-    if model in ("hrda", "daformer"):
-        paper = (
-            hrda(encoder, num_classes, detail_size=detail_size, fixed_attention=attention)
-            if model == "hrda"
-            else daformer(encoder, num_classes)
-        )
-        if weights is not None:
-            load_encoder_weights(paper.encoder, weights)
-        return paper
-    if encoder == "mini":
-        network: nn.Module = MiniEncoder(channels)
-        widths = MiniEncoder.widths
-        if weights is not None:
-            _load(network, weights)
-    else:
-        network = TimmEncoder(encoder, weights, channels)
-        widths = network.widths
-    decoder = PyramidDecoder(widths, num_classes)
-    scale_attention = ScaleAttentionHead(widths, num_classes, embed_dims=16) if attention is None else attention
-    return MultiResSegmenter(network, decoder, scale_attention, detail_size=detail_size)
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether its images are RGB pictures of 8 bits."""
+        return (self.channels, tuple(self.mean)) == (3, IMAGENET_MEAN)
+
+    def build(self, weights: str | Path | None = None) -> Network:
+        """With random weights, or those of a file in its encoder.
+
+        Raises:
+            ValueError: there is no such network, or the weights do not fit.
+        """
+        count, network = len(self.classes), self.model
+        if network != "small" and self.channels != 3:
+            raise ValueError(f"model {network!r} takes images of 3 channels, got {self.channels}; 'small' takes any")
+        built: Network
+        match network, self.encoder:
+            case "small", _:
+                return self._small(weights)
+            case "hrda", encoder:
+                built = hrda(encoder, count, detail_size=self.detail_size, fixed_attention=self.attention)
+            case "daformer", encoder:
+                built = daformer(encoder, count)
+            case "deeplab_v2", "resnet101":
+                built = deeplab_v2(count)
+            case "deeplab_v2", encoder:
+                raise ValueError(f"encoder of deeplab_v2 must be resnet101, got {encoder!r}")
+            case _:
+                raise ValueError(f"model must be one of {', '.join(MODELS)}, got {network!r}")
+        if weights and network == "deeplab_v2":
+            _load(built.encoder, weights, beside=("fc.",))
+        elif weights:
+            load_encoder_weights(built.encoder, weights)
+        return built
+
+    def _small(self, weights: str | Path | None) -> MultiResSegmenter:
+        encoder: MiniEncoder | FromStrideFour
+        if self.encoder.startswith("mit_b"):
+            raise ValueError(f"encoder {self.encoder!r}: gta2cityscapes.py takes it with --model hrda")
+        if self.encoder == "mini":
+            encoder = MiniEncoder(self.channels)
+            if weights:
+                _load(encoder, weights)
+        else:
+            encoder = FromStrideFour(TimmEncoder(self.encoder, weights=weights or None, in_channels=self.channels))
+        count, widths = len(self.classes), encoder.channels
+        decoder = PyramidDecoder(widths, count)
+        attention = ScaleAttentionHead(widths, count, embed_dims=16) if self.attention is None else self.attention
+        return MultiResSegmenter(encoder, decoder, attention, detail_size=self.detail_size)
+
+    def feed(self, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """(B, K, H, W) as data sets give them, to what the network takes.
+
+        Raises:
+            ValueError: they have other channels.
+        """
+        if images.shape[1] != self.channels:
+            raise ValueError(f"images must have {self.channels} channels for this network, got {images.shape[1]}")
+        return normalize(images.to(device), self.mean, self.std)
 
 
 class MiniEncoder(nn.Module):
     """Three levels at strides 4, 8 and 16, 0.5 M parameters."""
 
-    widths: tuple[int, ...] = (32, 64, 96)
+    channels: tuple[int, ...] = (32, 64, 96)
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, in_channels: int = 3) -> None:
         super().__init__()
-        self.stem = _conv(channels, 16, stride=2)
-        widths = (16, *self.widths)
+        self.stem = _conv(in_channels, 16, stride=2)
+        widths = (16, *self.channels)
         self.stages = nn.ModuleList(
             nn.Sequential(_conv(below, width, stride=2), *(ResidualBlock(width) for _ in range(depth)))
-            for below, width, depth in zip(widths, self.widths, (1, 2, 2), strict=False)
+            for below, width, depth in zip(widths, self.channels, (1, 2, 2), strict=False)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -106,6 +128,21 @@ class ResidualBlock(nn.Module):
         return out.relu()
 
 
+class FromStrideFour(nn.Module):
+    """The levels of an encoder from stride 4 on."""
+
+    def __init__(self, body: TimmEncoder) -> None:
+        super().__init__()
+        if 4 not in body.strides:
+            raise ValueError(f"encoder must have a level at stride 4 for the decoder, it has strides {body.strides}")
+        self.body, self.first = body, body.strides.index(4)
+        self.channels: tuple[int, ...] = body.channels[self.first :]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        levels: list[Tensor] = self.body(images)
+        return levels[self.first :]
+
+
 class PyramidDecoder(nn.Module):
     """Embed every level, add the image's mean and a dilated view of the coarsest, and fuse at the finest."""
 
@@ -121,41 +158,35 @@ class PyramidDecoder(nn.Module):
         levels = [embed(feature) for embed, feature in zip(self.embed, features, strict=True)]
         levels[-1] = levels[-1] + self.pooled(features[-1].mean(dim=(2, 3), keepdim=True))
         levels.append(self.dilated(features[-1]))
-        size = features[0].shape[-2:]
-        fused = torch.cat([interpolate(x, size=size, mode="bilinear", align_corners=False) for x in levels], dim=1)
-        logits: Tensor = self.classifier(self.fuse(fused))
+        size = (features[0].shape[-2], features[0].shape[-1])
+        logits: Tensor = self.classifier(self.fuse(torch.cat([resize(x, size) for x in levels], dim=1)))
         return logits
 
 
-class TimmEncoder(nn.Module):
-    """The levels of a timm encoder from stride 4 on, channels first."""
+def heads(model: Network, x: Tensor, window: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    """Logits (B, C, H, W) of every head of a network, by name.
 
-    def __init__(self, name: str, weights: str | Path | None, channels: int = 3) -> None:
-        super().__init__()
-        try:
-            import timm
-        except ImportError:
-            raise ValueError(f"encoder {name!r} needs timm: pip install timm") from None
-        settings: dict[str, Any] = {"features_only": True, "in_chans": channels}
-        if weights is not None:
-            settings |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
-        try:
-            self.body = timm.create_model(name, **settings)
-        except (RuntimeError, OSError, KeyError, AttributeError) as error:
-            raise ValueError(f"encoder {name!r} (weights {weights}): {error}") from None
-        reductions = self.body.feature_info.reduction()
-        if 4 not in reductions:
-            raise ValueError(
-                f"encoder {name!r} has levels at strides {reductions}; the decoder needs them from stride 4 on"
-            )
-        self.first = reductions.index(4)
-        self.widths = tuple(self.body.feature_info.channels()[self.first :])
+    They are "fused", "context", "detail" and "average", the plain average of these two, with "attention" (B, 1, H, W),
+    what the predicted class pays to the detail; one scale has "fused" alone.
+    """
+    if isinstance(model, EncoderDecoder):
+        return {"fused": model.predict(x, window=window)}
+    fused, context, detail, attention = model.predict_scales(x, window=window)
+    predicted = fused.argmax(dim=1, keepdim=True) % attention.shape[1]  # one map may be that of all classes
+    average = (context + detail) / 2
+    paid = attention.gather(1, predicted)
+    return {"fused": fused, "context": context, "detail": detail, "average": average, "attention": paid}
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        levels = self.body(images)[self.first :]
-        return [
-            x if x.shape[1] == width else x.permute(0, 3, 1, 2) for x, width in zip(levels, self.widths, strict=True)
-        ]
+
+def jitter_and_blur(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """For images of any channels: brightness, contrast and blur of (B, K, H, W), as often as StrongAugment's."""
+    jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([0.8, 0.5])).tolist()
+    if jittered:
+        brightness, contrast = (2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1).to(images)
+        images = images * (1 + 0.2 * contrast) + 0.5 * brightness
+    if blurred:
+        images = gaussian_blur(images, 0.15 + torch.rand(len(images), generator=generator))
+    return images
 
 
 def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dilation: int = 1) -> nn.Sequential:

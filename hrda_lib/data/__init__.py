@@ -1,25 +1,40 @@
 """Data sets and sampling. Imported by examples, never by a primitive; needs Pillow."""
 
-from hrda_lib.data.acdc import Acdc
-from hrda_lib.data.bdd100k import Bdd100k
-from hrda_lib.data.cityscapes import Cityscapes
-from hrda_lib.data.classes import CITYSCAPES
-from hrda_lib.data.colours import StoredColours
-from hrda_lib.data.crops import SourceCrop, SourceCrops, TargetCrop, TargetCrops
-from hrda_lib.data.dark_zurich import DarkZurich
-from hrda_lib.data.folders import Concatenated, Folders
-from hrda_lib.data.gta import Gta
-from hrda_lib.data.labeled_files import LabeledFiles, Sample, UnlabeledImages, UnlabeledSample
+from hrda_lib.data.concatenated import Concatenated
+from hrda_lib.data.folders import Folders, image_files
+from hrda_lib.data.label_counts import check_classes, count_labels, read_published_counts
+from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.list_file import ListFile
-from hrda_lib.data.mapillary import Mapillary
-from hrda_lib.data.rare_class import RareClasses, check_classes, count_labels, read_published_counts
+from hrda_lib.data.normalization import IMAGENET_MEAN, IMAGENET_STD, channel_statistics, normalize
+from hrda_lib.data.opening import DATASET_KINDS, open_dataset, open_labeled_splits
+from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.data.relabeled import Relabeled
 from hrda_lib.data.resized import Resized, ResizedImages
+from hrda_lib.data.samples import LabelClass, LabeledImages, Sample, UnlabeledSample
+from hrda_lib.data.skipping import OnError
 from hrda_lib.data.step_batches import StepBatches
-from hrda_lib.data.synthia import SYNTHIA_CLASSES, SYNTHIA_CLASSES_13, Synthia
+from hrda_lib.data.stored_colours import StoredColours
+from hrda_lib.data.stored_ids import count_ids
+from hrda_lib.data.streams import SourceCrop, SourceCrops, TargetCrop, TargetCrops
+from hrda_lib.data.streets import (
+    CITYSCAPES,
+    SYNTHIA_CLASSES,
+    SYNTHIA_CLASSES_13,
+    Acdc,
+    Bdd100k,
+    Cityscapes,
+    DarkZurich,
+    Gta,
+    Mapillary,
+    Synthia,
+)
+from hrda_lib.data.unlabeled_images import UnlabeledImages
 
 __all__ = [
     "CITYSCAPES",
+    "DATASET_KINDS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "SYNTHIA_CLASSES",
     "SYNTHIA_CLASSES_13",
     "Acdc",
@@ -29,9 +44,12 @@ __all__ = [
     "DarkZurich",
     "Folders",
     "Gta",
+    "LabelClass",
     "LabeledFiles",
+    "LabeledImages",
     "ListFile",
     "Mapillary",
+    "OnError",
     "RareClasses",
     "Relabeled",
     "Resized",
@@ -46,7 +64,13 @@ __all__ = [
     "TargetCrops",
     "UnlabeledImages",
     "UnlabeledSample",
+    "channel_statistics",
     "check_classes",
+    "count_ids",
     "count_labels",
+    "image_files",
+    "normalize",
+    "open_dataset",
+    "open_labeled_splits",
     "read_published_counts",
 ]

@@ -1,11 +1,10 @@
-"""Labelled images in two plain folders, and several data sets as one."""
+"""Labelled images in two plain folders."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from hrda_lib.data.labeled_files import LabeledFiles, LabeledImages, Sample, count_of, label_reader
+from hrda_lib.data.labeled_files import LabeledFiles
+from hrda_lib.data.readers import Reader, label_reader
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -36,8 +35,8 @@ class Folders(LabeledFiles):
         root: str | Path,
         *,
         ignore: Sequence[int] = (),
-        read_image: Callable[[Path], Tensor] | None = None,
-        read_label: Callable[[Path], Tensor] | None = None,
+        read_image: Reader | None = None,
+        read_label: Reader | None = None,
     ) -> None:
         self.root, self.ignore = Path(root), list(ignore)
         reader, settings = label_reader(self.ignore, read_label)
@@ -47,52 +46,17 @@ class Folders(LabeledFiles):
         super().__init__(images, labels, names, read_image=read_image, read_label=reader, settings=settings)
 
 
-class Concatenated:
-    """Several labelled data sets, one after the other: for example a source and a few labelled target images.
+def image_files(folder: str | Path, *, any_ending: bool = False) -> list[Path]:
+    """The image files of a folder, by name: a target's, for :class:`UnlabeledImages`.
 
-    Raises:
-        ValueError: there is no data set.
-    """
-
-    def __init__(self, datasets: Sequence[LabeledImages]) -> None:
-        self._datasets = list(datasets)
-        if not self._datasets:
-            raise ValueError("datasets must hold at least one data set, got none")
-        self._where = [(dataset, index) for dataset in self._datasets for index in range(len(dataset))]
-
-    def __len__(self) -> int:
-        return len(self._where)
-
-    def __getitem__(self, index: int) -> Sample:
-        dataset, inner = self._where[index]
-        return dataset[inner]
-
-    def label(self, index: int) -> Tensor:
-        """The label (H, W) uint8 alone, without reading the image."""
-        dataset, inner = self._where[index]
-        return dataset.label(inner)
-
-    def count(self, index: int) -> Tensor:
-        """Pixels of each id in the label, (256,) int64."""
-        dataset, inner = self._where[index]
-        return count_of(dataset, inner)
-
-    def label_file(self, index: int) -> Path:
-        """Where the label of an image is expected."""
-        dataset, inner = self._where[index]
-        return dataset.label_file(inner)
-
-    def fingerprint(self) -> str:
-        """Changes when any label of any part does."""
-        return " ".join(dataset.fingerprint() for dataset in self._datasets)
-
-
-def image_files(folder: Path, *, any_ending: bool = False) -> list[Path]:
-    """Image files of a folder, by name; with ``any_ending`` all files that are not hidden.
+    Args:
+        folder: where they lie.
+        any_ending: take every file that is not hidden, not only ``.png``, ``.jpg``, ``.jpeg``, ``.bmp`` and ``.webp``.
 
     Raises:
         ValueError: the folder is missing, holds no image, or two images whose names differ in the ending only.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     if any_ending:

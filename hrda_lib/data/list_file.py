@@ -1,11 +1,10 @@
 """Labelled images named by a list."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from hrda_lib.data.labeled_files import LabeledFiles, label_reader
+from hrda_lib.data.labeled_files import LabeledFiles
+from hrda_lib.data.readers import Reader, label_reader
 
 
 class ListFile(LabeledFiles):
@@ -30,8 +29,8 @@ class ListFile(LabeledFiles):
         file: str | Path,
         *,
         ignore: Sequence[int] = (),
-        read_image: Callable[[Path], Tensor] | None = None,
-        read_label: Callable[[Path], Tensor] | None = None,
+        read_image: Reader | None = None,
+        read_label: Reader | None = None,
     ) -> None:
         self.file, self.ignore = Path(file), list(ignore)
         try:

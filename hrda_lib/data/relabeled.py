@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrda_lib.data.labeled_files import LabeledImages, Sample, count_of
-from hrda_lib.data.reading import renumbered
+from hrda_lib.data.samples import LabeledImages, Sample, count_of
+from hrda_lib.data.stored_ids import renumbered
 
 
 class Relabeled:

@@ -1,5 +1,6 @@
 """Data sets at another resolution."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hrda_lib._checks import pair
-from hrda_lib.data.labeled_files import LabeledImages, Sample, UnlabeledImages, UnlabeledSample
+from hrda_lib.data.samples import LabeledImages, Sample, UnlabeledSample
+from hrda_lib.data.unlabeled_images import UnlabeledImages
 
 
 class Resized:
@@ -69,6 +71,14 @@ class ResizedImages(UnlabeledImages):
     def files(self) -> list[Path]:
         """The image files, in order."""
         return self.dataset.files
+
+    def with_files(self, files: Sequence[Path]) -> "ResizedImages":
+        """Other files, read and resized in the same way; their samples are named by them."""
+        return ResizedImages(self.dataset.with_files(files), self.size)
+
+    def fingerprint(self) -> str:
+        """Changes with the size, and when any image file does."""
+        return f"{self.dataset.fingerprint()} in {self.size[0]}x{self.size[1]}"
 
     def __getitem__(self, index: int) -> UnlabeledSample:
         image, name = self.dataset[index]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_bad_files import write
 from torch import Tensor
 from torch.utils.data import DataLoader
+from trees import write
 
 from hrda_lib.data import Folders, RareClasses, SourceCrops, StepBatches, TargetCrops, count_labels
 
@@ -30,7 +30,7 @@ def equal(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # more than cores
 def test_any_number_of_workers_and_any_start(tmp_path: Path) -> None:
-    write(tmp_path)
+    write(tmp_path, 4)
     whole = stream(tmp_path, StepBatches(2, 7), 0)
     assert [batch[0].shape for batch in whole] == [(2, 3, 8, 16)] * 7
     for workers in (1, 3):
@@ -41,7 +41,7 @@ def test_any_number_of_workers_and_any_start(tmp_path: Path) -> None:
 
 
 def test_ranks_together_are_one_process(tmp_path: Path) -> None:
-    write(tmp_path)
+    write(tmp_path, 4)
     whole = stream(tmp_path, StepBatches(4, 3), 0)
     ranks = [stream(tmp_path, StepBatches(2, 3, rank=rank, world=2), 0) for rank in range(2)]
     together = [tuple(torch.cat(parts) for parts in zip(*step, strict=True)) for step in zip(*ranks, strict=True)]
@@ -49,13 +49,13 @@ def test_ranks_together_are_one_process(tmp_path: Path) -> None:
 
 
 def test_source_and_target_draw_independently(tmp_path: Path) -> None:
-    data = Folders(write(tmp_path))
+    data = Folders(write(tmp_path, 4))
     source, target = SourceCrops(data, (8, 16), max_class_share=1), TargetCrops(data.unlabeled(), (8, 16))
     assert not all(torch.equal(source[k].image, target[k].image) for k in range(12))
 
 
 def test_the_streams_have_no_end_but_their_sampler(tmp_path: Path) -> None:
-    crops = TargetCrops(Folders(write(tmp_path)).unlabeled(), 8)
+    crops = TargetCrops(Folders(write(tmp_path, 4)).unlabeled(), 8)
     assert crops[10**9].image.shape == (3, 8, 8)
     assert len(StepBatches(2, 100_000, start=99_999)) == 1
     with pytest.raises(TypeError, match=r"^an endless stream has no length; give it one, or take its samples by StepB"):

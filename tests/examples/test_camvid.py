@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chi_square import surprise
 from PIL import Image
 from test_examples import EXAMPLES, run
-from test_streams import surprise
 
 from hrda_lib.data import Folders, RareClasses, SourceCrops, TargetCrops, check_classes, count_labels
 

@@ -7,39 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_stored_labels import cityscapes, gta
-from test_streets import acdc, bdd100k, dark_zurich, list_file, mapillary, synthia
+from trees import cityscapes, gta
 
 import check_data
 from hrda_lib.data import Cityscapes, RareClasses, count_labels
-from support.datasets import open_all
-
-
-@pytest.mark.parametrize(
-    ("build", "names"),
-    [
-        (gta, ["gta"]),
-        (cityscapes, ["cityscapes train", "cityscapes val"]),
-        (synthia, ["synthia"]),
-        (acdc, ["acdc train", "acdc val"]),
-        (dark_zurich, ["dark_zurich train", "dark_zurich val"]),
-    ],
-)
-def test_kinds_are_recognised(build: object, names: list[str], tmp_path: Path) -> None:
-    build(tmp_path)
-    assert list(open_all(tmp_path)) == names
-
-
-def test_named_kinds_and_lists(tmp_path: Path) -> None:
-    bdd100k(tmp_path / "a")
-    (tmp_path / "a/images/10k/train").mkdir()
-    with pytest.raises(ValueError, match=r"images/10k/train: no \*\.jpg in this folder"):
-        open_all(tmp_path / "a")
-    mapillary(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"b: no data set is recognised here; one holds, for cityscapes: leftImg8bit;"):
-        open_all(tmp_path / "b")
-    list_file(tmp_path / "c")
-    assert list(open_all(tmp_path / "c" / "list.txt")) == ["list.txt"]
 
 
 def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

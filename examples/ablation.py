@@ -1,0 +1,47 @@
+"""Every arm on several seeds: mean and spread of what each part of HRDA adds, as a table, a panel and curves.
+
+    python examples/ablation.py                                          all arms on three seeds of the toy data
+    python examples/ablation.py --arms control hrda context --seeds 1
+    python examples/ablation.py --gta DIR --cityscapes DIR [--recipe NAME]
+
+Options are those of gta2cityscapes.py. What is complete is kept: a call that adds arms or seeds trains only these.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import gta2cityscapes
+from gta2cityscapes import Arm, parse, run
+from support.command_line import run_main
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "context": ("context alone", {"objective": "context", "fixed_attention": 0.0}),
+    "detail": ("detail alone", {"objective": "detail", "fixed_attention": 1.0}),
+    "average": ("both, fixed average", {"fixed_attention": 0.5}),
+    "separate": (
+        "both, separate losses",
+        {"objective": "separate", "detail_weight": 0.5, "fixed_attention": 0.5},
+    ),
+}
+ARMS = {**gta2cityscapes.ARMS, "control-long": Arm("source only, as much time as hrda", "source", length=2.6)}
+for _name, (_title, _changes) in VARIANTS.items():
+    ARMS[f"{_name}-source"] = Arm(f"{_title}, source only", changes=_changes)
+    ARMS[_name] = ARMS["hrda"]._replace(title=_title, start=f"{_name}-source", changes=_changes)
+ALL = ("source", "control", "control-long", "oracle", *VARIANTS, "hrda")
+
+
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(arms=ALL)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from --seed on (default: %(default)s)")
+    settings, running, folders, options = parse(parser, arguments, ARMS)
+    if options["seeds"] < 1:
+        parser.error(f"--seeds must be positive, got {options['seeds']}")
+    return run(ARMS, settings, running, folders, options["class_stats"], options["seeds"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

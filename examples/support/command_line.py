@@ -1,0 +1,118 @@
+"""Settings from a dataclass, a recipe and the command line, in this order; and what every script ends with."""
+
+import argparse
+import functools
+import signal
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args
+
+import torch
+
+from hrda_lib.data import OnError
+
+P = ParamSpec("P")
+Settings = TypeVar("Settings")
+RECIPES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Stopped(Exception):
+    """Something ended a run whose work was kept; the cause is the error."""
+
+
+class Running(NamedTuple):
+    """What changes no result."""
+
+    out: Path
+    overwrite: bool
+    device: str
+    workers: int
+    on_error: OnError
+
+
+def run_main(main: Callable[P, int]) -> Callable[P, int]:
+    """A script's main, with exit status 1 after a fault that left something, 2 if refused, 130 if interrupted."""
+
+    @functools.wraps(main)
+    def run(*arguments: P.args, **named: P.kwargs) -> int:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
+        try:
+            return main(*arguments, **named)
+        except Stopped as stop:
+            problem, status = str(stop), 130 if isinstance(stop.__cause__, KeyboardInterrupt) else 1
+        except KeyboardInterrupt:
+            problem, status = "interrupted", 130
+        except (ValueError, OSError, RuntimeError, AssertionError, OverflowError, MemoryError) as error:
+            problem, status = reason(error), 2
+        print(f"{Path(main.__code__.co_filename).name}: {problem}", file=sys.stderr)
+        return status
+
+    return run
+
+
+def reason(error: BaseException) -> str:
+    """The line of an error that says what is wrong; one from a loader's worker ends with it."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].removeprefix(f"{type(error).__name__}: ") if lines[0].startswith("Caught ") else lines[0]
+
+
+def setting(default: Any, text: str, choices: Sequence[Any] | None = None, *, lowest: int = 0) -> Any:
+    """A field of a dataclass of settings: its default, and what the command line says about it."""
+    return field(default=default, metadata={"help": text, "choices": choices, "lowest": lowest})
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, settings: type[Settings], *, but: Sequence[str] = (), recipe: str | None = None
+) -> None:
+    """An option for each field of a dataclass of :func:`setting`; the help shows what holds without it."""
+    values = read_settings(settings, recipe, {})
+    for entry in fields(settings):  # type: ignore[arg-type]
+        default: Any = entry.default
+        many = isinstance(default, tuple)
+        shown = parser.get_default(entry.name) or getattr(values, entry.name)
+        if entry.name not in but:
+            parser.add_argument(
+                f"--{entry.name.replace('_', '-')}",
+                type=type(default[0] if many else 0.0 if default is None else default),
+                nargs=None if not many else "+" if isinstance(default[0], str) else len(default),
+                choices=entry.metadata["choices"],
+                help=f"{entry.metadata['help']} (default: {shown})",
+            )
+
+
+def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
+    """The options of :class:`Running`; without a default, ``--out`` must be given."""
+    text = f"default: {out}" if out else "the run folder"
+    parser.add_argument("--out", type=Path, default=out, required=out is None, help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace what --out holds of other settings")
+    parser.add_argument("--device", default=DEVICE, help="of torch")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load each domain; results do not change")
+    parser.add_argument("--on-error", choices=get_args(OnError), default="raise", help="of files that cannot be read")
+
+
+def read_settings(settings: type[Settings], recipe: str | None, options: Mapping[str, Any]) -> Settings:
+    """Defaults, over them a recipe, over it the options that were given."""
+    values = tomllib.loads(RECIPES[recipe].read_text()) if recipe else {}
+    for entry in fields(settings):  # type: ignore[arg-type]
+        name, lowest = entry.name, entry.metadata["lowest"]
+        value = values.get(name, entry.default) if options.get(name) is None else options[name]
+        values[name] = tuple(value) if isinstance(value, list) else value
+        numbers = [x for x in (value if isinstance(value, Sequence) else (value,)) if isinstance(x, int | float)]
+        if not all(lowest <= x < float("inf") for x in numbers):  # narrower ranges are checked where they matter
+            raise ValueError(f"--{name.replace('_', '-')} must be finite and at least {lowest}, got {value}")
+    return settings(**values)
+
+
+def read_running(options: Mapping[str, Any]) -> Running:
+    """What :func:`add_running` asked for."""
+    running = Running(**{name: options[name] for name in Running._fields})
+    if running.workers < 0:
+        raise ValueError(f"--workers must not be negative, got {running.workers}")
+    torch.empty(0, device=running.device)  # where it cannot be, that is known now
+    return running

@@ -1,0 +1,94 @@
+"""The data sets of a source and a target of street scenes, looked through before anything is trained on them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hrda_lib.data import (
+    CITYSCAPES,
+    LabeledFiles,
+    OnError,
+    ResizedImages,
+    UnlabeledImages,
+    check_classes,
+    count_labels,
+    open_dataset,
+    read_published_counts,
+)
+from toy.data import write_toy_data
+
+KINDS = ("gta", "synthia", "cityscapes", "acdc", "dark_zurich")
+NAMES = tuple(entry.name for entry in CITYSCAPES)
+
+
+class Domains(NamedTuple):
+    """Labelled source, target whose labels only an oracle reads, and what the results are measured on."""
+
+    source: LabeledFiles
+    target: LabeledFiles
+    val: LabeledFiles
+    counts: Tensor
+    """Pixels of each class in each source image."""
+    key: str
+    """Changes when an image or a label does."""
+
+
+def open_domains(
+    source: str,
+    target: str,
+    folders: Mapping[str, Path],
+    out: Path,
+    *,
+    seed: int,
+    stats: Path | None,
+    on_error: OnError,
+) -> Domains:
+    """Find the data sets in their folders, or without any draw the toy ones; every label is counted once.
+
+    Raises:
+        ValueError: a folder, file or label is missing or broken, or holds other ids.
+    """
+    key = ""
+    if not folders:
+        root = out / "data" / f"seed{seed}"
+        key = str(write_toy_data(root, seed=seed))
+        folders = {"gta": root / "gta", "cityscapes": root / "cityscapes"}
+    labeled = open_dataset(folders[source], "train", kind=source)
+    train, val = (open_dataset(folders[target], split, kind=target) for split in ("train", "val"))
+    if stats:
+        counts = read_published_counts(stats, labeled.names)[:, : len(NAMES)]
+    else:
+        counts = count_classes(labeled, out / f"{source}_counts.json", on_error)
+    pixels = torch.zeros(1, 256, dtype=torch.int64)
+    for i in tqdm(range(len(val)), "checking val"):  # images too: a broken one would be found after training
+        pixels += val[i].label.flatten().bincount(minlength=256)
+    check_ids(val, pixels)
+    parts = (labeled, val, labeled.unlabeled(), train.unlabeled(), val.unlabeled())
+    return Domains(labeled, train, val, counts, f"{stats} {key or ' '.join(part.fingerprint() for part in parts)}")
+
+
+def fitted(images: UnlabeledImages, size: tuple[int, int]) -> UnlabeledImages:
+    """Images that fit into (h, w); (0, 0) leaves them as they are."""
+    return ResizedImages(images, size) if all(size) else images
+
+
+def count_classes(labeled: LabeledFiles, cache: Path, on_error: OnError) -> Tensor:
+    """Pixels of each class in each image, (N, 19); every label is read once, and refused if it holds no ids."""
+    cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
+    counts = count_labels(labeled, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error)
+    check_ids(labeled, counts)
+    return counts[:, : len(NAMES)]
+
+
+def check_ids(labeled: LabeledFiles, counts: Tensor) -> None:
+    """Refuse ids that are no class, and train ids stored in the place of ids: read as ids they are road to wall."""
+    check_classes(labeled, counts, len(NAMES))
+    if not counts[:, NAMES.index("traffic light") : len(NAMES)].any():
+        raise ValueError(
+            f"{labeled.label_file(0)}: neither this nor another of the {len(labeled)} labels has a class after pole; "
+            "are these train ids? The ids of GTA and Cityscapes are expected (*_labelIds.png)"
+        )

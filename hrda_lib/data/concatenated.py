@@ -1,0 +1,48 @@
+"""Several data sets as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from hrda_lib.data.samples import LabeledImages, Sample, count_of
+
+
+class Concatenated:
+    """Several labelled data sets, one after the other: for example a source and a few labelled target images.
+
+    Raises:
+        ValueError: there is no data set.
+    """
+
+    def __init__(self, datasets: Sequence[LabeledImages]) -> None:
+        self._datasets = list(datasets)
+        if not self._datasets:
+            raise ValueError("datasets must hold at least one data set, got none")
+        self._where = [(dataset, index) for dataset in self._datasets for index in range(len(dataset))]
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: int) -> Sample:
+        dataset, inner = self._where[index]
+        return dataset[inner]
+
+    def label(self, index: int) -> Tensor:
+        """The label (H, W) uint8 alone, without reading the image."""
+        dataset, inner = self._where[index]
+        return dataset.label(inner)
+
+    def count(self, index: int) -> Tensor:
+        """Pixels of each id in the label, (256,) int64."""
+        dataset, inner = self._where[index]
+        return count_of(dataset, inner)
+
+    def label_file(self, index: int) -> Path:
+        """Where the label of an image is expected."""
+        dataset, inner = self._where[index]
+        return dataset.label_file(inner)
+
+    def fingerprint(self) -> str:
+        """Changes when any label of any part does."""
+        return " ".join(dataset.fingerprint() for dataset in self._datasets)

@@ -1,0 +1,163 @@
+"""How many pixels of each class every label has."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hrda_lib.data.samples import LabeledImages, count_of
+from hrda_lib.data.skipping import OnError, Skipped, log
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+def count_labels(
+    dataset: LabeledImages,
+    *,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    on_error: OnError = "raise",
+) -> Tensor:
+    """Pixels of each label id in each image, (N, 256) int64. Opens every label once; images are not read.
+
+    A data set that counts faster than it reads a label has a method ``count(index)``, as :class:`LabeledFiles` does.
+
+    Args:
+        dataset: labelled images.
+        cache: a JSON file that keeps the counts; used again while the labels are unchanged.
+        progress: wraps the range of images, as ``tqdm`` does.
+        workers: threads; None: one a core.
+        on_error: what a label does that cannot be read: "raise", or "skip": it is logged, and its row is 0, so that
+            :class:`RareClasses` never draws it. Such counts are not cached.
+
+    Raises:
+        ValueError: a label cannot be read, or none can, or there is no image or no worker.
+    """
+    if not len(dataset) or (workers is not None and workers < 1):
+        raise ValueError(f"dataset and workers must be at least one, got {len(dataset)} images and {workers} workers")
+    skipped = Skipped(len(dataset), on_error)
+    path = None if cache is None else Path(cache)
+    fingerprint = dataset.fingerprint() if path else ""
+    if path and (kept := _load(path, fingerprint)) is not None:
+        return kept
+    counts = _counted(dataset, skipped, progress, workers)
+    left_out = len(skipped.indices())
+    if left_out:
+        log.warning("%d of %d labels cannot be read and are left out", left_out, len(dataset))
+    if left_out == len(dataset):
+        raise ValueError(f"{dataset.label_file(0)}: neither this nor another of the {len(dataset)} labels can be read")
+    if path and not left_out:
+        try:
+            _save(path, fingerprint, counts)
+        except OSError as error:  # the work is done: better no cache than no counts
+            log.warning("%s: cannot be written, labels will be counted again (%s)", path, error)
+    return counts
+
+
+def _counted(dataset: LabeledImages, skipped: Skipped, progress: Progress | None, workers: int | None) -> Tensor:
+    def count_or_skip(index: int) -> Tensor:
+        try:
+            return count_of(dataset, index)
+        except (ValueError, OSError) as error:
+            skipped.add(index, error)
+            return torch.zeros(256, dtype=torch.int64)
+
+    indices, rows = range(len(dataset)), list[Tensor]()
+    pool = ThreadPoolExecutor(workers or os.cpu_count())  # Pillow decodes beside other threads
+    try:
+        # the results come first in zip: progress moves on when a label is done
+        for row, _ in zip(pool.map(count_or_skip, indices), progress(indices) if progress else indices, strict=True):
+            rows.append(row)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return torch.stack(rows)
+
+
+def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
+    """Pixels of each class in each image, (N, 256) int64, from a JSON file of the released code.
+
+    ``sample_class_stats.json`` lists the counts image by image, ``samples_with_class.json`` class by class; classes are
+    train ids. The file ``NAME_labelTrainIds.png`` belongs to the image NAME.
+
+    Args:
+        file: one of the two.
+        names: the images' names (:attr:`LabeledFiles.names`).
+
+    Raises:
+        ValueError: the file is not of this kind, or has no entry for an image.
+    """
+    path, counts = Path(file), torch.zeros(len(names), 256, dtype=torch.int64)
+    index = {name: i for i, name in enumerate(names)}
+    for stem, label, pixels in _published_rows(path):
+        ends = [i for i, letter in enumerate(f"{stem}_") if letter == "_"]
+        name = next((stem[:end] for end in reversed(ends) if stem[:end] in index), None)
+        if name is not None:
+            if not 0 <= label < 255:
+                raise ValueError(f"{path}: label {label} of {stem} is no train id")
+            if not 0 <= pixels < 2**40:
+                raise ValueError(f"{path}: {pixels} is no number of pixels of {stem}")
+            counts[index[name], label] = pixels
+    empty = (counts.sum(dim=1) == 0).nonzero().flatten()
+    if len(empty):
+        raise ValueError(f"{path}: no entry for {names[int(empty[0])]} ({len(empty)} of {len(names)} images have none)")
+    return counts
+
+
+def _published_rows(path: Path) -> list[tuple[str, int, int]]:
+    """(file without folder and ending, class, pixels) of either kind of file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            entries = [(where, label, pixels) for label, images in content.items() for where, pixels in images]
+        else:
+            entries = [(row["file"], label, row[label]) for row in content for label in row if label != "file"]
+        return [(Path(where.replace("\\", "/")).stem, int(label), int(pixels)) for where, label, pixels in entries]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as sample_class_stats.json or samples_with_class.json ({error})"
+        ) from None
+
+
+def check_classes(dataset: LabeledImages, counts: Tensor, num_classes: int, *, ignore_index: int = 255) -> None:
+    """Refuse label ids outside [0, num_classes), other than ``ignore_index``.
+
+    Raises:
+        ValueError: names the first file and the id.
+    """
+    outside = counts.clone()
+    outside[:, :num_classes] = 0
+    outside[:, ignore_index] = 0
+    found = outside.nonzero()
+    if len(found):
+        index, label = found[0].tolist()
+        raise ValueError(
+            f"{dataset.label_file(index)}: label {label} is outside the {num_classes} classes 0..{num_classes - 1} "
+            f"(and not the ignored {ignore_index})"
+        )
+
+
+def _load(path: Path, fingerprint: str) -> Tensor | None:
+    """Counts of the same files, or None: a missing, older or broken cache is counted anew."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["fingerprint"] != fingerprint:
+            return None
+        counts = torch.zeros(len(kept["counts"]), 256, dtype=torch.int64)
+        for row, pixels in zip(counts, kept["counts"], strict=True):
+            row[[int(label) for label in pixels]] = torch.tensor(list(pixels.values()), dtype=torch.int64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
+        return None
+    return counts
+
+
+def _save(path: Path, fingerprint: str, counts: Tensor) -> None:
+    rows = [{label: pixels for label, pixels in enumerate(row) if pixels} for row in counts.tolist()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps({"fingerprint": fingerprint, "counts": rows}), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,51 @@
+"""Image files without labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hrda_lib.data.layout import state_of
+from hrda_lib.data.readers import Reader, image_of
+from hrda_lib.data.samples import UnlabeledSample
+
+
+class UnlabeledImages:
+    """Images without any label path: what a target is.
+
+    Args:
+        files: image files, in the order in which they are indexed.
+        names: the samples' names; None: the files' without ending.
+        read_image: gives the image of a file, (K, H, W) uint8 or float32; None: pictures of 8 bits, as (3, H, W) uint8.
+
+    Raises:
+        ValueError: on reading, a file is missing or broken, the reader fails, or gives something else. The message
+            starts with the file.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        names: Sequence[str] | None = None,
+        *,
+        read_image: Reader | None = None,
+    ) -> None:
+        self._files, self._read_image = list(files), read_image
+        self._names = [file.stem for file in files] if names is None else list(names)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def files(self) -> list[Path]:
+        """The image files, in order."""
+        return list(self._files)
+
+    def with_files(self, files: Sequence[Path]) -> "UnlabeledImages":
+        """Other files, read in the same way; their samples are named by them."""
+        return UnlabeledImages(files, read_image=self._read_image)
+
+    def fingerprint(self) -> str:
+        """Changes with any file's name, size or time, but not with where the folder lies; no file is opened."""
+        return state_of(self._files)
+
+    def __getitem__(self, index: int) -> UnlabeledSample:
+        return UnlabeledSample(image_of(self._files[index], self._read_image), self._names[index])

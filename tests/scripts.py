@@ -1,0 +1,50 @@
+"""The examples as a user runs them, shortened: on small pictures, for a few steps."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FAST = ["--steps", 2, "--warmup", 2, "--crop", 32, 48, "--min-pixels", 20]
+
+
+def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, where a warning is an error."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "error", str(EXAMPLES / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def main(script: str, *arguments: Any) -> int:
+    """In this process; the exit status, also where the parser of arguments refuses."""
+    try:
+        return importlib.import_module(script.removesuffix(".py")).main([*map(str, arguments)])
+    except SystemExit as stop:
+        return int(stop.code)
+
+
+def write(root: Path, count: int = 3, *, labels: bool = True) -> Path:
+    """Street-like pictures: sky above road, with a box in between."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels") if labels else ("images",):
+        (root / folder).mkdir(parents=True)
+    for i in range(count):
+        label = np.zeros((48, 64), np.uint8)
+        label[24:] = 1
+        label[16:32, 8 * i : 8 * i + 16] = 2
+        rgb = np.array([(90, 120, 200), (80, 80, 80), (200, 60, 40)])[label] + rng.integers(0, 30, (48, 64, 3))
+        Image.fromarray(rgb.astype(np.uint8)).save(root / "images" / f"{i}.png")
+        if labels:
+            Image.fromarray(label).save(root / "labels" / f"{i}.png")
+    return root
+
+
+def picture(file: Path) -> np.ndarray:
+    with Image.open(file) as image:
+        return np.array(image)
