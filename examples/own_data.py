@@ -7,6 +7,8 @@
 few labelled images of the target domain. --target: DIR/images; whatever else lies there is never opened. names.txt has
 a class name a line, the first for id 0; 'void' marks ids to ignore. For everything else (colours, other ids, lists,
 more channels, other formats) FILE.py defines ``source``, ``target`` and ``names`` by the data sets of hrda_lib.data.
+Settings that are not given are those of recipes/own_data.toml: four times the steps of adaptation as warm-up (-1), and
+crops of four fifths of the first source image (0 0).
 
 Methods, all with the same network, the same number of steps and rare-class sampling:
     source      labelled images only, without colour augmentation
@@ -27,7 +29,16 @@ from tqdm import tqdm
 
 from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import MultiResSegmenter, data
-from support.command_line import Running, Stopped, add_running, add_settings, read_settings, reason, run_main
+from support.command_line import (
+    Running,
+    Stopped,
+    add_running,
+    add_settings,
+    read_running,
+    read_settings,
+    reason,
+    run_main,
+)
 from support.data_file import DataFile, read_data_file
 from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
@@ -35,7 +46,8 @@ from support.run_folder import RunFolder, load_weights, read_metrics
 from support.tables import share_table, unseen
 
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
-FIXED = ("arms", "source", "target", "source_size", "target_size", "classes", "model")  # not for data of one's own
+# not for data of one's own
+FIXED = ("arms", "source", "target", "source_size", "target_size", "classes", "model", "feature_distance")
 
 
 def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) -> tuple[DataFile, tuple[int, ...]]:
@@ -207,7 +219,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
     parser.add_argument("--data", type=Path, metavar="FILE.py", help="defines source, target and names")
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
     parser.add_argument("--init", type=Path, help="last.pt of another run, for a warm start")
-    add_settings(parser, Settings, but=FIXED)
+    add_settings(parser, Settings, but=FIXED, recipe="own_data")
     add_running(parser, None)
     options = vars(parser.parse_args(arguments))
     folders = [options[name] for name in ("source", "target", "classes")]
@@ -218,7 +230,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
         settings = replace(settings, warmup=4 * settings.steps)
     if options["method"] == "source":
         settings = replace(settings, augment_source=0)
-    return settings, Running(**{name: options[name] for name in Running._fields}), options
+    return settings, read_running(options), options
 
 
 if __name__ == "__main__":

@@ -62,29 +62,34 @@ def reason(error: BaseException) -> str:
     return lines[-1].removeprefix(f"{type(error).__name__}: ") if lines[0].startswith("Caught ") else lines[0]
 
 
-def setting(default: Any, text: str, choices: Sequence[Any] | None = None) -> Any:
+def setting(default: Any, text: str, choices: Sequence[Any] | None = None, *, lowest: int = 0) -> Any:
     """A field of a dataclass of settings: its default, and what the command line says about it."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+    return field(default=default, metadata={"help": text, "choices": choices, "lowest": lowest})
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type, *, but: Sequence[str] = ()) -> None:
-    """An option for each field of a dataclass of :func:`setting`."""
-    for entry in fields(settings):
+def add_settings(
+    parser: argparse.ArgumentParser, settings: type[Settings], *, but: Sequence[str] = (), recipe: str | None = None
+) -> None:
+    """An option for each field of a dataclass of :func:`setting`; the help shows what holds without it."""
+    values = read_settings(settings, recipe, {})
+    for entry in fields(settings):  # type: ignore[arg-type]
         default: Any = entry.default
         many = isinstance(default, tuple)
+        shown = parser.get_default(entry.name) or getattr(values, entry.name)
         if entry.name not in but:
             parser.add_argument(
                 f"--{entry.name.replace('_', '-')}",
                 type=type(default[0] if many else 0.0 if default is None else default),
                 nargs=None if not many else "+" if isinstance(default[0], str) else len(default),
                 choices=entry.metadata["choices"],
-                help=f"{entry.metadata['help']} (default: {default})",
+                help=f"{entry.metadata['help']} (default: {shown})",
             )
 
 
 def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
     """The options of :class:`Running`; without a default, ``--out`` must be given."""
-    parser.add_argument("--out", type=Path, default=out, required=out is None, help="default: %(default)s")
+    text = f"default: {out}" if out else "the run folder"
+    parser.add_argument("--out", type=Path, default=out, required=out is None, help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace what --out holds of other settings")
     parser.add_argument("--device", default=DEVICE, help="of torch")
     parser.add_argument("--workers", type=int, default=0, help="processes that load each domain; results do not change")
@@ -94,6 +99,20 @@ def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
 def read_settings(settings: type[Settings], recipe: str | None, options: Mapping[str, Any]) -> Settings:
     """Defaults, over them a recipe, over it the options that were given."""
     values = tomllib.loads(RECIPES[recipe].read_text()) if recipe else {}
-    names = [entry.name for entry in fields(settings)]  # type: ignore[arg-type]
-    values |= {name: options[name] for name in names if options.get(name) is not None}
-    return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    for entry in fields(settings):  # type: ignore[arg-type]
+        name, lowest = entry.name, entry.metadata["lowest"]
+        value = values.get(name, entry.default) if options.get(name) is None else options[name]
+        values[name] = tuple(value) if isinstance(value, list) else value
+        numbers = [x for x in (value if isinstance(value, Sequence) else (value,)) if isinstance(x, int | float)]
+        if not all(lowest <= x < float("inf") for x in numbers):  # narrower ranges are checked where they matter
+            raise ValueError(f"--{name.replace('_', '-')} must be finite and at least {lowest}, got {value}")
+    return settings(**values)
+
+
+def read_running(options: Mapping[str, Any]) -> Running:
+    """What :func:`add_running` asked for."""
+    running = Running(**{name: options[name] for name in Running._fields})
+    if running.workers < 0:
+        raise ValueError(f"--workers must not be negative, got {running.workers}")
+    torch.empty(0, device=running.device)  # where it cannot be, that is known now
+    return running
