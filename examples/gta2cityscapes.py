@@ -31,6 +31,7 @@ from support.command_line import (
     Stopped,
     add_running,
     add_settings,
+    read_running,
     read_settings,
     reason,
     run_main,
@@ -53,8 +54,8 @@ class Settings:
     # fmt: off
     arms: tuple[str, ...] = setting(("source", "control", "hrda"), "what to run")
     seed: int = setting(1, "of toy images, weights and samples; 0 was for tuning")
-    warmup: int = setting(1500, "steps on the source before adaptation")
-    steps: int = setting(1000, "steps of adaptation, and of its control")
+    warmup: int = setting(1500, "steps on the source before adaptation", lowest=-1)
+    steps: int = setting(1000, "steps of adaptation, and of its control", lowest=1)
     batch_size: int = setting(2, "images of each domain")
     crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
     source: str = setting("gta", "where labels come from", KINDS[:3])
@@ -82,7 +83,7 @@ class Settings:
     rare_classes: int = setting(1, "1: source images of rare classes are drawn more often; 0: all alike", (0, 1))
     temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
     min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
-    min_crop_pixels: int = setting(75, "of that class that the crop must show, in ten tries; -1: half of min_pixels")
+    min_crop_pixels: int = setting(75, "that the crop must show of it, in ten tries; -1: half of min_pixels", lowest=-1)
     balance: float = setting(0.0, "class weights are the share of pixels to the power of -balance; 0: none")
     augment_source: int = setting(1, "1: colours of source images change too; 0: those of mixed images only", (0, 1))
     # fmt: on
@@ -327,6 +328,11 @@ def contradiction(settings: Settings, folders: Mapping[str, Path], recipe: str |
         return "--recipe needs data: " + " ".join(f"--{kind.replace('_', '-')} DIR" for kind in wanted)
     if not folders and wanted != ("gta", "cityscapes"):
         return "the toy data are --source gta --target cityscapes"
+    if settings.warmup < 0:
+        return f"--warmup must not be negative, got {settings.warmup}"
+    for name, size in (("source", settings.source_size), ("target", settings.target_size)):
+        if any(size) != all(size):
+            return f"--{name}-size must be two sides, or 0 0, got {size}"
     for name in settings.arms:
         if name not in arms:
             return f"argument --arms: invalid choice: {name!r} (choose from {', '.join(arms)})"
@@ -361,7 +367,7 @@ def parse(
         parser.error(problem)
     if settings.feature_distance and not settings.encoder_weights:
         print("without --encoder-weights: random weights, and no feature distance", file=sys.stderr)
-    return settings, Running(**{name: options[name] for name in Running._fields}), folders, options
+    return settings, read_running(options), folders, options
 
 
 @run_main

@@ -29,7 +29,16 @@ from tqdm import tqdm
 
 from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import MultiResSegmenter, data
-from support.command_line import Running, Stopped, add_running, add_settings, read_settings, run_main
+from support.command_line import (
+    Running,
+    Stopped,
+    add_running,
+    add_settings,
+    read_running,
+    read_settings,
+    reason,
+    run_main,
+)
 from support.data_file import DataFile, read_data_file
 from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
@@ -58,8 +67,8 @@ def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) ->
 
 def count_classes(
     found: DataFile, cache: Path, *, file: Path | None, on_error: data.OnError
-) -> tuple[Tensor, list[str]]:
-    """(N, C) pixels of each class in each image, and the names of the classes; prints them."""
+) -> tuple[Tensor, list[str], float]:
+    """(N, C) pixels of each class in each image, the names of the classes, and the share that is ignored."""
     cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     if file:
         cache.unlink(missing_ok=True)  # the code that reads labels may have changed
@@ -71,8 +80,7 @@ def count_classes(
         raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")
     names = list(found.names) or [str(i) for i in range(int(counts[:, :255].sum(dim=0).nonzero().max()) + 1)]
     data.check_classes(found.source, counts, len(names))
-    print(f"{100 * counts[:, 255].sum() / counts.sum():.2f} % of the source's pixels are ignored")
-    return counts[:, : len(names)], names
+    return counts[:, : len(names)], names, (counts[:, 255].sum() / counts.sum()).item()
 
 
 def class_weights(counts: Tensor, balance: float) -> Tensor:
@@ -150,16 +158,16 @@ def adapt(
     running: Running,
     *,
     method: str,
+    class_weight: Tensor,
 ) -> None:
     """The warm-up on the source, then the adaptation or as many further steps on the source."""
-    weights = class_weights(counts, settings.balance).to(running.device)
     for phase, steps in enumerate((settings.warmup, settings.steps)):
         if not steps:
             continue
         now = replace(settings, steps=steps, seed=2 * settings.seed + phase)
         adapts = phase == 1 and method == "hrda"
         source, target = batches(found.source, counts, found.target, now, running, adapts=adapts)
-        train(student, source, target, now, run, class_weight=weights)
+        train(student, source, target, now, run, class_weight=class_weight.to(running.device))
 
 
 @run_main
@@ -174,23 +182,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         found, ignore = open_folders(options["source"], options["target"], options["classes"])
     cache, file = out / "label_counts.json", options["data"]
-    counts, names = count_classes(found, cache, file=file, on_error=running.on_error)
+    counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
     rare = rare_classes(settings, counts)
     print(share_table(names, counts, rare.probabilities if rare else None), end="")
+    print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
     if missing := unseen(names, counts):
         print(f"no label shows {', '.join(missing)}: nothing learns it")
+    weights = class_weights(counts, settings.balance)
     settings, spec = look(found, names, ignore, settings, running.on_error)
     student, run = fresh(spec, settings, options["init"], running.device), RunFolder(out, spec)
     given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
     run.start({**asdict(settings), **running._asdict(), **given})
     stopped = None
     try:
-        adapt(student, found, counts, settings, run, running, method=method)
+        adapt(student, found, counts, settings, run, running, method=method, class_weight=weights)
     except Stopped as stop:
         stopped = stop
-    draw_curves(out / "curves.png", {"": read_metrics(out)})
-    images = some(found.target, 4, running.on_error)
-    draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
+    try:
+        draw_curves(out / "curves.png", {"": read_metrics(out)})
+        images = some(found.target, 4, running.on_error)
+        draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
+    except (ValueError, OSError) as error:  # perhaps of the image that stopped the training
+        stopped = stopped or Stopped(reason(error))
     print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
     if stopped:
         raise stopped
@@ -209,15 +222,15 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
     add_settings(parser, Settings, but=FIXED, recipe="own_data")
     add_running(parser, None)
     options = vars(parser.parse_args(arguments))
-    folders = options["source"] and options["target"]
-    if not (options["data"] or folders) or (options["data"] and (options["source"] or options["target"])):
-        parser.error("either --source DIR --target DIR or --data FILE.py is needed")
+    folders = [options[name] for name in ("source", "target", "classes")]
+    if any(folders) if options["data"] else not all(folders[:2]):
+        parser.error("either --source DIR --target DIR [--classes FILE] or --data FILE.py is needed")
     settings = read_settings(Settings, "own_data", {**options, "source": None, "target": None, "classes": None})
     if settings.warmup < 0:
         settings = replace(settings, warmup=4 * settings.steps)
     if options["method"] == "source":
         settings = replace(settings, augment_source=0)
-    return settings, Running(**{name: options[name] for name in Running._fields}), options
+    return settings, read_running(options), options
 
 
 if __name__ == "__main__":

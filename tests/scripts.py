@@ -24,11 +24,9 @@ def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
 def main(script: str, *arguments: Any) -> int:
     """In this process; the exit status, also where the parser of arguments refuses."""
     try:
-        status: int = importlib.import_module(script.removesuffix(".py")).main([*map(str, arguments)])
+        return importlib.import_module(script.removesuffix(".py")).main([*map(str, arguments)])
     except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
-    return status
+        return int(stop.code)
 
 
 def write(root: Path, count: int = 3, *, labels: bool = True) -> Path:

@@ -62,9 +62,9 @@ def reason(error: BaseException) -> str:
     return lines[-1].removeprefix(f"{type(error).__name__}: ") if lines[0].startswith("Caught ") else lines[0]
 
 
-def setting(default: Any, text: str, choices: Sequence[Any] | None = None) -> Any:
+def setting(default: Any, text: str, choices: Sequence[Any] | None = None, *, lowest: int = 0) -> Any:
     """A field of a dataclass of settings: its default, and what the command line says about it."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+    return field(default=default, metadata={"help": text, "choices": choices, "lowest": lowest})
 
 
 def add_settings(
@@ -99,6 +99,20 @@ def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
 def read_settings(settings: type[Settings], recipe: str | None, options: Mapping[str, Any]) -> Settings:
     """Defaults, over them a recipe, over it the options that were given."""
     values = tomllib.loads(RECIPES[recipe].read_text()) if recipe else {}
-    names = [entry.name for entry in fields(settings)]  # type: ignore[arg-type]
-    values |= {name: options[name] for name in names if options.get(name) is not None}
-    return settings(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    for entry in fields(settings):  # type: ignore[arg-type]
+        name, lowest = entry.name, entry.metadata["lowest"]
+        value = values.get(name, entry.default) if options.get(name) is None else options[name]
+        values[name] = tuple(value) if isinstance(value, list) else value
+        numbers = [x for x in (value if isinstance(value, Sequence) else (value,)) if isinstance(x, int | float)]
+        if not all(lowest <= x < float("inf") for x in numbers):  # narrower ranges are checked where they matter
+            raise ValueError(f"--{name.replace('_', '-')} must be finite and at least {lowest}, got {value}")
+    return settings(**values)
+
+
+def read_running(options: Mapping[str, Any]) -> Running:
+    """What :func:`add_running` asked for."""
+    running = Running(**{name: options[name] for name in Running._fields})
+    if running.workers < 0:
+        raise ValueError(f"--workers must not be negative, got {running.workers}")
+    torch.empty(0, device=running.device)  # where it cannot be, that is known now
+    return running

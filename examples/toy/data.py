@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -33,20 +32,21 @@ def write_toy_data(root: Path, *, seed: int, train: int = 300, val: int = 60) ->
     """
     code = hashlib.sha256(Path(__file__).read_bytes() + Path(streets.__file__).read_bytes()).hexdigest()
     settings: dict[str, str | int] = {"seed": seed, "train": train, "val": val, "code": code}
-    if (root / "toy.json").is_file() and json.loads((root / "toy.json").read_text()) == settings:
+    written = json.dumps(settings) + "\n"
+    if (root / "toy.json").is_file() and (root / "toy.json").read_bytes() == written.encode():
         return settings
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(f"{root}: holds something else than these toy data; remove it or choose another folder")
     jobs = [(part, i) for part, count in (("gta", train), ("train", train), ("val", val)) for i in range(count)]
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{root.name}.", dir=root.parent) as folder:
+        place = root.resolve()  # a linked folder is filled, its link stays
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{place.name}.", dir=place.parent) as folder:
             part = Path(folder) / "data"
             for kind, i in tqdm(jobs, "drawing toy data"):
                 draw(part, kind, i, seed)
-            (part / "toy.json").write_text(json.dumps(settings) + "\n")
-            shutil.rmtree(root, ignore_errors=True)  # empty
-            part.rename(root)
+            (part / "toy.json").write_text(written)
+            part.rename(place)  # refused if another process filled it meanwhile
     except OSError as error:
         raise ValueError(f"{root}: the toy data cannot be written ({error.strerror or error})") from error
     return settings

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.run_files import load
 from test_docs import DOCS, python_blocks
 from trees import One, rgb16
 
 import gta2cityscapes
 from hrda_lib.data import Cityscapes, Resized
-from support.run_files import load
 
 RECIPES = sorted(file.stem for file in gta2cityscapes.RECIPES.glob("*.toml"))
 SIZE = (64, 128)

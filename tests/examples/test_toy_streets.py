@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from support.mini_street import CITIES, GAME, draw
+from toy.streets import CITIES, GAME, draw
 
 
 @pytest.mark.parametrize(
