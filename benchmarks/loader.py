@@ -31,6 +31,7 @@ from torch.nn.functional import interpolate
 
 from hrda_lib.data import (
     CITYSCAPES,
+    Cityscapes,
     Gta,
     RareClasses,
     Resized,
@@ -38,6 +39,7 @@ from hrda_lib.data import (
     TargetCrops,
     UnlabeledImages,
     count_labels,
+    normalize,
 )
 
 CROP, FIT, MIN_PIXELS, MIN_CROP_PIXELS = (1024, 1024), (1440, 2560), 3000, 6000
@@ -134,11 +136,6 @@ class ReleasedLoader:
         return np.ascontiguousarray(normal.transpose(2, 0, 1)), np.ascontiguousarray(label)
 
 
-def normalised(image: Tensor) -> Tensor:
-    mean, std = (torch.tensor(value, dtype=torch.float32).view(3, 1, 1) for value in (MEAN, STD))
-    return (image - mean) / std
-
-
 def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int, *, each: int = 1) -> str:
     """Milliseconds a sample: ``count`` calls a round for ``each`` samples, beside the first row."""
     seconds: dict[str, list[float]] = {name: [] for name in rows}
@@ -166,60 +163,6 @@ def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int, *
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write(root, options.images)
-        gta, target = Gta(root / "gta"), UnlabeledImages(sorted((root / "target").iterdir()))
-        counts = count_labels(gta)[:, : len(CITYSCAPES)]
-        rare = RareClasses(counts, min_pixels=MIN_PIXELS)
-        source_crops = SourceCrops(Resized(gta, FIT), CROP, rare_classes=rare, min_crop_pixels=MIN_CROP_PIXELS)
-        target_crops = TargetCrops(target, CROP, margins=(30, 240, 30, 30))
-        released = ReleasedLoader(rare, 0)
-        labels = [gta.label_file(i) for i in range(len(gta))]
-        sizes = [file.stat().st_size / 1e6 for file in (*gta.unlabeled().files, *target.files)]
-        print(f"torch {torch.__version__}, Pillow {Image.__version__}, OpenCV {cv2.__version__}, one thread")
-        print(f"PNGs of {statistics.mean(sizes):.1f} MB; {options.images} samples a round, {options.rounds} rounds\n")
-        print("| | ms a sample | samples a second | relative to the bare decoder |")
-        print("| --- | ---: | ---: | ---: |")
-        source = {
-            "GTA: bare decoder, image and label": lambda i: decoded(gta.unlabeled().files[i], labels[i]),
-            "ours, the sample": lambda i: gta[i],
-            "ours, its 1024 x 1024 crop": lambda i: source_crops[i],
-            "ours, normalised": lambda i: normalised(source_crops[i].image),
-            "released loader": lambda i: released.source(root / "gta"),
-        }
-        print(compare(source, options.images, options.rounds))
-        calls = (options.rounds * options.images) + 1
-        print(f"\nThe released loader ran {released.runs / calls:.1f} times a sample.\n")
-        print("| | ms a sample | samples a second | relative to the bare decoder |")
-        print("| --- | ---: | ---: | ---: |")
-        plain = {
-            "Cityscapes, target: bare decoder": lambda i: decoded(target.files[i]),
-            "ours, its 1024 x 1024 crop": lambda i: target_crops[i],
-            "ours, normalised": lambda i: normalised(target_crops[i].image),
-            "released loader": lambda i: released.target(target.files[i]),
-        }
-        print(compare(plain, options.images, options.rounds) + "\n")
-        print("| | ms a label | labels a second | relative to the bare decoder |")
-        print("| --- | ---: | ---: | ---: |")
-        count = {"GTA, labels: bare decoder": lambda i: decoded(labels[i]), "ours, counted": gta.count}
-        print(compare(count, options.images, options.rounds))
-        many = Many(gta, 20)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            everything = {
-                f"in {os.cpu_count()} threads: bare decoder": lambda _: list(pool.map(many.decoded, many)),
-                "ours, `count_labels`": lambda _: count_labels(many),
-            }
-            print(compare(everything, 1, options.rounds, each=len(many)))
-
-
 class Many:
     """A data set's labels several times over."""
 
@@ -237,6 +180,66 @@ class Many:
 
     def decoded(self, index: int) -> list[Picture]:
         return decoded(self.dataset.label_file(index % len(self.dataset)))
+
+
+def report(root: Path, count: int, rounds: int) -> None:
+    gta, target = Gta(root / "gta"), UnlabeledImages(sorted((root / "target").iterdir()))
+    sizes = [file.stat().st_size / 1e6 for file in (*gta.unlabeled().files, *target.files)]
+    print(f"torch {torch.__version__}, Pillow {Image.__version__}, OpenCV {cv2.__version__}, one thread")
+    print(f"PNGs of {statistics.mean(sizes):.1f} MB; {count} samples a round, {rounds} rounds")
+    rare = RareClasses(count_labels(gta)[:, : len(CITYSCAPES)], min_pixels=MIN_PIXELS)
+    released = ReleasedLoader(rare, 0)
+    print(head("sample") + compare(source_rows(gta, rare, released), count, rounds))
+    print(f"\nThe released loader ran {released.runs / (rounds * count + 1):.1f} times a sample.")
+    print(head("sample") + compare(target_rows(target, released), count, rounds))
+    labels = {"GTA, labels: bare decoder": lambda i: decoded(gta.label_file(i)), "ours, counted": gta.count}
+    print(head("label") + compare(labels, count, rounds))
+    many = Many(gta, 20)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        everything = {
+            f"in {os.cpu_count()} threads: bare decoder": lambda _: list(pool.map(many.decoded, many)),
+            "ours, `count_labels`": lambda _: count_labels(many),
+        }
+        print(compare(everything, 1, rounds, each=len(many)))
+
+
+def head(what: str) -> str:
+    columns = f"| | ms a {what} | {what}s a second | relative to the bare decoder |"
+    return f"\n{columns}\n| --- | ---: | ---: | ---: |\n"
+
+
+def source_rows(gta: Gta, rare: RareClasses, released: ReleasedLoader) -> dict[str, Callable[[int], object]]:
+    crops = SourceCrops(Resized(gta, FIT), CROP, rare_classes=rare, min_crop_pixels=MIN_CROP_PIXELS)
+    files = gta.unlabeled().files
+    return {
+        "GTA: bare decoder, image and label": lambda i: decoded(files[i], gta.label_file(i)),
+        "ours, the sample": lambda i: gta[i],
+        "ours, its 1024 x 1024 crop": lambda i: crops[i],
+        "ours, normalised": lambda i: normalize(crops[i].image),
+        "released loader": lambda i: released.source(gta.root),
+    }
+
+
+def target_rows(target: UnlabeledImages, released: ReleasedLoader) -> dict[str, Callable[[int], object]]:
+    crops = TargetCrops(target, CROP, margins=Cityscapes.margins)
+    return {
+        "Cityscapes, target: bare decoder": lambda i: decoded(target.files[i]),
+        "ours, its 1024 x 1024 crop": lambda i: crops[i],
+        "ours, normalised": lambda i: normalize(crops[i].image),
+        "released loader": lambda i: released.target(target.files[i]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), options.images)
+        report(Path(folder), options.images, options.rounds)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,16 @@ from tqdm import tqdm
 
 from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import MultiResSegmenter, data
-from support.command_line import Running, Stopped, add_running, add_settings, read_running, read_settings, run_main
+from support.command_line import (
+    Running,
+    Stopped,
+    add_running,
+    add_settings,
+    read_running,
+    read_settings,
+    reason,
+    run_main,
+)
 from support.data_file import DataFile, read_data_file
 from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
@@ -149,16 +158,16 @@ def adapt(
     running: Running,
     *,
     method: str,
+    class_weight: Tensor,
 ) -> None:
     """The warm-up on the source, then the adaptation or as many further steps on the source."""
-    weights = class_weights(counts, settings.balance).to(running.device)
     for phase, steps in enumerate((settings.warmup, settings.steps)):
         if not steps:
             continue
         now = replace(settings, steps=steps, seed=2 * settings.seed + phase)
         adapts = phase == 1 and method == "hrda"
         source, target = batches(found.source, counts, found.target, now, running, adapts=adapts)
-        train(student, source, target, now, run, class_weight=weights)
+        train(student, source, target, now, run, class_weight=class_weight.to(running.device))
 
 
 @run_main
@@ -179,18 +188,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
     if missing := unseen(names, counts):
         print(f"no label shows {', '.join(missing)}: nothing learns it")
+    weights = class_weights(counts, settings.balance)
     settings, spec = look(found, names, ignore, settings, running.on_error)
     student, run = fresh(spec, settings, options["init"], running.device), RunFolder(out, spec)
     given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
     run.start({**asdict(settings), **running._asdict(), **given})
     stopped = None
     try:
-        adapt(student, found, counts, settings, run, running, method=method)
+        adapt(student, found, counts, settings, run, running, method=method, class_weight=weights)
     except Stopped as stop:
         stopped = stop
-    draw_curves(out / "curves.png", {"": read_metrics(out)})
-    images = some(found.target, 4, running.on_error)
-    draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
+    try:
+        draw_curves(out / "curves.png", {"": read_metrics(out)})
+        images = some(found.target, 4, running.on_error)
+        draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
+    except (ValueError, OSError) as error:  # perhaps of the image that stopped the training
+        stopped = stopped or Stopped(reason(error))
     print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
     if stopped:
         raise stopped
@@ -209,9 +222,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
     add_settings(parser, Settings, but=FIXED, recipe="own_data")
     add_running(parser, None)
     options = vars(parser.parse_args(arguments))
-    folders = options["source"] and options["target"]
-    if not (options["data"] or folders) or (options["data"] and (options["source"] or options["target"])):
-        parser.error("either --source DIR --target DIR or --data FILE.py is needed")
+    folders = [options[name] for name in ("source", "target", "classes")]
+    if any(folders) if options["data"] else not all(folders[:2]):
+        parser.error("either --source DIR --target DIR [--classes FILE] or --data FILE.py is needed")
     settings = read_settings(Settings, "own_data", {**options, "source": None, "target": None, "classes": None})
     if settings.warmup < 0:
         settings = replace(settings, warmup=4 * settings.steps)

@@ -1,10 +1,11 @@
 """Primitives for high-resolution, unsupervised domain adaptation of semantic segmentation."""
 
 from hrda_lib import optim as optim
+from hrda_lib.attention_head import ScaleAttentionHead
 from hrda_lib.augment import StrongAugment, gaussian_blur
 from hrda_lib.crops import MultiResCrops, MultiResCropSampler
 from hrda_lib.feature_distance import FeatureDistance
-from hrda_lib.fusion import ScaleAttentionFusion, ScaleAttentionHead, fuse_scales
+from hrda_lib.fusion import ScaleAttentionFusion, fuse_scales
 from hrda_lib.geometry import CropBox, crop, resize, window_grid
 from hrda_lib.losses import ConfidenceWeightedCE, confidence_weighted_ce
 from hrda_lib.masking import patch_mask

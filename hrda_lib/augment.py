@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from hrda_lib.geometry import check_generator, check_images, check_tensor
+from hrda_lib._checks import at_least_float32, check_generator, check_up_to, expect, readable
 
 
 class StrongAugment:
@@ -65,11 +65,8 @@ class StrongAugment:
                 f"mean and std must be three numbers each, of images in [0, 1], got {mean} and {std}; "
                 "divide those of images in [0, 255] by 255"
             )
-        limits = {"jitter": 1, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 0.5, "blur": 1}
-        values = (jitter, brightness, contrast, saturation, hue, blur)
-        for (name, limit), value in zip(limits.items(), values, strict=True):
-            if not 0 <= value <= limit:
-                raise ValueError(f"{name} must be in [0, {limit}], got {value}")
+        check_up_to(1, jitter=jitter, brightness=brightness, contrast=contrast, saturation=saturation, blur=blur)
+        check_up_to(0.5, hue=hue)
         if not 0 < sigma[0] <= sigma[1]:
             raise ValueError(f"sigma must be a range 0 < low <= high, got {sigma}")
         self.mean, self.std = tuple(mean), tuple(std)
@@ -78,18 +75,13 @@ class StrongAugment:
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         check_generator(generator)
-        check_tensor("images", images)
-        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(
-                f"images must be float (B, 3, H, W), got {images.dtype} {tuple(images.shape)}; "
-                "for other channels write an augmentation of your own"
-            )
+        other = "for other channels write an augmentation of your own"
+        expect("images", images, ("B", 3, "H", "W"), kind="float", hint=other)
         jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([self.jitter, self.blur])).tolist()
         if not jittered and not blurred:
             return images.clone()
         with torch.autocast(images.device.type, enabled=False):  # colours and blur need float32
-            precise = images.to(torch.promote_types(images.dtype, torch.float32))
-            return self._augmented(precise, jittered, blurred, generator).to(images.dtype)
+            return self._augmented(at_least_float32(images), jittered, blurred, generator).to(images.dtype)
 
     def _augmented(self, images: Tensor, jittered: bool, blurred: bool, generator: torch.Generator | None) -> Tensor:
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
@@ -158,11 +150,9 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         >>> round(blurred.sum().item(), 3), round(blurred.max().item(), 3)
         (1.0, 0.204)
     """
-    check_images(images)
-    check_tensor("sigma", sigma)
-    if sigma.shape != images.shape[:1] or not sigma.is_floating_point():
-        raise ValueError(f"sigma must be float ({len(images)},), one an image, got {sigma.dtype} {tuple(sigma.shape)}")
-    if sigma.device.type == "cpu" and not ((sigma > 0) & (sigma < math.inf)).all():
+    expect("images", images, "BKHW", kind="float")
+    expect("sigma", sigma, (len(images),), kind="float", hint="one an image")
+    if readable(sigma) and not ((sigma > 0) & (sigma < math.inf)).all():
         raise ValueError(f"sigma must be positive and finite, got {sigma.tolist()}")
     batch, channels, height, width = images.shape
     reach = math.ceil(6 * sigma.max().item())

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from hrda_lib.geometry import CropBox, check_generator, check_tensor, crop, pair
+from hrda_lib._checks import check_generator, check_scale_and_stride, expect, pair
+from hrda_lib.geometry import CropBox, crop, resize, scaled_size
 
 
 class MultiResCrops(NamedTuple):
@@ -56,10 +56,7 @@ class MultiResCropSampler:
         scale: float = 2,
         output_stride: int = 4,
     ) -> None:
-        if not 1 <= scale < float("inf"):
-            raise ValueError(f"scale must be at least 1 and finite, got {scale}")
-        if not isinstance(output_stride, int) or output_stride < 1:
-            raise ValueError(f"output_stride must be a positive int, got {output_stride!r}")
+        check_scale_and_stride(scale, output_stride)
         cell = Fraction(scale).limit_denominator(1 << 16) * output_stride
         if cell.denominator != 1:
             raise ValueError(f"scale * output_stride must be a whole number, got {scale} * {output_stride} = {cell}")
@@ -93,9 +90,7 @@ class MultiResCropSampler:
 
         Cut labels by the same boxes: ``crop(crop(labels, context_box), detail_box)``.
         """
-        check_tensor("image", image)
-        if image.dim() != 4 or not image.is_floating_point():
-            raise ValueError(f"image must be a float tensor (B, K, H, W), got {image.dtype} {tuple(image.shape)}")
+        expect("image", image, "BKHW", kind="float")
         context_box, detail_box = self.sample((image.shape[-2], image.shape[-1]), generator)
         context = crop(image, context_box)
         return MultiResCrops(downscale(context, self.scale), crop(context, detail_box), context_box, detail_box)
@@ -120,7 +115,4 @@ class MultiResCropSampler:
 
 def downscale(image: Tensor, scale: float) -> Tensor:
     """Bilinear resizing of (B, K, H, W) to 1/scale (no antialias, as in the released code)."""
-    if scale == 1:
-        return image
-    whole = CropBox(0, 0, image.shape[-2], image.shape[-1]).scaled(1 / scale)
-    return interpolate(image, size=(whole.height, whole.width), mode="bilinear", align_corners=False)
+    return resize(image, scaled_size(image, 1 / scale))

@@ -1,12 +1,13 @@
 """Keep the student's features of things close to frozen ImageNet features."""
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from hrda_lib.geometry import check_labels, check_tensor
+from hrda_lib._checks import as_classes, at_least_float32, check_labels, check_tensor, check_up_to, expect
 
 
 class FeatureDistance(nn.Module):
@@ -56,11 +57,9 @@ class FeatureDistance(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        chosen = list(range(num_classes)) if classes is None else list(classes)
-        if not chosen or min(chosen) < 0 or max(chosen) >= num_classes:
-            raise ValueError(f"classes must be ids in [0, {num_classes}), at least one, got {chosen}")
-        if not 0 <= min_ratio <= 1 or not weight >= 0:
-            raise ValueError(f"min_ratio must be in [0, 1] and weight not negative, got {min_ratio} and {weight}")
+        chosen = as_classes(range(num_classes) if classes is None else classes, num_classes)
+        check_up_to(1, min_ratio=min_ratio)
+        check_up_to(math.inf, weight=weight)
         self.num_classes, self.weight, self.min_ratio = num_classes, weight, min_ratio
         self.ignore_index = ignore_index
         self.reference_encoder = copy.deepcopy(reference_encoder).requires_grad_(False)
@@ -73,13 +72,10 @@ class FeatureDistance(nn.Module):
         feature = _last(features)
         with torch.no_grad():
             reference = _last(self.reference_encoder(images))
-        if feature.shape != reference.shape:
-            raise ValueError(
-                f"features must have the reference encoder's shape {tuple(reference.shape)} on the images, "
-                f"got {tuple(feature.shape)}; pass the features of those same images"
-            )
+        same = "pass the features of those same images"
+        expect("features", feature, reference.shape, like="the reference encoder's", hint=same)
         mask = self._mask(labels, feature)
-        difference = feature.to(torch.promote_types(feature.dtype, torch.float32)) - reference
+        difference = at_least_float32(feature) - reference
         distance = torch.linalg.vector_norm(difference, dim=1)
         mean: Tensor = (distance * mask).sum() / mask.sum().clamp(min=1)
         return self.weight * mean

@@ -1,4 +1,4 @@
-"""Boxes and windows: the vocabulary that every other room shares, and the checks that go with it."""
+"""Boxes, windows and resizing: the vocabulary that every other room shares."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from hrda_lib._checks import check_tensor, expect, pair, short
 
 
 class CropBox(NamedTuple):
@@ -49,6 +51,7 @@ def _ratio(factor: float) -> tuple[int, int]:
 def crop(tensor: Tensor, box: CropBox) -> Tensor:
     """Cut ``box`` out of the last two dimensions of ``tensor`` (a view).
 
+    >>> import torch
     >>> crop(torch.arange(12).view(3, 4), CropBox(1, 2, 2, 2))
     tensor([[ 6,  7],
             [10, 11]])
@@ -104,137 +107,29 @@ def resize(x: Tensor, size: int | Sequence[int]) -> Tensor:
         x: (B, C, h, w) float. It is returned itself where it has that size already.
         size: (H, W); an int stands for a square.
 
+    >>> import torch
     >>> resize(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
     tensor([[[[0., 1., 3., 4.]]]])
 
     Raises:
         ValueError: ``x`` is not float (B, C, h, w), or a side is not positive.
     """
-    size = pair("size", size)
-    check_tensor("x", x)
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x must be float (B, C, h, w), got {x.dtype} {tuple(x.shape)}")
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    size = tuple(size) if tracing and isinstance(size, Sequence) else pair("size", size)  # traced sizes are tensors
+    expect("x", x, "BChw", kind="float")
     if tuple(x.shape[-2:]) == size:
         return x
     return interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """What sums are kept in: float16 and bfloat16 become float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
-    """``size`` as (height, width) of positive ints; an int stands for a square."""
-    values = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(values) != 2 or not all(map(is_count, values)):
-        raise ValueError(f"{name} must be a positive int or two of them (height, width), got {size!r}")
-    return values
-
-
-def is_count(value: object) -> bool:
-    """Whether it is a positive int."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def check_counts(**values: object) -> None:
-    """Refuse what is no positive int: widths, classes, channels."""
-    for name, value in values.items():
-        if not is_count(value):
-            raise ValueError(f"{name} must be a positive int, got {_short(value)}")
-
-
-def check_rates(**values: object) -> None:
-    """Refuse what is no probability below 1: dropout, stochastic depth."""
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
-            raise ValueError(f"{name} must be a number in [0, 1), got {_short(value)}")
-
-
-def as_counts(name: str, values: object) -> tuple[int, ...]:
-    """``values`` as a tuple of positive ints, at least one."""
-    found = tuple(values) if isinstance(values, (tuple, list)) else ()
-    if not found or not all(map(is_count, found)):
-        raise ValueError(f"{name} must be a list of positive ints, at least one, got {_short(values)}")
-    return found
-
-
-def check_images(images: object, channels: int | None = None) -> None:
-    """Refuse what is no non-empty batch of float images, of so many channels if given."""
-    check_tensor("images", images)
-    assert isinstance(images, Tensor)
-    wanted = "K" if channels is None else channels
-    fits = images.dim() == 4 and 0 not in images.shape and channels in (None, images.shape[1])
-    if not fits or not images.is_floating_point():
-        raise ValueError(f"images must be float (B, {wanted}, H, W), got {images.dtype} {tuple(images.shape)}")
-
-
-def feature_channels(features: object) -> object:
-    """The channels of each (B, C, h, w) tensor of a list, for comparison with what was expected; else what came."""
-    if not isinstance(features, (list, tuple)):  # no union: the compiler of older torch stops at it
-        return _short(features) if isinstance(features, Tensor) else type(features).__name__
-    return [
-        (f.shape[1] if f.dim() == 4 else tuple(f.shape)) if isinstance(f, Tensor) else type(f).__name__
-        for f in features
-    ]
-
-
-def finest_size(features: Sequence[Tensor]) -> tuple[int, int]:
-    """(h, w) of the feature with the most cells."""
-    height, width = features[0].shape[-2:]
-    for feature in features:  # no max(key=): the compiler of older torch stops at it
-        if feature.shape[-2] * feature.shape[-1] > height * width:
-            height, width = feature.shape[-2:]
-    return height, width
+def scaled_size(x: Tensor, factor: float) -> tuple[int, int]:
+    """(h, w) of ``x`` on a grid that is ``factor`` times as fine, in whole cells or a ValueError."""
+    whole = CropBox(0, 0, x.shape[-2], x.shape[-1]).scaled(factor)
+    return whole.height, whole.width
 
 
 def as_box(name: str, box: CropBox) -> CropBox:
     """``box`` as a :class:`CropBox`; any four ints will do."""
     if not isinstance(box, (tuple, list)) or len(box) != 4 or any(not isinstance(v, int) for v in box):
-        raise ValueError(f"{name} must be four ints (top, left, height, width), got {_short(box)}")
+        raise ValueError(f"{name} must be four ints (top, left, height, width), got {short(box)}")
     return CropBox(*box)
-
-
-def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor, with a hint at what was meant."""
-    if not isinstance(value, Tensor):
-        hint = "see torch.from_numpy"
-        if isinstance(value, (dict, tuple)):
-            entry = "x[0]" if isinstance(value, tuple) else "x['out']"
-            hint = f"pass one of its entries, e.g. {entry}"
-        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; {hint}")
-
-
-def _short(value: object) -> str:
-    return f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-
-
-def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
-    """Refuse labels of another type, and (eager mode, CPU) label values that are no class.
-
-    On other devices the values are not looked at: that would make the host wait for the device.
-    """
-    if labels.dtype not in (torch.uint8, torch.int64):
-        raise ValueError(f"{name} must be uint8 or int64, got {labels.dtype}; convert with .long()")
-    if torch.compiler.is_compiling() or labels.device.type != "cpu":
-        return
-    values = labels.int() if labels.dtype == torch.uint8 else labels  # uint8 would compare modulo 256
-    outside = (values < 0) | (values >= num_classes)
-    if ignore_index is not None:
-        outside &= values != ignore_index
-    if outside.any():
-        value = int(values[outside][0])
-        otherwise = "" if ignore_index is None else f" and not the ignore_index {ignore_index}"
-        raise ValueError(f"{name} holds the label {value}, outside [0, {num_classes}){otherwise}; map it to a class")
-
-
-def check_generator(generator: torch.Generator | None) -> None:
-    """Boxes, classes and factors are drawn on the CPU, so that no draw waits for a device."""
-    if generator is None:
-        return
-    if not hasattr(generator, "device"):
-        raise ValueError(
-            f"generator must be a torch.Generator, got {generator!r}; use torch.Generator().manual_seed(...)"
-        )
-    if generator.device.type != "cpu":
-        raise ValueError(f"generator must be a CPU generator, got one on {generator.device}; use torch.Generator()")

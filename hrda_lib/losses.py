@@ -5,9 +5,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
-from hrda_lib.geometry import check_labels, check_tensor
+from hrda_lib._checks import at_least_float32, check_choice, check_labels, expect, readable
+from hrda_lib.geometry import resize
 
 Normalize = Literal["all", "valid", "weight"]
 NORMALIZERS = get_args(Normalize)
@@ -56,9 +57,7 @@ def confidence_weighted_ce(
         1.0397
     """
     _check(logits, target, weight, ignore_index, normalize)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if logits.shape[-2:] != target.shape[-2:]:
-        logits = interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)
+    logits = resize(at_least_float32(logits), target.shape[-2:])
     kappa = None if class_weight is None else _class_weight(class_weight, logits)
     target = target.long()
     # a pixel of weight 0 says nothing, whatever its logits are
@@ -96,7 +95,7 @@ class ConfidenceWeightedCE(nn.Module):
         normalize: Normalize = "all",
     ) -> None:
         super().__init__()
-        _check_normalize(normalize)
+        check_choice("normalize", normalize, NORMALIZERS)
         self.ignore_index, self.normalize = ignore_index, normalize
         kept = None if class_weight is None else torch.as_tensor(class_weight).clone()
         self.register_buffer("class_weight", kept, persistent=False)
@@ -115,30 +114,19 @@ class ConfidenceWeightedCE(nn.Module):
         return f"ignore_index={self.ignore_index}, normalize={self.normalize!r}"
 
 
-def _check_normalize(normalize: str) -> None:
-    if normalize not in NORMALIZERS:
-        raise ValueError(f"normalize must be one of {NORMALIZERS}, got {normalize!r}")
-
-
 def _class_weight(class_weight: Tensor | Sequence[float], logits: Tensor) -> Tensor:
     kappa = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
     if tuple(kappa.shape) != (logits.shape[1],):
         raise ValueError(f"class_weight must be one number a class ({logits.shape[1]},), got {tuple(kappa.shape)}")
-    if not torch.compiler.is_compiling() and kappa.device.type == "cpu" and not (kappa >= 0).all():
+    if readable(kappa) and not (kappa >= 0).all():
         raise ValueError(f"class_weight must not be negative, got {kappa.tolist()}")
     return kappa
 
 
 def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, normalize: str) -> None:
-    _check_normalize(normalize)
-    check_tensor("logits", logits)
-    check_tensor("target", target)
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be float (B, C, h, w), got {logits.dtype} {tuple(logits.shape)}")
-    if target.dim() != 3 or len(target) != len(logits):
-        raise ValueError(f"target must be (B, H, W) with B={len(logits)} like logits, got {tuple(target.shape)}")
-    if target.numel() == 0:
-        raise ValueError(f"target must not be empty, got {tuple(target.shape)}")
+    check_choice("normalize", normalize, NORMALIZERS)
+    expect("logits", logits, "BChw", kind="float")
+    expect("target", target, (len(logits), "H", "W"), like="logits")
     if logits.shape[-2] > target.shape[-2] or logits.shape[-1] > target.shape[-1]:
         raise ValueError(
             f"logits must be at most as large as the target, got {tuple(logits.shape[-2:])} logits "
@@ -147,12 +135,6 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     check_labels("target", target, logits.shape[1], ignore_index)
     if weight is None:
         return
-    check_tensor("weight", weight)
-    if weight.shape != target.shape or not weight.is_floating_point():
-        raise ValueError(
-            f"weight must be float {tuple(target.shape)} like target, got {weight.dtype} {tuple(weight.shape)}"
-        )
-    if torch.compiler.is_compiling() or weight.device.type != "cpu":
-        return
-    if not ((weight >= 0) & (weight <= 1)).all():
+    expect("weight", weight, target.shape, kind="float", like="target")
+    if readable(weight) and not ((weight >= 0) & (weight <= 1)).all():
         raise ValueError(f"weight must be in [0, 1], got values from {weight.min():.4g} to {weight.max():.4g}")

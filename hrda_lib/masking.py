@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hrda_lib.geometry import pair
+from hrda_lib._checks import check_counts, check_up_to, pair
 
 
 def patch_mask(
@@ -42,10 +42,8 @@ def patch_mask(
                 [0, 0, 1, 1]], dtype=torch.int32)
     """
     height, width = pair("size", size)
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must be in [0, 1], got {ratio}")
-    if block < 1 or batch < 1:
-        raise ValueError(f"block and batch must be positive, got block={block}, batch={batch}")
+    check_up_to(1, ratio=ratio)
+    check_counts(block=block, batch=batch)
     rows, columns = max(round(height / block), 1), max(round(width / block), 1)
     device = generator.device if generator is not None else torch.device("cpu")
     kept = torch.rand((batch, 1, rows, columns), generator=generator, device=device) > ratio

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrda_lib.geometry import check_labels, check_tensor
+from hrda_lib._checks import as_classes, check_counts, check_labels, check_tensor, expect
 
 
 class ConfusionMatrix:
@@ -37,21 +37,16 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be positive, got {num_classes}")
+        check_counts(num_classes=num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add label maps of one shape, uint8 or int64; a prediction may be anything where the target is ignored."""
-        check_tensor("prediction", prediction)
         check_tensor("target", target)
-        if prediction.shape != target.shape:
-            raise ValueError(
-                f"prediction and target must have one shape, got {tuple(prediction.shape)} and {tuple(target.shape)}; "
-                "pass labels, not logits: logits.argmax(1)"
-            )
+        labels = "pass labels, not logits: logits.argmax(1)"
+        expect("prediction", prediction, target.shape, like="target", hint=labels)
         check_labels("target", target, self.num_classes, self.ignore_index)
         ignored = target.int() == self.ignore_index
         prediction = torch.where(ignored, torch.zeros_like(prediction), prediction)
@@ -89,7 +84,4 @@ class ConfusionMatrix:
         iou = self.iou(absent=absent)
         if classes is None:
             return iou.nanmean().item()
-        chosen = list(classes)
-        if not chosen or min(chosen) < 0 or max(chosen) >= self.num_classes:
-            raise ValueError(f"classes must be ids in [0, {self.num_classes}), at least one, got {chosen}")
-        return iou[chosen].nanmean().item()
+        return iou[as_classes(classes, self.num_classes)].nanmean().item()

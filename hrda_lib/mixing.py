@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrda_lib.geometry import check_generator, check_tensor
+from hrda_lib._checks import LABEL_TYPES, check_generator, expect
 
 
 def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -29,18 +29,9 @@ def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         >>> class_mix(torch.tensor([[[1, 1]]]), torch.tensor([[[2, 2]]]), mask)
         tensor([[[1, 2]]])
     """
-    for name, value in (("source", source), ("target", target), ("mask", mask)):
-        check_tensor(name, value)
-    if source.dim() not in (3, 4) or source.shape != target.shape:
-        raise ValueError(
-            f"source and target must have one shape, (B, K, H, W) or (B, H, W), "
-            f"got {tuple(source.shape)} and {tuple(target.shape)}"
-        )
-    if source.dtype != target.dtype:
-        raise ValueError(f"source and target must have one dtype, got {source.dtype} and {target.dtype}; convert one")
-    expected = (source.shape[0], *source.shape[-2:])
-    if mask.dtype != torch.bool or tuple(mask.shape) != expected:
-        raise ValueError(f"mask must be bool {expected}, got {mask.dtype} {tuple(mask.shape)}")
+    expect("source", source, "BKHW", "BHW")
+    expect("target", target, source.shape, kind=source.dtype, like="source")
+    expect("mask", mask, (source.shape[0], *source.shape[-2:]), kind=torch.bool)
     return torch.where(mask if source.dim() == 3 else mask[:, None], source, target)
 
 
@@ -72,11 +63,7 @@ def sample_class_mask(
         2
     """
     check_generator(generator)
-    check_tensor("labels", labels)
-    if labels.dim() != 3 or labels.dtype not in (torch.uint8, torch.int64):
-        raise ValueError(f"labels must be uint8 or int64 (B, H, W), got {labels.dtype} {tuple(labels.shape)}")
-    if 0 in labels.shape:
-        raise ValueError(f"labels must not be empty, got {tuple(labels.shape)}")
+    expect("labels", labels, "BHW", kind=LABEL_TYPES)
     if classes is None:
         chosen = [_half(image.unique(), generator) for image in labels]
     elif len(classes) != len(labels) or any(isinstance(ids, int) for ids in classes):

@@ -4,9 +4,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from hrda_lib.geometry import check_tensor, pair
+from hrda_lib._checks import at_least_float32, check_choice, check_up_to, expect
+from hrda_lib.geometry import resize
 
 Per = Literal["batch", "image", "pixel"]
 PERS = get_args(Per)
@@ -47,16 +47,12 @@ def pseudo_labels(
         >>> labels.tolist(), weight.tolist()
         ([[[0, 0], [0, 0]]], [[[1.0, 1.0], [1.0, 0.0]]])
     """
-    check_tensor("logits", logits)
-    if logits.dim() != 4 or not logits.is_floating_point():
-        raise ValueError(f"logits must be float (B, C, h, w), got {logits.dtype} {tuple(logits.shape)}")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold must be in [0, 1], got {threshold}")
-    if per not in PERS:
-        raise ValueError(f"per must be one of {PERS}, got {per!r}")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    expect("logits", logits, "BChw", kind="float")
+    check_up_to(1, threshold=threshold)
+    check_choice("per", per, PERS)
+    logits = at_least_float32(logits)
     if size is not None:
-        logits = interpolate(logits, size=pair("size", size), mode="bilinear", align_corners=False)
+        logits = resize(logits, size)
     highest, labels = logits.max(dim=1)
     probability = (highest - logits.logsumexp(dim=1)).exp()
     weight = (probability >= threshold).to(logits.dtype)
@@ -64,7 +60,6 @@ def pseudo_labels(
         dims = (0, 1, 2) if per == "batch" else (1, 2)
         weight = weight.mean(dim=dims, keepdim=True).expand_as(weight)
     if valid is not None:
-        if valid.dtype != torch.bool or valid.shape != labels.shape:
-            raise ValueError(f"valid must be bool {tuple(labels.shape)}, got {valid.dtype} {tuple(valid.shape)}")
+        expect("valid", valid, labels.shape, kind=torch.bool)
         weight = weight * valid
     return labels, torch.where(probability.isnan(), 0.0, weight)

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hrda_lib._checks import at_least_float32, check_scale_and_stride, expect, pair
+from hrda_lib._modules import in_eval_mode
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
-from hrda_lib.geometry import CropBox, as_box, at_least_float32, check_images, crop, pair, resize
-from hrda_lib.sliding_window import Output, SlidingWindowInferer, in_eval_mode
+from hrda_lib.geometry import CropBox, as_box, crop, resize
+from hrda_lib.sliding_window import Output, SlidingWindowInferer
 
 Detail = Literal["crop", "windows"]
 
@@ -98,6 +100,7 @@ class MultiResSegmenter(nn.Module):
         super().__init__()
         if not isinstance(attention, nn.Module) and not (isinstance(attention, (int, float)) and 0 <= attention <= 1):
             raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
+        check_scale_and_stride(scale, output_stride)
         # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand
         denominator = Fraction(scale).limit_denominator(1 << 16).denominator
         self._sampler = MultiResCropSampler(detail_size, scale=scale, output_stride=output_stride * denominator)
@@ -212,9 +215,7 @@ class MultiResSegmenter(nn.Module):
             parts = [out.logits, out.context_logits, out.detail_logits]
             parts += [out.attention] if isinstance(out.attention, Tensor) else []
             channels[:] = [part.shape[1] for part in parts]
-            parts = [at_least_float32(resize(part, out.logits.shape[-2:])) for part in parts]
-            # each by itself, as in predict: on the CPU, channels beside a map change how its upsampling is rounded
-            return torch.cat([resize(part, x.shape[-2:]) for part in parts], dim=1)
+            return torch.cat([at_least_float32(resize(part, out.logits.shape[-2:])) for part in parts], dim=1)
 
         averages = self._over_windows(images, maps, window, stride, "logits", batch_size)
         fused, context, detail, *learned = torch.split(averages, channels, dim=1)
@@ -232,7 +233,7 @@ class MultiResSegmenter(nn.Module):
         batch_size: int | None,
     ) -> Tensor:
         """The average, in eval mode, of what ``predictor`` says of windows of the images, padded to whole cells."""
-        check_images(images)
+        expect("images", images, "BKHW", kind="float")
         cell = self._sampler.cell
         height, width = (max(round(side * self.scale) // cell, 1) * cell for side in self.detail_size)
         window = pair("window", (height, width) if window is None else window)
@@ -269,7 +270,7 @@ class MultiResSegmenter(nn.Module):
         return box
 
     def _check_size(self, images: Tensor) -> tuple[int, int]:
-        check_images(images)
+        expect("images", images, "BKHW", kind="float")
         height, width = images.shape[-2:]
         if height % self._sampler.cell or width % self._sampler.cell:
             raise ValueError(

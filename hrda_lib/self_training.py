@@ -6,16 +6,16 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
+from hrda_lib._checks import LABEL_TYPES, check_choice, check_generator, check_tensor, check_up_to, expect
+from hrda_lib._modules import unwrap
 from hrda_lib.feature_distance import FeatureDistance
-from hrda_lib.geometry import CropBox, check_generator, check_tensor, crop
+from hrda_lib.geometry import CropBox, crop, resize
 from hrda_lib.losses import confidence_weighted_ce
 from hrda_lib.masking import patch_mask
 from hrda_lib.mixing import class_mix, sample_class_mask
 from hrda_lib.pseudo_labeling import Per, pseudo_labels
 from hrda_lib.segmenter import SegmenterOutput
-from hrda_lib.teacher import unwrap
 
 Objective = Literal["fused", "context", "detail", "separate"]
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -83,40 +83,27 @@ class SelfTraining:
         generator: torch.Generator | None = None,
         class_weight: Tensor | None = None,
     ) -> None:
-        if not 0 <= detail_weight <= 1 or not 0 <= threshold <= 1:
-            raise ValueError(f"detail_weight and threshold must be in [0, 1], got {detail_weight} and {threshold}")
+        check_up_to(1, detail_weight=detail_weight, threshold=threshold)
         check_generator(generator)
         if not callable(teacher) or not (augment is None or callable(augment)):
             raise ValueError(f"teacher and augment must be callable, got {teacher!r} and {augment!r}")
-        for name, value, kinds in (("per", per, Per), ("objective", objective, Objective)):
-            if value not in get_args(kinds):
-                raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
+        check_choice("per", per, get_args(Per))
+        check_choice("objective", objective, get_args(Objective))
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
         self.augment, self.generator, self.class_weight = augment, generator, class_weight
         parameters = inspect.signature(unwrap(student).forward).parameters.keys()
-        self._takes_box, self._returns_features = {"box", "generator"} <= parameters, "return_features" in parameters
+        takes_box = {"box", "generator"} <= parameters
+        self._segment = self._segment_at_box if takes_box else self._segment_whole
+        asked = "return_features" in parameters and not takes_box
+        self._segment_with_features = self._asked_for_features if asked else self._keeping_features
 
     def source(self, images: Tensor, labels: Tensor, *, box: CropBox | None = None) -> tuple[Tensor, Parts]:
         """Supervised loss plus feature distance on labelled images: one graph, one backward."""
         _check_batch("labels", labels, images)
         if self.feature_distance is None:
             return self._loss(self._segment(images, box), labels, None)
-        if self._returns_features and not self._takes_box and box is None:
-            answer = self.student(images, return_features=True)
-            if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Tensor):
-                raise ValueError(
-                    f"student must return (logits, features) with return_features=True, got {type(answer).__name__}"
-                )
-            (output, features), context = answer, images
-        else:
-            output = self._segment(images, box)
-            if not isinstance(output, SegmenterOutput):
-                raise ValueError(
-                    "feature_distance needs a student that returns SegmenterOutput, or whose forward takes "
-                    "return_features and returns (logits, features); got plain logits"
-                )
-            features, context = output.features, output.context
+        output, features, context = self._segment_with_features(images, box)
         loss, parts = self._loss(output, labels, None)
         distance = self.feature_distance(features, context, labels)
         parts["feature_distance"] = distance.detach()
@@ -165,8 +152,7 @@ class SelfTraining:
         batch, _, height, width = target_images.shape
         if mask is None:
             mask = patch_mask((height, width), batch=batch, generator=self.generator)
-        if tuple(mask.shape) != (batch, 1, height, width):
-            raise ValueError(f"mask must be {(batch, 1, height, width)}, got {tuple(mask.shape)}")
+        expect("mask", mask, (batch, 1, height, width))
         return self._loss(self._segment(target_images * mask.to(target_images), box), labels, weight)
 
     def losses(
@@ -189,26 +175,43 @@ class SelfTraining:
                 f"source_images and target_images must have one shape, dtype and device, got {source} and {target}"
             )
 
-        def terms() -> Iterator[tuple[str, Tensor]]:
-            yield "source", self.source(source_images, source_labels, box=source_box)[0]
-            labels, weight = self.pseudo_label(target_images, valid=target_valid)
-            yield (
-                "mixed",
-                self.mixed(
-                    source_images, source_labels, target_images, labels, weight, classes=mixed_classes, box=mixed_box
-                )[0],
+        terms: dict[str, Callable[[], tuple[Tensor, Parts]]] = {
+            "source": lambda: self.source(source_images, source_labels, box=source_box),
+            "mixed": lambda: self.mixed(
+                source_images,
+                source_labels,
+                target_images,
+                *self.pseudo_label(target_images, valid=target_valid),
+                classes=mixed_classes,
+                box=mixed_box,
+            ),
+        }
+        return ((name, term()[0]) for name, term in terms.items())
+
+    def _segment_at_box(self, images: Tensor, box: CropBox | None) -> SegmenterOutput | Tensor:
+        return _checked("student", self.student(images, box=box, generator=self.generator))
+
+    def _segment_whole(self, images: Tensor, box: CropBox | None) -> SegmenterOutput | Tensor:
+        _refuse_box(box)
+        return _checked("student", self.student(images))
+
+    def _keeping_features(self, images: Tensor, box: CropBox | None) -> tuple[SegmenterOutput, Any, Tensor]:
+        output = self._segment(images, box)
+        if not isinstance(output, SegmenterOutput):
+            raise ValueError(
+                "feature_distance needs a student that returns SegmenterOutput, or whose forward takes "
+                "return_features and returns (logits, features); got plain logits"
             )
+        return output, output.features, output.context
 
-        return terms()
-
-    def _segment(self, images: Tensor, box: CropBox | None) -> SegmenterOutput | Tensor:
-        if self._takes_box:
-            output = self.student(images, box=box, generator=self.generator)
-        elif box is not None:
-            raise ValueError("box needs a student whose forward takes box and generator, such as MultiResSegmenter")
-        else:
-            output = self.student(images)
-        return _checked("student", output)
+    def _asked_for_features(self, images: Tensor, box: CropBox | None) -> tuple[Tensor, Any, Tensor]:
+        _refuse_box(box)
+        answer = self.student(images, return_features=True)
+        if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], Tensor):
+            raise ValueError(
+                f"student must return (logits, features) with return_features=True, got {type(answer).__name__}"
+            )
+        return *answer, images
 
     def _loss(self, output: SegmenterOutput | Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Parts]:
         if isinstance(output, Tensor):
@@ -244,9 +247,7 @@ class SelfTraining:
             )
         if self.objective == "detail":
             return output.detail_logits
-        size = output.detail_logits.shape[-2:]
-        context = interpolate(output.context_logits, size=size, mode="bilinear", align_corners=False)
-        return (context + output.detail_logits) / 2
+        return (resize(output.context_logits, output.detail_logits.shape[-2:]) + output.detail_logits) / 2
 
 
 def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
@@ -255,11 +256,12 @@ def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
     raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {type(output).__name__}")
 
 
+def _refuse_box(box: CropBox | None) -> None:
+    if box is not None:
+        raise ValueError("box needs a student whose forward takes box and generator, such as MultiResSegmenter")
+
+
 def _check_batch(name: str, labels: Tensor, images: Tensor) -> None:
-    check_tensor("images", images)
-    check_tensor(name, labels)
-    expected = (images.shape[0], *images.shape[-2:])
-    if images.dim() != 4 or tuple(labels.shape) != expected:
-        raise ValueError(f"{name} must be {expected} like its images {tuple(images.shape)}, got {tuple(labels.shape)}")
-    if labels.dtype not in (torch.uint8, torch.int64):
-        raise ValueError(f"{name} must be uint8 or int64, got {labels.dtype}; convert with .long()")
+    expect("images", images, "BKHW")
+    shape = (images.shape[0], *images.shape[-2:])
+    expect(name, labels, shape, kind=LABEL_TYPES, like="its images", hint="convert with .long()")

@@ -1,15 +1,14 @@
 """Overlapping windows over an image of any size, averaged into one prediction."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import product
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 
-from hrda_lib.geometry import CropBox, check_tensor, crop, pair, window_grid
+from hrda_lib._checks import at_least_float32, check_choice, expect, is_count, pair
+from hrda_lib.geometry import CropBox, crop, resize, window_grid
 
 Blend = Literal["constant", "gaussian"]
 Output = Literal["logits", "probs", "labels"]
@@ -65,25 +64,19 @@ class SlidingWindowInferer:
         resize: bool = True,
         progress: Progress | None = None,
     ) -> None:
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and not is_count(batch_size):
             raise ValueError(f"batch_size must be a positive int or None (all at once), got {batch_size}")
-        for name, value, kinds in (("blend", blend, BLENDS), ("output", output, OUTPUTS)):
-            if value not in kinds:
-                raise ValueError(f"{name} must be one of {kinds}, got {value!r}")
+        check_choice("blend", blend, BLENDS)
+        check_choice("output", output, OUTPUTS)
         self.window = pair("window", window)
-        self.stride = (
-            ((self.window[0] + 1) // 2, (self.window[1] + 1) // 2) if stride is None else pair("stride", stride)
-        )
-        window_grid(
-            self.window, self.window, self.stride
-        )  # refuses a stride beyond the window now, not at the first image
+        half = ((self.window[0] + 1) // 2, (self.window[1] + 1) // 2)
+        self.stride = half if stride is None else pair("stride", stride)
+        window_grid(self.window, self.window, self.stride)  # a stride beyond the window is refused here
         self.batch_size, self.blend, self.output = batch_size, blend, output
         self.resize, self.progress = resize, progress
 
     def __call__(self, image: Tensor, predictor: Predictor) -> Tensor:
-        check_tensor("image", image)
-        if image.dim() != 4 or 0 in image.shape:
-            raise ValueError(f"image must be (B, K, H, W) and not empty, got {tuple(image.shape)}")
+        expect("image", image, "BKHW")
         boxes = window_grid((image.shape[-2], image.shape[-1]), self.window, self.stride)
         jobs = list(product(boxes, range(len(image))))
         step = self.batch_size or len(jobs)
@@ -125,10 +118,8 @@ class SlidingWindowInferer:
             )
         if len(logits) != len(call):
             raise ValueError(f"predictor returned a batch of {len(logits)} for {len(call)} windows")
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.resize and logits.shape[-2:] != size:
-            logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        return logits
+        logits = at_least_float32(logits)
+        return resize(logits, size) if self.resize else logits
 
     def _window_weight(self, logits: Tensor) -> Tensor:
         """g of the equation, (h, w) in cells of the logits."""
@@ -163,15 +154,3 @@ def _finish(logits: Tensor, output: Output) -> Tensor:
     if output == "probs":
         return logits.softmax(dim=1)
     return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int64)
-
-
-@contextlib.contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

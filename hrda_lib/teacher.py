@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from hrda_lib._checks import check_choice
+from hrda_lib._modules import unwrap
 
 Buffers = Literal["keep", "copy", "average"]
 BatchNormMode = Literal["train", "eval"]
@@ -61,9 +63,8 @@ class EMATeacher(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        for name, value, kinds in (("buffers", buffers, Buffers), ("batch_norm", batch_norm, BatchNormMode)):
-            if value not in get_args(kinds):
-                raise ValueError(f"{name} must be one of {get_args(kinds)}, got {value!r}")
+        check_choice("buffers", buffers, get_args(Buffers))
+        check_choice("batch_norm", batch_norm, get_args(BatchNormMode))
         self.decay, self.warmup, self.buffer_policy, self.batch_norm = decay, warmup, buffers, batch_norm
         self.step = 0
         self.module = _copied(unwrap(student)).requires_grad_(False)
@@ -115,19 +116,6 @@ class EMATeacher(nn.Module):
         self.step, self.decay, self.warmup = state["step"], state["decay"], state["warmup"]
         self.buffer_policy, self.batch_norm = state["buffers"], state["batch_norm"]
         self.train(self.training)
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"student must be a torch.nn.Module, got {type(module).__name__}")
-    while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
-            module = module.module
-        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
-            module = module._orig_mod  # type: ignore[assignment]
-        else:
-            return module
 
 
 def _copied(module: nn.Module) -> nn.Module:

@@ -175,7 +175,7 @@ def test_sample_refuses_images_that_do_not_fit(context_size: int | None, size: t
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (torch.zeros(3, 16, 16), "image must be a float tensor (B, K, H, W), got torch.float32 (3, 16, 16)"),
+        (torch.zeros(3, 16, 16), "image must be float (B, K, H, W), got torch.float32 (3, 16, 16)"),
         (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), "(B, K, H, W), got torch.uint8 (1, 3, 16, 16)"),
     ],
     ids=["three dimensions", "uint8"],

@@ -203,9 +203,9 @@ def test_uint8_target_of_many_classes(num_classes: int) -> None:
         ),
         ({"logits": torch.zeros(2, 3, 5, 6)}, "logits must be at most as large as the target, got (5, 6) logits for"),
         ({"logits": torch.zeros(2, 3, 4, 7)}, "got (4, 7) logits for a target of (4, 6)"),
-        ({"target": torch.zeros(2, 1, 4, 6).long()}, "target must be (B, H, W) with B=2 like logits, got (2, 1, 4, 6)"),
-        ({"target": torch.zeros(1, 4, 6).long()}, "target must be (B, H, W) with B=2 like logits, got (1, 4, 6)"),
-        ({"target": torch.zeros(2, 0, 6).long()}, "target must not be empty, got (2, 0, 6)"),
+        ({"target": torch.zeros(2, 1, 4, 6).long()}, "target must be (2, H, W) like logits, got (2, 1, 4, 6)"),
+        ({"target": torch.zeros(1, 4, 6).long()}, "target must be (2, H, W) like logits, got (1, 4, 6)"),
+        ({"target": torch.zeros(2, 0, 6).long()}, "target must be (2, H, W) like logits and not empty, got (2, 0, 6)"),
         ({"target": torch.zeros(2, 4, 6).int()}, "target must be uint8 or int64, got torch.int32"),
         ({"target": torch.zeros(2, 4, 6)}, "target must be uint8 or int64, got torch.float32; convert with .long()"),
         (

@@ -98,8 +98,8 @@ def test_same_generator_same_mask() -> None:
         ({"size": (8, 8, 8)}, "size must be a positive int or two of them (height, width), got (8, 8, 8)"),
         ({"ratio": 1.1}, "ratio must be in [0, 1], got 1.1"),
         ({"ratio": -0.1}, "ratio must be in [0, 1], got -0.1"),
-        ({"block": 0}, "block and batch must be positive, got block=0, batch=1"),
-        ({"batch": 0}, "block and batch must be positive, got block=64, batch=0"),
+        ({"block": 0}, "block must be a positive int, got 0"),
+        ({"batch": 0}, "batch must be a positive int, got 0"),
     ],
     ids=["size 0", "three sizes", "ratio above", "ratio below", "block", "batch"],
 )

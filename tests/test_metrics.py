@@ -132,7 +132,7 @@ def test_counts_beyond_float32() -> None:
         (
             torch.zeros(1, 3, 4, 4).long(),
             torch.zeros(1, 4, 4).long(),
-            "prediction and target must have one shape, got (1, 3, 4, 4) and (1, 4, 4); pass labels, not logits",
+            "prediction must be (1, 4, 4) like target, got (1, 3, 4, 4); pass labels, not logits",
         ),
         (torch.zeros(4), torch.zeros(4).long(), "prediction must be uint8 or int64, got torch.float32; convert with"),
         (torch.zeros(4).long(), torch.zeros(4).int(), "target must be uint8 or int64, got torch.int32; convert with"),
@@ -184,5 +184,5 @@ def test_refuses_other_values_for_absent_classes(absent: Any) -> None:
 
 
 def test_refuses_no_classes() -> None:
-    with pytest.raises(ValueError, match=re.escape("num_classes must be positive, got 0")):
+    with pytest.raises(ValueError, match=re.escape("num_classes must be a positive int, got 0")):
         ConfusionMatrix(0)

@@ -104,18 +104,18 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: MultiResCropSampler((8, 8))(np.zeros((1, 3, 8, 8))),
         "image must be a tensor, got ndarray",
     ),
-    "lists in the metric": (lambda: ConfusionMatrix(2).update([0], [0]), "prediction must be a tensor, got list"),
+    "lists in the metric": (lambda: ConfusionMatrix(2).update([0], [0]), "target must be a tensor, got list"),
     "mean of 0..255 images": (
         lambda: StrongAugment(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
         "got (123.675, 116.28, 103.53) and (58.395, 57.12, 57.375); divide those of images in [0, 255] by 255",
     ),
     "a negative feature distance": (
         lambda: FeatureDistance(PLAIN, classes=[0], num_classes=2, weight=-1),
-        "min_ratio must be in [0, 1] and weight not negative, got 0.75 and -1",
+        "weight must be in [0, inf], got -1",
     ),
     "probabilities as labels": (
         lambda: SelfTraining(PLAIN, PLAIN).source(IMAGES, torch.rand(1, 32, 32)),
-        "labels must be uint8 or int64, got torch.float32; convert with .long()",
+        "labels must be uint8 or int64 (1, 32, 32) like its images, got torch.float32 (1, 32, 32); convert",
     ),
     "another dtype of the target": (
         lambda: SelfTraining(PLAIN, PLAIN).losses(IMAGES, torch.zeros(1, 32, 32, dtype=torch.uint8), IMAGES.double()),

@@ -102,12 +102,15 @@ def test_given_classes(dtype: torch.dtype) -> None:
     [
         (
             (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 5), torch.ones(2, 4, 4).bool()),
-            "source and target must have one shape, (B, K, H, W) or (B, H, W), got (2, 3, 4, 4) and (2, 3, 4, 5)",
+            "target must be float32 (2, 3, 4, 4) like source, got torch.float32 (2, 3, 4, 5)",
         ),
-        ((torch.zeros(4, 4), torch.zeros(4, 4), torch.ones(4, 4).bool()), "got (4, 4) and (4, 4)"),
+        (
+            (torch.zeros(4, 4), torch.zeros(4, 4), torch.ones(4, 4).bool()),
+            "source must be (B, K, H, W) or (B, H, W), got (4, 4)",
+        ),
         (
             (torch.zeros(2, 4, 4).byte(), torch.zeros(2, 4, 4).long(), torch.ones(2, 4, 4).bool()),
-            "source and target must have one dtype, got torch.uint8 and torch.int64; convert one",
+            "target must be uint8 (2, 4, 4) like source, got torch.int64 (2, 4, 4)",
         ),
         (
             (torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4).bool()),

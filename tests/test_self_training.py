@@ -279,7 +279,7 @@ PLAIN = nn.Conv2d(3, CLASSES, 1)
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "detail weight": (
         lambda: setup(detail_weight=1.5),
-        "detail_weight and threshold must be in [0, 1], got 1.5 and 0.3",
+        "detail_weight must be in [0, 1], got 1.5",
     ),
     "per": (lambda: setup(per="class"), "per must be one of ('batch', 'image', 'pixel'), got 'class'"),
     "objective": (
@@ -288,7 +288,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "source labels": (
         lambda: setup().source(X, Y[:, :8]),
-        "labels must be (2, 32, 32) like its images (2, 3, 32, 32), got (2, 8, 32)",
+        "labels must be uint8 or int64 (2, 32, 32) like its images, got torch.int64 (2, 8, 32)",
     ),
     "target shape, at the call": (
         lambda: setup().losses(X, Y, X[:1]),
@@ -296,7 +296,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "label shape, at the call": (
         lambda: setup().losses(X, Y[:1], X),
-        "source_labels must be (2, 32, 32) like its images (2, 3, 32, 32), got (1, 32, 32)",
+        "source_labels must be uint8 or int64 (2, 32, 32) like its images, got torch.int64 (1, 32, 32)",
     ),
     "mixed weight": (
         lambda: setup().mixed(X, Y, X, Y, Q[:1]),

@@ -1,6 +1,7 @@
 """A Python file that says what the data are: it defines ``source``, ``target`` and ``names``."""
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,18 +29,22 @@ def read_data_file(file: Path) -> DataFile:
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file")
-    name = file.stem
-    if name in sys.modules and Path(getattr(sys.modules[name], "__file__", None) or "").resolve() != file.resolve():
+    name, place = file.stem, os.path.abspath(file)
+    if "." in name:
+        raise ValueError(f"{file}: a module's name has no dot; rename the file")
+    known = importlib.util.find_spec(name)
+    # a folder of this name is no obstacle: a file wins, as long as nothing has imported the folder
+    if known and (known.origin or name in sys.modules) and Path(known.origin or "").resolve() != file.resolve():
         raise ValueError(f"{file}: another module is called {name}; rename the file")
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None:
         raise ValueError(f"{file}: is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # by this name and folder the workers of a loader find its functions
-    sys.path.append(str(file.resolve().parent))
+    sys.path.append(os.path.dirname(place))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
         raise ValueError(f"{file}: cannot be run ({type(error).__name__}: {text})") from error
     if missing := [wanted for wanted in ("source", "target", "names") if not hasattr(module, wanted)]:

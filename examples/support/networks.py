@@ -81,7 +81,13 @@ class NetworkSpec:
         return MultiResSegmenter(encoder, decoder, attention, detail_size=self.detail_size)
 
     def feed(self, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """(B, K, H, W) as data sets give them, to what the network takes."""
+        """(B, K, H, W) as data sets give them, to what the network takes.
+
+        Raises:
+            ValueError: they have other channels.
+        """
+        if images.shape[1] != self.channels:
+            raise ValueError(f"images must have {self.channels} channels for this network, got {images.shape[1]}")
         return normalize(images.to(device), self.mean, self.std)
 
 

@@ -60,9 +60,9 @@ def draw_panel(
     file: Path, model: MultiResSegmenter, spec: NetworkSpec, images: Iterable[Tensor], *, threshold: float
 ) -> None:
     """A row an image: image, prediction, context, detail, attention to the detail, pseudo label, its weight."""
-    rows = []
+    rows, device = [], next(model.parameters()).device
     for image in images:
-        maps = {name: x.cpu() for name, x in heads(model, spec.feed(image[None])).items()}
+        maps = {name: x.cpu() for name, x in heads(model, spec.feed(image[None], device)).items()}
         label, weight = pseudo_labels(maps["fused"], threshold=threshold, per="pixel")
         pictures = [paint(maps[head][0].argmax(0), spec.classes) for head in ("fused", "context", "detail")]
         pictures += [maps["attention"][0, 0].numpy(), paint(label[0], spec.classes), weight[0].numpy()]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hrda_lib.geometry import check_generator
+from hrda_lib._checks import check_generator
 
 
 class RareClasses:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hrda_lib._checks import pair
 from hrda_lib.data.samples import LabeledImages, Sample, UnlabeledSample
 from hrda_lib.data.unlabeled_images import UnlabeledImages
-from hrda_lib.geometry import pair
 
 
 class Resized:

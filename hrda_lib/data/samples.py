@@ -39,7 +39,8 @@ class LabelClass(NamedTuple):
 class LabeledImages(Protocol):
     """What sampling needs of a labelled data set: any class with these methods is one.
 
-    A data set that counts faster than it reads a label may also have ``count(index)``, the pixels of each id.
+    ``len(dataset)`` is the number of images, and ``dataset[index]`` gives a :class:`Sample`. A data set that
+    counts faster than it reads a label may also have ``count(index)``, the pixels of each id, (256,) int64.
     """
 
     def __len__(self) -> int: ...

@@ -9,12 +9,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
+from hrda_lib._checks import pair
 from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.data.samples import LabeledImages
 from hrda_lib.data.skipping import OnError, Skipped, first_readable
 from hrda_lib.data.stored_ids import count_ids
 from hrda_lib.data.unlabeled_images import UnlabeledImages
-from hrda_lib.geometry import CropBox, crop, pair
+from hrda_lib.geometry import CropBox, crop
 
 
 class SourceCrop(NamedTuple):

@@ -6,13 +6,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hrda_lib.fusion import ScaleAttentionHead
-from hrda_lib.geometry import check_images
+from hrda_lib._checks import expect
+from hrda_lib._modules import in_eval_mode
+from hrda_lib.attention_head import ScaleAttentionHead
 from hrda_lib.models.daformer_head import DAFormerHead, Fusion
 from hrda_lib.models.deeplab import DeepLabV2Head, ResNet101
-from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
+from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize, as_size
 from hrda_lib.segmenter import MultiResSegmenter
-from hrda_lib.sliding_window import Output, SlidingWindowInferer, in_eval_mode
+from hrda_lib.sliding_window import Output, SlidingWindowInferer
 
 
 class EncoderDecoder(nn.Module):
@@ -56,7 +57,7 @@ class EncoderDecoder(nn.Module):
         Raises:
             ValueError: images are not float (B, K, H, W), or a setting is out of its range.
         """
-        check_images(images)
+        expect("images", images, "BKHW", kind="float")
         if window is None:
             window = (images.shape[-2], images.shape[-1])
         infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
@@ -111,29 +112,22 @@ def hrda(
     number = isinstance(fixed_attention, (int, float)) and not isinstance(fixed_attention, bool)
     if fixed_attention is not None and not (number and 0 <= fixed_attention <= 1):
         raise ValueError(f"fixed_attention must be a number in [0, 1] or None, got {fixed_attention!r}")
-    one_scale = daformer(
-        encoder,
-        num_classes,
-        embed_dims=embed_dims,
-        drop_path=drop_path,
-        dropout=dropout,
-        fusion=fusion,
-        in_channels=in_channels,
-        checkpoint_stages=checkpoint_stages,
+    widths = as_size(encoder).widths
+    maps = num_classes if attention_classwise else 1
+    return MultiResSegmenter(
+        MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages),
+        DAFormerHead(widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout),
+        _attention_head(widths, maps, attention_embed_dims, dropout) if fixed_attention is None else fixed_attention,
+        detail_size=detail_size,
     )
-    assert isinstance(one_scale.encoder, MixTransformer)
-    attention: nn.Module | float
-    if fixed_attention is not None:
-        attention = fixed_attention
-    else:
-        maps = num_classes if attention_classwise else 1
-        attention = head = ScaleAttentionHead(
-            one_scale.encoder.widths, maps, embed_dims=attention_embed_dims, dropout=dropout
-        )
-        # as in the released code, like the decoder
-        nn.init.kaiming_normal_(cast(nn.Conv2d, head.fuse[0]).weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(cast(Tensor, head.classifier.bias))
-    return MultiResSegmenter(one_scale.encoder, one_scale.decoder, attention, detail_size=detail_size)
+
+
+def _attention_head(widths: Sequence[int], maps: int, embed_dims: int, dropout: float) -> ScaleAttentionHead:
+    head = ScaleAttentionHead(widths, maps, embed_dims=embed_dims, dropout=dropout)
+    # as in the released code, like the decoder
+    nn.init.kaiming_normal_(cast(nn.Conv2d, head.fuse[0]).weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(cast(Tensor, head.classifier.bias))
+    return head
 
 
 def daformer(

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from hrda_lib.geometry import as_counts, check_counts, check_rates, feature_channels, finest_size
+from hrda_lib._checks import as_counts, check_choice, check_counts, check_rates
+from hrda_lib.attention_head import embed_levels
 
 Fusion = Literal["sepaspp", "aspp", "conv1"]
 
@@ -54,8 +54,7 @@ class DAFormerHead(nn.Module):
         in_channels, dilations = as_counts("in_channels", in_channels), as_counts("dilations", dilations)
         check_counts(num_classes=num_classes, embed_dims=embed_dims)
         check_rates(dropout=dropout)
-        if fusion not in get_args(Fusion):
-            raise ValueError(f"fusion must be one of {get_args(Fusion)}, got {fusion!r}")
+        check_choice("fusion", fusion, get_args(Fusion))
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         width = len(in_channels) * embed_dims
         self.fuse: nn.Module
@@ -70,17 +69,7 @@ class DAFormerHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        expected = [embedding.in_channels for embedding in self.embeddings]
-        got = feature_channels(features)
-        if got != expected:
-            raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
-        size = finest_size(features)
-        levels = [embedding(feature) for embedding, feature in zip(self.embeddings, features, strict=True)]
-        levels = [
-            level if level.shape[-2:] == size else interpolate(level, size=size, mode="bilinear", align_corners=False)
-            for level in levels
-        ]
-        logits: Tensor = self.classifier(self.dropout(self.fuse(torch.cat(levels, dim=1))))
+        logits: Tensor = self.classifier(self.dropout(self.fuse(embed_levels(self.embeddings, features))))
         return logits
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hrda_lib.geometry import as_counts, check_counts, check_images, feature_channels
+from hrda_lib._checks import as_counts, check_counts, expect, feature_channels
 
 FILE = "to load a file: encoder.load_state_dict(torch.load(file), strict=False)"
 
@@ -42,7 +42,7 @@ class ResNet101(nn.Module):
                 self.add_module(name, child)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        check_images(images, 3)
+        expect("images", images, ("B", 3, "H", "W"), kind="float")
         x = images
         for child in self.children():
             x = child(x)

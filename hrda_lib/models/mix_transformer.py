@@ -4,11 +4,12 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from hrda_lib.geometry import check_counts, check_images, check_rates, is_count
+from hrda_lib._checks import check_counts, check_rates, expect, is_count
 
 
 class MixTransformerSize(NamedTuple):
@@ -117,7 +118,7 @@ class MixTransformer(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        check_images(images, self.in_channels)
+        expect("images", images, ("B", self.in_channels, "H", "W"), kind="float")
         features: list[Tensor] = []
         x = images
         for i, stage in enumerate(self.stages):
@@ -141,7 +142,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, recompute: bool) -> Tensor:
         x = self.embed(x)
         height, width = x.shape[-2:]
-        x = self.embed_norm(x.flatten(2).transpose(1, 2))
+        x = self.embed_norm(_tokens(x))
         for block in self.blocks:
             x = checkpoint(block, x, height, width, use_reentrant=False) if recompute else block(x, height, width)
         out: Tensor = _grid(self.norm(x), height, width)
@@ -181,19 +182,16 @@ class Attention(nn.Module):
             self.reduce_norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        query = self.query(x)
+        query = rearrange(self.query(x), "b n (heads d) -> b heads n d", heads=self.heads)
         if self.reduce is not None:
             grid = _grid(x, height, width)
             rows, columns = (max(self.reduction - side, 0) for side in (height, width))
             if rows or columns:  # a small image: fewer cells than one reduction
                 grid = pad(grid, (0, columns, 0, rows))
-            x = self.reduce_norm(self.reduce(grid).flatten(2).transpose(1, 2))
-        key, value = self.key_value(x).chunk(2, dim=-1)
-        query, key, value = (
-            y.view(y.shape[0], y.shape[1], self.heads, -1).transpose(1, 2) for y in (query, key, value)
-        )
+            x = self.reduce_norm(_tokens(self.reduce(grid)))
+        key, value = rearrange(self.key_value(x), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
         mixed = scaled_dot_product_attention(query, key, value)
-        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return out
 
 
@@ -209,8 +207,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         grid = _grid(self.expand(x), height, width)
-        x = self.depthwise(grid).flatten(2).transpose(1, 2)
-        out: Tensor = self.contract(self.activation(x))
+        out: Tensor = self.contract(self.activation(_tokens(self.depthwise(grid))))
         return out
 
 
@@ -228,8 +225,13 @@ class DropPath(nn.Module):
         return x * (keep.to(x.dtype) / (1 - self.rate))
 
 
+def _tokens(grid: Tensor) -> Tensor:
+    return rearrange(grid, "b c h w -> b (h w) c")
+
+
 def _grid(x: Tensor, height: int, width: int) -> Tensor:
     """(B, height * width, C) tokens as (B, C, height, width), in channels-last memory."""
+    # no rearrange: of one image it sets other strides, and the convolutions then round otherwise
     return x.transpose(1, 2).view(x.shape[0], x.shape[2], height, width)
 
 

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hrda_lib.geometry import check_counts, check_images
+from hrda_lib._checks import check_counts, expect
 from hrda_lib.models.weight_files import read_entries
 
 
@@ -61,7 +61,7 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"levels must be maps, NCHW or NHWC, got {self.layout}; choose a feature pyramid of timm")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        check_images(images, self.in_channels)
+        expect("images", images, ("B", self.in_channels or "K", "H", "W"), kind="float")
         answer = self.body(images)
         levels = list(answer.values() if isinstance(answer, dict) else answer)
         return [rearrange(x, "b h w c -> b c h w") for x in levels] if self.layout == "NHWC" else levels

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import TINY
 from torch import Tensor
 
 from hrda_lib.models import MixTransformer, MixTransformerSize, hrda, load_encoder_weights, to_reference_state_dict
 from hrda_lib.models.mix_transformer import SIZES
-
-TINY = MixTransformerSize((8, 16, 20, 32), (1, 1, 2, 1))
 
 
 @pytest.fixture

@@ -1,0 +1,176 @@
+"""Checks of arguments: a mistake of the caller is a ValueError that says what was expected, and what came."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+LABEL_TYPES = "uint8 or int64"
+
+
+def expect(
+    name: str,
+    value: object,
+    *shapes: Sequence[str | int],
+    kind: str | torch.dtype = "",
+    like: str = "",
+    hint: str = "",
+) -> None:
+    """Refuse what is no tensor of one of the shapes and of the kind.
+
+    A letter in a shape stands for any size but 0: ``expect("images", images, "BKHW", kind="float")``. ``kind`` is
+    "float", ``LABEL_TYPES``, a dtype, or empty for any; ``like`` names where a shape comes from, ``hint`` what to do.
+    """
+    check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    fits = False
+    for shape in shapes:  # no any(): the compiler of older torch stops at it
+        fits = fits or _has_shape(value, shape)
+    if fits and _is_kind(value, kind):
+        return
+    wanted = " or ".join(f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" for shape in shapes)
+    full = "and not empty" if 0 in value.shape else ""
+    words = [str(kind).removeprefix("torch."), wanted, f"like {like}" if like else "", full]
+    got = f"{value.dtype} {tuple(value.shape)}" if kind else f"{tuple(value.shape)}"
+    raise ValueError(f"{name} must be {' '.join(filter(None, words))}, got {got}{f'; {hint}' if hint else ''}")
+
+
+def _has_shape(value: Tensor, shape: Sequence[str | int]) -> bool:
+    if value.dim() != len(shape):
+        return False
+    for size, wanted in zip(value.shape, shape, strict=True):
+        if (size == 0 and isinstance(wanted, str)) or (not isinstance(wanted, str) and size != wanted):
+            return False
+    return True
+
+
+def _is_kind(value: Tensor, kind: str | torch.dtype) -> bool:
+    if kind == "float":
+        return value.is_floating_point()
+    return value.dtype in (torch.uint8, torch.int64) if kind == LABEL_TYPES else kind in ("", value.dtype)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor, with a hint at what was meant."""
+    if not isinstance(value, Tensor):
+        hint = "see torch.from_numpy"
+        if isinstance(value, (dict, tuple)):
+            entry = "x[0]" if isinstance(value, tuple) else "x['out']"
+            hint = f"pass one of its entries, e.g. {entry}"
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; {hint}")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether its values may be looked at: elsewhere the host would wait for the device, or the compiler break off."""
+    return not torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
+def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
+    """Refuse labels of another type, and label values that are no class where they are readable."""
+    if not _is_kind(labels, LABEL_TYPES):
+        raise ValueError(f"{name} must be {LABEL_TYPES}, got {labels.dtype}; convert with .long()")
+    if not readable(labels):
+        return
+    values = labels.int() if labels.dtype == torch.uint8 else labels  # uint8 would compare modulo 256
+    outside = (values < 0) | (values >= num_classes)
+    if ignore_index is not None:
+        outside &= values != ignore_index
+    if outside.any():
+        value = int(values[outside][0])
+        otherwise = "" if ignore_index is None else f" and not the ignore_index {ignore_index}"
+        raise ValueError(f"{name} holds the label {value}, outside [0, {num_classes}){otherwise}; map it to a class")
+
+
+def feature_channels(features: object) -> object:
+    """The channels of each (B, C, h, w) tensor of a list, for comparison with what was expected; else what came."""
+    if not isinstance(features, (list, tuple)):  # no union: the compiler of older torch stops at it
+        return short(features) if isinstance(features, Tensor) else type(features).__name__
+    return [
+        (f.shape[1] if f.dim() == 4 else tuple(f.shape)) if isinstance(f, Tensor) else type(f).__name__
+        for f in features
+    ]
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a positive int."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_counts(**values: object) -> None:
+    """Refuse what is no positive int: widths, classes, channels."""
+    for name, value in values.items():
+        if not is_count(value):
+            raise ValueError(f"{name} must be a positive int, got {short(value)}")
+
+
+def check_rates(**values: object) -> None:
+    """Refuse what is no probability below 1: dropout, stochastic depth."""
+    for name, value in values.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+            raise ValueError(f"{name} must be a number in [0, 1), got {short(value)}")
+
+
+def check_up_to(limit: float, **values: float) -> None:
+    """Refuse what is not in [0, limit]: shares, thresholds."""
+    for name, value in values.items():
+        if not 0 <= value <= limit:
+            raise ValueError(f"{name} must be in [0, {limit}], got {value}")
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Refuse what is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def check_scale_and_stride(scale: float, output_stride: int) -> None:
+    """Refuse a context finer than the detail, and a stride of logits that is no positive int."""
+    if not 1 <= scale < float("inf"):
+        raise ValueError(f"scale must be at least 1 and finite, got {scale}")
+    check_counts(output_stride=output_stride)
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Boxes, classes and factors are drawn on the CPU, so that no draw waits for a device."""
+    if generator is None:
+        return
+    if not hasattr(generator, "device"):
+        raise ValueError(
+            f"generator must be a torch.Generator, got {generator!r}; use torch.Generator().manual_seed(...)"
+        )
+    if generator.device.type != "cpu":
+        raise ValueError(f"generator must be a CPU generator, got one on {generator.device}; use torch.Generator()")
+
+
+def pair(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """``size`` as (height, width) of positive ints; an int stands for a square."""
+    values = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(values) != 2 or not all(map(is_count, values)):
+        raise ValueError(f"{name} must be a positive int or two of them (height, width), got {size!r}")
+    return values
+
+
+def as_counts(name: str, values: object) -> tuple[int, ...]:
+    """``values`` as a tuple of positive ints, at least one."""
+    found = tuple(values) if isinstance(values, (tuple, list)) else ()
+    if not found or not all(map(is_count, found)):
+        raise ValueError(f"{name} must be a list of positive ints, at least one, got {short(values)}")
+    return found
+
+
+def as_classes(classes: Sequence[int], num_classes: int) -> list[int]:
+    """``classes`` as a list of ids, at least one."""
+    chosen = list(classes)
+    if not chosen or min(chosen) < 0 or max(chosen) >= num_classes:
+        raise ValueError(f"classes must be ids in [0, {num_classes}), at least one, got {chosen}")
+    return chosen
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """What sums are kept in: float16 and bfloat16 become float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def short(value: object) -> str:
+    """How an error shows what came: of a tensor, its shape."""
+    return f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)

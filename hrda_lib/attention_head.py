@@ -1,0 +1,65 @@
+"""The light head that predicts the scale attention (HRDA, arXiv 2204.13132, section 3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels
+from hrda_lib.geometry import resize
+
+
+class ScaleAttentionHead(nn.Module):
+    """Predict scale-attention logits from encoder features: the paper's light head (HRDA, section 3.3).
+
+    Each feature is embedded by a 1x1 convolution and upsampled to the finest; their concatenation, fine to coarse,
+    goes through 1x1 convolution, batch norm, ReLU, dropout of whole channels and a 1x1 convolution.
+
+    Args:
+        in_channels: channels of each feature, in the order in which they come (fine to coarse).
+        out_channels: the number of classes, or 1 for an attention that all classes share.
+        embed_dims: width of the head.
+        dropout: probability of dropping a channel, in [0, 1).
+
+    Raises:
+        ValueError: a setting is out of its range, or the features are not a list of as many tensors as
+            ``in_channels``, with those channels.
+
+    Example:
+        >>> head = ScaleAttentionHead([16, 32], 19, embed_dims=8)
+        >>> head([torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)]).shape
+        torch.Size([2, 19, 8, 8])
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], out_channels: int, *, embed_dims: int = 256, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        in_channels = as_counts("in_channels", in_channels)
+        check_counts(out_channels=out_channels, embed_dims=embed_dims)
+        check_rates(dropout=dropout)
+        self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
+        self.fuse = nn.Sequential(
+            nn.Conv2d(len(in_channels) * embed_dims, embed_dims, 1, bias=False), nn.BatchNorm2d(embed_dims), nn.ReLU()
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(embed_dims, out_channels, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(self.fuse(embed_levels(self.embeddings, features))))
+        return logits
+
+
+def embed_levels(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
+    """Each feature through its own convolution, brought to the finest, and all of them concatenated."""
+    expected = [embedding.in_channels for embedding in embeddings]
+    got = feature_channels(features)
+    if got != expected:
+        raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
+    finest = features[0].shape[-2:]
+    for feature in features:  # no max(key=): the compiler of older torch stops at it
+        if feature.shape[-2] * feature.shape[-1] > finest[0] * finest[1]:
+            finest = feature.shape[-2:]
+    levels = [resize(embed(feature), finest) for embed, feature in zip(embeddings, features, strict=True)]
+    return torch.cat(levels, dim=1)
