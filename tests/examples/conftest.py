@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import gta2cityscapes
+
 
 @pytest.fixture(autouse=True)
 def as_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -20,3 +22,10 @@ def as_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         file = getattr(sys.modules[name], "__file__", None)
         if file and Path(file).is_relative_to(base):
             del sys.modules[name]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gta2cityscapes.py draws nothing, which takes longer than all else on small data."""
+    for name in ("draw_arms", "draw_classes", "draw_curves"):
+        monkeypatch.setattr(gta2cityscapes, name, lambda *_: None)
