@@ -607,7 +607,10 @@ BAD: dict[str, Callable[[Path, Path, Path], tuple[Sequence[Any], str]]] = {
     ),
     "an array": lambda p, s, t: (reading(p, "array"), "got ndarray; torch.from_numpy makes one of an array"),
     "a reader that raises": lambda p, s, t: (reading(p, "broken"), "0.npy: cannot be read (OSError: no such band)"),
-    "not finite": lambda p, s, t: (reading(p, "holes"), "0.npy: image holds values that are not finite; let read_image"),
+    "not finite": lambda p, s, t: (
+        reading(p, "holes"),
+        "0.npy: image holds values that are not finite; let read_image",
+    ),
     "a target with other channels": lambda p, s, t: (
         reading(p, "fifth_where_target"),
         "images of source and target must have 4 channels of torch.float32, as the first has, "
