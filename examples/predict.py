@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = read_data_file(options.data).target.with_files(files) if options.data else UnlabeledImages(files)
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(options.device)
-    done = 0
+    done = list[Path]()
     for i, file in enumerate(tqdm(files, "predicting")):
         try:
             image = images[i].image
@@ -101,16 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.save_attention:
                 paid = 255 * heads(model, x)["attention"][0, 0]
                 Image.fromarray(paid.byte().cpu().numpy()).save(f"{place}_attention.png")
-            done += 1
+            done.append(Path(f"{place}.png"))
         except (ValueError, OSError) as error:
             tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
     if options.zip:
         with zipfile.ZipFile(f"{options.out}.zip", "w") as archive:
-            for file in files:
-                if (written := options.out / f"{file.stem}.png").exists():
-                    archive.write(written, written.name)
-    print(f"{options.out}: {done} of {len(files)} images")
-    return 0 if done == len(files) else 1
+            for file in done:
+                archive.write(file, file.name)
+    print(f"{options.out}: {len(done)} of {len(files)} images")
+    return 0 if len(done) == len(files) else 1
 
 
 if __name__ == "__main__":
