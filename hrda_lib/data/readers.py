@@ -16,7 +16,7 @@ def image_of(file: Path, reader: Reader | None) -> Tensor:
     """The image of a file by ``reader``, or by :func:`read_image`.
 
     Raises:
-        ValueError: starts with the file: it cannot be read, or is no (K, H, W) of uint8 or float32.
+        ValueError: starts with the file: it cannot be read, is no (K, H, W) of uint8 or float32, or is not finite.
     """
     image = called(reader or read_image, file)
     wanted = "read_image must give a tensor (K, H, W) of uint8 or float32"
@@ -24,6 +24,8 @@ def image_of(file: Path, reader: Reader | None) -> Tensor:
         raise ValueError(f"{file}: {wanted}, got {type(image).__name__}; torch.from_numpy makes one of an array")
     if image.dim() != 3 or not image.numel() or image.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"{file}: {wanted}, got {tuple(image.shape)} of {image.dtype}")
+    if image.is_floating_point() and not image.isfinite().all():
+        raise ValueError(f"{file}: image holds values that are not finite; let read_image replace them")
     return image.detach()
 
 

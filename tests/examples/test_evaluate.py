@@ -10,6 +10,8 @@ import pytest
 import torch
 from bilinear import resize
 from PIL import Image
+from support.heads import head_logits
+from support.run_files import load, normalize, save
 from test_recipes import grey, ids, picture
 from torch import Tensor
 from torch.nn.functional import pad
@@ -18,9 +20,7 @@ import evaluate
 import predict
 from hrda_lib import ConfusionMatrix, MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, SYNTHIA_CLASSES, Acdc, Cityscapes, Folders
-from support.heads import head_logits
 from support.networks import build
-from support.run_files import load, normalize, save
 
 KINDS = ("fog", "night", "rain", "snow")
 

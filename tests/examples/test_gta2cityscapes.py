@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.mini_scenes import write_mini_data
+from support.report import arm_table, class_table, spread
+from support.run_files import load, read_metrics
 from test_examples import run
 
 import gta2cityscapes
 from hrda_lib.models import daformer, to_reference_state_dict
-from support.mini_scenes import write_mini_data
-from support.report import arm_table, class_table, spread
-from support.run_files import load, read_metrics
 
 Size = tuple[int, int]
 FAST = ["--warmup", "2", "--steps", "2", "--crop", "192", "384", "--source-size", "0", "0", "--min-pixels", "150"]

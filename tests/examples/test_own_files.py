@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.channels import Reader, display, jitter_and_blur, measure
+from support.own_files import some
+from support.report import id_table, share_table
+from support.run_files import load, normalize
 from test_examples import FAST, picture, write
 from torch import Tensor
 
 import own_data
 import predict
 from hrda_lib.data import Folders, UnlabeledImages
-from support.channels import Reader, display, jitter_and_blur, measure
 from support.networks import build
-from support.own_files import some
-from support.report import id_table, share_table
-from support.run_files import load, normalize
 
 SIZE = (48, 64)
 PALETTE = {"sky": [90, 120, 200], "Void": [0, 0, 0], "road": [80, 80, 80], "box": [200, 60, 40]}
