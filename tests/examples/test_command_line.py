@@ -1,15 +1,12 @@
 """What the help of the scripts says, and which arms a call without --arms runs."""
 
 import argparse
-import sys
-from pathlib import Path
 
 import pytest
 from scripts import main
 
 import ablation
 import gta2cityscapes
-from support.data_file import read_data_file
 
 
 def helped(script: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -42,18 +39,3 @@ def test_without_a_warm_up_the_arms_that_are_one_are_left_out() -> None:
     assert settings.warmup == 0
     assert settings.arms == ablation.ALL[1:]
     assert main("ablation.py", *arguments, "--arms", "source") == 2
-
-
-def test_a_file_of_data_is_read_twice_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "data/images").mkdir(parents=True)
-    (tmp_path / "data/images/0.png").touch()
-    text = 'from hrda_lib.data import Folders\nsource = Folders("data")\ntarget = source.unlabeled()\nnames = ["a"]\n'
-    (tmp_path / "read_twice.py").write_text(text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for file in (Path("read_twice.py"), Path("read_twice.py"), tmp_path / "read_twice.py"):
-        assert len(read_data_file(file).target) == 1
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other/read_twice.py").write_text(text)
-    with pytest.raises(ValueError, match="another module is called read_twice"):
-        read_data_file(Path("other/read_twice.py"))
