@@ -8,7 +8,7 @@ import pytest
 import torch
 from chi_square import surprise
 from PIL import Image
-from test_examples import EXAMPLES, run
+from scripts import EXAMPLES, run
 
 from hrda_lib.data import Folders, RareClasses, SourceCrops, TargetCrops, check_classes, count_labels
 
