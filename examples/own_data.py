@@ -192,7 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings, spec = look(found, names, ignore, settings, running.on_error)
     student, run = fresh(spec, settings, options["init"], running.device), RunFolder(out, spec)
     given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
-    run.start({**asdict(settings), **running._asdict(), **given})
+    defined = {
+        name: f"{type(x).__name__}, {len(x)} images" for name, x in found._asdict().items() if name != "names" and x
+    }
+    run.start({**asdict(settings), **running._asdict(), **given, "defined": defined})
     stopped = None
     try:
         adapt(student, found, counts, settings, run, running, method=method, class_weight=weights)
