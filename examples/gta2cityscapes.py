@@ -129,7 +129,6 @@ def train(
         for step in tqdm(range(settings.steps), run.path.name):
             if target and step > 0:
                 teacher.update(student)
-
             images, labels = next(source)
             images, labels = spec.feed(images, device), labels.to(device)
             loss, parts = training.source(augment(images, generator) if settings.augment_source else images, labels)
@@ -232,6 +231,14 @@ def try_out(spec: NetworkSpec, settings: Settings) -> None:
     student(torch.empty(settings.batch_size, spec.channels, *settings.crop, device="meta"))
 
 
+def to_pretrained(student: Network, settings: Settings) -> FeatureDistance | None:
+    """The feature distance to the encoder as it is now, before other weights are loaded; None without one."""
+    if not settings.feature_distance or not settings.encoder_weights:
+        return None
+    weight = settings.feature_distance
+    return FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight)
+
+
 def run_arm(
     arms: Mapping[str, Arm], name: str, settings: Settings, domains: Domains, folder: Path, running: Running
 ) -> Result:
@@ -245,14 +252,13 @@ def run_arm(
     if kept := run.kept_result(chosen, overwrite=running.overwrite):
         return kept
     torch.manual_seed(settings.seed)
-    student, distance = run.spec.build(settings.encoder_weights), None
-    if arm.adapts and settings.feature_distance and settings.encoder_weights:  # before other weights are loaded
-        weight = settings.feature_distance
-        distance = FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight)
-        distance.to(running.device)
+    student = run.spec.build(settings.encoder_weights)
+    distance = to_pretrained(student, settings) if arm.adapts else None
     if start:
         load_weights(student, folder / start / "last.pt")
     student.to(running.device).to(memory_format=torch.channels_last).train()
+    if distance:
+        distance.to(running.device)
     run.start(chosen)
     began = time.monotonic()
     steps = round(arm.length * (settings.steps if arm.start else settings.warmup))
