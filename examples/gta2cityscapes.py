@@ -231,12 +231,12 @@ def try_out(spec: NetworkSpec, settings: Settings) -> None:
     student(torch.empty(settings.batch_size, spec.channels, *settings.crop, device="meta"))
 
 
-def to_pretrained(student: Network, settings: Settings) -> FeatureDistance | None:
+def to_pretrained(student: Network, settings: Settings, device: str) -> FeatureDistance | None:
     """The feature distance to the encoder as it is now, before other weights are loaded; None without one."""
     if not settings.feature_distance or not settings.encoder_weights:
         return None
     weight = settings.feature_distance
-    return FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight)
+    return FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight).to(device)
 
 
 def run_arm(
@@ -253,12 +253,10 @@ def run_arm(
         return kept
     torch.manual_seed(settings.seed)
     student = run.spec.build(settings.encoder_weights)
-    distance = to_pretrained(student, settings) if arm.adapts else None
+    distance = to_pretrained(student, settings, running.device) if arm.adapts else None
     if start:
         load_weights(student, folder / start / "last.pt")
     student.to(running.device).to(memory_format=torch.channels_last).train()
-    if distance:
-        distance.to(running.device)
     run.start(chosen)
     began = time.monotonic()
     steps = round(arm.length * (settings.steps if arm.start else settings.warmup))
