@@ -129,7 +129,6 @@ def train(
         for step in tqdm(range(settings.steps), run.path.name):
             if target and step > 0:
                 teacher.update(student)
-
             images, labels = next(source)
             images, labels = spec.feed(images, device), labels.to(device)
             loss, parts = training.source(augment(images, generator) if settings.augment_source else images, labels)
@@ -245,9 +244,8 @@ def run_arm(
     if kept := run.kept_result(chosen, overwrite=running.overwrite):
         return kept
     torch.manual_seed(settings.seed)
-    student, distance = run.spec.build(settings.encoder_weights), None
-    if arm.adapts and settings.feature_distance and settings.encoder_weights:  # before other weights are loaded
-        weight = settings.feature_distance
+    student, distance, weight = run.spec.build(settings.encoder_weights), None, settings.feature_distance
+    if arm.adapts and weight and settings.encoder_weights:  # before other weights are loaded
         distance = FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight)
         distance.to(running.device)
     if start:
@@ -263,8 +261,7 @@ def run_arm(
         counts = count_classes(labeled, folder.parent / f"{settings.target}_counts.json", running.on_error)
         settings = replace(settings, source_size=settings.target_size)
     settings = replace(settings, steps=steps, seed=seed)
-    images = domains.target.unlabeled()
-    source, target = batches(labeled, counts, images, settings, running, adapts=arm.adapts)
+    source, target = batches(labeled, counts, domains.target.unlabeled(), settings, running, adapts=arm.adapts)
     val_images = fitted(domains.val.unlabeled(), settings.target_size)
     look = partial(label_quality, spec=run.spec, dataset=domains.val, images=val_images)
     train(student, source, target, settings, run, feature_distance=distance, watch=look)

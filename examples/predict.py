@@ -66,18 +66,7 @@ def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec) -> Picture:
 
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
-    parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
-    parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
-    parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
-    parser.add_argument("--device", default=DEVICE)
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     model, spec = load(options.run, options.weights)
     if options.ids and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
         raise ValueError("--ids is for the 19 classes of Cityscapes, which this run has not")
@@ -110,6 +99,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 archive.write(file, file.name)
     print(f"{options.out}: {len(done)} of {len(files)} images")
     return 0 if len(done) == len(files) else 1
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
+    parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
+    parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
+    parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
+    parser.add_argument("--device", default=DEVICE)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

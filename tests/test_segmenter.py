@@ -221,6 +221,14 @@ def test_scales_equal_a_plain_loop_over_windows(
     torch.testing.assert_close(scales.fused, net.predict(images, **settings), rtol=0, atol=2e-6)
 
 
+def test_a_full_attention_stays_1_however_upsampling_rounds() -> None:
+    head = nn.Sequential(First(), nn.Conv2d(6, 1, 1))
+    nn.init.constant_(head[1].bias, 1000.0)
+    attention = model(head, scale=6, detail_size=(24, 24)).predict_scales(torch.rand(1, 3, 60, 84)).attention
+    assert attention.min() > 1 - 1e-6
+    assert attention.max() == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_fused_scales_are_what_predict_says_in_any_precision(dtype: torch.dtype) -> None:
     net, image = model().to(dtype), torch.randn(1, 3, 50, 70, dtype=dtype)

@@ -108,6 +108,16 @@ def test_compiled_and_exported_agree_with_eager(build: Any) -> None:
     assert eager.abs().max() > 0.1
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_one_scale_can_be_traced_for_other_sizes() -> None:
+    torch.manual_seed(0)
+    model = daformer(TINY, 5, embed_dims=8).eval()
+    traced = torch.jit.trace(model, torch.rand(1, 3, 64, 64), check_trace=False)
+    images = torch.rand(1, 3, 128, 96)
+    assert torch.allclose(traced(images), model(images), atol=1e-5)
+
+
 def test_feature_distance_with_one_scale() -> None:
     torch.manual_seed(0)
     model = daformer(TINY, 5, embed_dims=8, drop_path=0, dropout=0)
