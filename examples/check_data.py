@@ -54,12 +54,14 @@ def check(
     dozen = {i * len(dataset) // 12 for i in range(12)}
     for i in tqdm(range(len(dataset)), title):
         try:
-            image, *label, _ = dataset[i]
+            image, *label, name = dataset[i]
         except ValueError as error:
             problems.append(str(error))
             continue
         sizes[tuple(image.shape[1:])] += 1
         ids = label[0] if label else torch.full(image.shape[1:], 255, dtype=torch.uint8)
+        if names and len(outside := ids[(ids >= len(names)) & (ids < 255)]):
+            problems.append(f"{name}: label {outside[0]} is none of the {len(names)} classes")
         rows.append(count_ids(ids))
         if i in dozen:
             shown.append((image, ids))
