@@ -357,7 +357,7 @@ def parse(
     parser.add_argument("--recipe", choices=[name for name in RECIPES if name != "own_data"], help=text)
     text = "sample_class_stats.json of the released code: source labels are not counted"
     parser.add_argument("--class-stats", type=Path, help=text)
-    add_settings(parser, Settings)
+    add_settings(parser, Settings, but=("balance",))  # own_data.py's
     add_running(parser, "runs/gta2cityscapes")
     options = vars(parser.parse_args(arguments))
     folders = {kind: options[kind] for kind in KINDS if options[kind]}
