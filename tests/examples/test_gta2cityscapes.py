@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import main, run
+from scripts import FAST_STREETS, main, run, write_streets
 from torch import Tensor
 
 import gta2cityscapes
@@ -22,11 +22,9 @@ from hrda_lib.optim import parameter_groups, warmup_poly
 from support.command_line import Stopped
 from support.networks import NetworkSpec
 from support.run_folder import RunFolder, load, read_metrics
-from toy import streets
 from toy.data import write_toy_data
 
 Size = tuple[int, int]
-FAST = ["--recipe", "demo", "--warmup", 2, "--steps", 2, "--crop", 64, 128, "--min-pixels", 20, "--min-crop-pixels", 10]
 ARMS = ("source", "control", "hrda")
 
 
@@ -37,28 +35,11 @@ def few(root: Path, *, seed: int) -> dict[str, str | int]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy data, a third as high and wide."""
-    root, draw = tmp_path_factory.mktemp("toy") / "data", streets.draw
-
-    def small(domain: str, seed: int, index: int) -> streets.Street:
-        street = draw(domain, seed, index)
-        return street._replace(image=street.image[::3, ::3], label=street.label[::3, ::3])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streets, "draw", small)
-        write_toy_data(root, seed=7, train=4, val=3)
-    return root
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is drawn, which takes longer than everything else."""
-    for name in ("draw_arms", "draw_classes", "draw_curves"):
-        monkeypatch.setattr(gta2cityscapes, name, lambda *_: None)
+    return write_streets(tmp_path_factory.mktemp("toy") / "data")
 
 
 def call(root: Path, out: Path, *arguments: Any) -> list[Any]:
-    return ["--gta", root / "gta", "--cityscapes", root / "cityscapes", "--out", out, *FAST, *arguments]
+    return ["--gta", root / "gta", "--cityscapes", root / "cityscapes", "--out", out, *FAST_STREETS, *arguments]
 
 
 def start(root: Path, out: Path, *arguments: Any) -> int:
