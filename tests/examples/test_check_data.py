@@ -81,6 +81,8 @@ def test_a_target_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert check_data.main([*arguments, "--no-labels"]) == 0
     assert "%" not in capsys.readouterr().out
     assert check_data.main(arguments) == 1
+    plain = write(tmp_path / "plain", labels=False)  # of classes that nobody names
+    assert check_data.main([str(plain), *arguments[1:], "--no-labels"]) == 0
     assert check_data.main([str(tmp_path / "nowhere"), *arguments[1:]]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("check_data.py: ")
 
