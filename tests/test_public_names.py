@@ -48,8 +48,8 @@ SIGNATURES = {
     "MultiResSegmenter.predict_scales": "(self, images, *, window=None, stride=None, batch_size=1)",
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
-    "SelfTraining": "(student, teacher, *, feature_distance=None, detail_weight=0.1, threshold=0.968, per='batch', "
-    "objective='fused', augment=None, generator=None, class_weight=None)",
+    "SelfTraining": "(student, teacher, *, criterion=None, feature_distance=None, detail_weight=0.1, threshold=0.968, "
+    "per='batch', objective='fused', augment=None, generator=None)",
     "SelfTraining.source": "(self, images, labels, *, box=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
     "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
