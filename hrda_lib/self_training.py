@@ -92,6 +92,12 @@ class SelfTraining:
             raise ValueError(f"teacher and augment must be callable, got {teacher!r} and {augment!r}")
         if not (criterion is None or callable(criterion)):
             raise ValueError(f"criterion must be callable, got {short(criterion)}; pass such as ConfidenceWeightedCE()")
+        ignored = getattr(criterion, "ignore_index", 255)
+        if feature_distance is not None and feature_distance.ignore_index != ignored:
+            raise ValueError(
+                f"feature_distance must have the criterion's ignore_index {ignored}, got "
+                f"{feature_distance.ignore_index}"
+            )
         check_choice("per", per, get_args(Per))
         check_choice("objective", objective, get_args(Objective))
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import at_least_float32, check_choice, expect, is_count, pair
+from hrda_lib._checks import at_least_float32, check_choice, check_two_classes, expect, is_count, pair
 from hrda_lib.geometry import CropBox, crop, resize, window_grid
 
 Blend = Literal["constant", "gaussian"]
@@ -151,6 +151,7 @@ def _to_cells(box: CropBox, window: CropBox, logits: Tensor) -> CropBox:
 def _finish(logits: Tensor, output: Output) -> Tensor:
     if output == "logits":
         return logits
+    check_two_classes("predictor", logits.shape[1])
     if output == "probs":
         return logits.softmax(dim=1)
     return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int64)

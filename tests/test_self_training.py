@@ -260,6 +260,34 @@ def test_the_criterion_is_that_of_every_term() -> None:
     torch.testing.assert_close(masked[1]["fused"], (net(xt, MIXED_BOX).logits.mean() ** 2).detach())
 
 
+@pytest.mark.parametrize("ignored", [None, -1, 300])
+def test_another_ignored_label(ignored: int | None) -> None:
+    """A class that is ignored (None: one that the teacher says) is learned as little as a pixel that holds 255."""
+    net, x, y, xt = student(), images(1), labels(2), images(3)
+    y = torch.where(y == 255, 0, y)
+    usual = setup(net)
+    pseudo, q = usual.pseudo_label(xt)
+    gone = int(pseudo.mode().values[0, 0])
+    index = gone if ignored is None else ignored
+    training = setup(net, criterion=ConfidenceWeightedCE(ignore_index=index))
+    losses = []
+    for step, label in ((training, index), (usual, 255)):
+        source, target = (torch.where(given == gone, label, given) for given in (y, pseudo))
+        losses.append(step.mixed(x, source, xt, target, q, classes=[[1, label], [2]], box=MIXED_BOX)[0])
+        losses.append(step.source(x, source, box=SOURCE_BOX)[0])
+    assert torch.equal(torch.stack(losses[:2]), torch.stack(losses[2:]))
+
+
+def test_more_than_255_classes() -> None:
+    net, x = nn.Conv2d(3, 300, 1), images(1)
+    y = torch.full((2, SIZE, SIZE), 255)
+    with pytest.raises(ValueError, match="ignore_index 255 is one of the 300 classes"):
+        setup(net).source(x, y)
+    loss, _ = setup(net, criterion=ConfidenceWeightedCE(ignore_index=-1)).source(x, y)
+    assert loss > 3
+    assert setup(net).pseudo_label(x)[0].max() > 255
+
+
 @pytest.mark.parametrize("normalize", ["valid", "weight"])
 def test_the_divisor_is_a_choice(normalize: Any) -> None:
     net, x, y = student(0.5), images(1), labels(2)
@@ -318,6 +346,21 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "criterion": (
         lambda: setup(criterion=0.5),
         "criterion must be callable, got 0.5; pass such as ConfidenceWeightedCE()",
+    ),
+    "another ignored label of the feature distance": (
+        lambda: setup(
+            criterion=ConfidenceWeightedCE(ignore_index=-1),
+            feature_distance=FeatureDistance(nn.Conv2d(3, 8, 4), classes=[0], num_classes=CLASSES),
+        ),
+        "feature_distance must have the criterion's ignore_index -1, got 255",
+    ),
+    "one logit": (
+        lambda: list(setup(nn.Conv2d(3, 1, 1)).losses(X, Y, X)),
+        "logits must have at least two classes, got one class, whose softmax is always 1; use two classes",
+    ),
+    "one logit of the teacher": (
+        lambda: SelfTraining(PLAIN, nn.Conv2d(3, 1, 1)).pseudo_label(X),
+        "logits must have at least two classes, got one class",
     ),
     "a criterion without reduction": (
         lambda: setup(PLAIN, criterion=lambda x, y, q: cross_entropy(x, y, reduction="none")).source(X, Y),

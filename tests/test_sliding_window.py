@@ -256,7 +256,7 @@ def test_outputs() -> None:
     np.testing.assert_array_equal(labels, logits.argmax(axis=1))
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(1, torch.uint8), (256, torch.uint8), (257, torch.int64)])
+@pytest.mark.parametrize(("classes", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int64)])
 def test_labels_are_as_small_as_the_classes_allow(classes: int, dtype: torch.dtype) -> None:
     def last_class(windows: Tensor) -> Tensor:
         return torch.arange(classes).float().view(1, -1, 1, 1).expand(len(windows), classes, 1, 1)
@@ -264,6 +264,16 @@ def test_labels_are_as_small_as_the_classes_allow(classes: int, dtype: torch.dty
     labels = SlidingWindowInferer(4, output="labels")(torch.zeros(1, 3, 5, 6), last_class)
     assert labels.dtype == dtype
     assert labels.unique().tolist() == [classes - 1]
+
+
+@pytest.mark.parametrize("output", ["probs", "labels"])
+def test_one_channel_has_logits_alone(output: Any) -> None:
+    image = random(1, 3, 5, 6)
+    assert SlidingWindowInferer(4)(image, lambda x: x[:, :1]).shape == (1, 1, 5, 6)
+    with pytest.raises(
+        ValueError, match=r"^predictor must have at least two classes, got one class, .*; use two classes"
+    ):
+        SlidingWindowInferer(4, output=output)(image, lambda x: x[:, :1])
 
 
 @pytest.mark.parametrize(("batch_size", "calls"), [(1, 18), (4, 5), (None, 1)])
