@@ -161,7 +161,7 @@ class MultiResSegmenter(nn.Module):
         batch_size: int | None = 1,
         label_dtype: torch.dtype = torch.int64,
     ) -> Tensor:
-        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
+        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). Images are padded
         with 0 (the mean colour) at the bottom and right to whole cells, and the result is cut back.

@@ -46,7 +46,7 @@ class EncoderDecoder(nn.Module):
         batch_size: int | None = 1,
         label_dtype: torch.dtype = torch.int64,
     ) -> Tensor:
-        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
+        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Args:
             images: (B, K, H, W) float.
