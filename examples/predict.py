@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -39,7 +40,7 @@ IDS = {
 def predict(model: Network, x: Tensor, *, flip: bool) -> Tensor:
     """Labels (B, H, W); ``flip`` averages the probabilities with those of the mirrored image."""
     if not flip:
-        return model.predict(x, output="labels")
+        return model.predict(x, output="labels", label_dtype=torch.uint8)
     probs = model.predict(x, output="probs") + model.predict(x.flip(-1), output="probs").flip(-1)
     return probs.argmax(dim=1).byte()
 
