@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from hrda_lib._checks import at_least_float32, check_generator, check_up_to, expect, readable
+from hrda_lib._checks import at_least_float32, check_generator, check_up_to, expect, is_number, readable
 
 
 class StrongAugment:
@@ -60,6 +60,7 @@ class StrongAugment:
         if (
             len(mean) != 3
             or len(std) != 3
+            or not all(map(is_number, (*mean, *std)))
             or not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
         ):
             raise ValueError(
@@ -68,7 +69,7 @@ class StrongAugment:
             )
         check_up_to(1, jitter=jitter, brightness=brightness, contrast=contrast, saturation=saturation, blur=blur)
         check_up_to(0.5, hue=hue)
-        if not 0 < sigma[0] <= sigma[1]:
+        if len(sigma) != 2 or not all(map(is_number, sigma)) or not 0 < sigma[0] <= sigma[1]:
             raise ValueError(f"sigma must be a range 0 < low <= high, got {sigma}")
         self.mean, self.std = tuple(mean), tuple(std)
         self.jitter, self.blur, self.sigma = jitter, blur, sigma

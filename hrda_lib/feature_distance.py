@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from hrda_lib._checks import (
     as_classes,
     at_least_float32,
+    check_counts,
+    check_finite,
     check_ignore_index,
     check_labels,
     check_tensor,
     check_up_to,
     expect,
+    is_id,
 )
 
 
@@ -65,6 +68,8 @@ class FeatureDistance(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
+        if not is_id(num_classes):
+            check_counts(num_classes=num_classes)
         check_ignore_index(ignore_index, num_classes)
         every = [c for c in range(num_classes) if c != ignore_index]
         chosen = as_classes(every if classes is None else classes, num_classes, ignore_index)
@@ -80,6 +85,7 @@ class FeatureDistance(nn.Module):
 
     def forward(self, features: Tensor | Sequence[Tensor], images: Tensor, labels: Tensor) -> Tensor:
         feature = _last(features)
+        check_finite("images", images)
         with torch.no_grad():
             reference = _last(self.reference_encoder(images))
         same = "pass the features of those same images"
@@ -87,6 +93,7 @@ class FeatureDistance(nn.Module):
         mask = self._mask(labels, feature)
         difference = at_least_float32(feature) - reference
         distance = torch.linalg.vector_norm(difference, dim=1)
+        check_finite("features", distance)
         mean: Tensor = (distance * mask).sum() / mask.sum().clamp(min=1)
         return self.weight * mean
 

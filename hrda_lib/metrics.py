@@ -79,7 +79,7 @@ class ConfusionMatrix:
         Raises:
             ValueError: ``absent`` is another number.
         """
-        if absent != 0 and absent == absent:  # only nan differs from itself
+        if isinstance(absent, bool) or (absent != 0 and absent == absent):  # only nan differs from itself
             raise ValueError(f"absent must be nan (not in the mean) or 0 (a failure), got {absent!r}")
         correct = self.matrix.diagonal()
         union = self.matrix.sum(0) + self.matrix.sum(1) - correct

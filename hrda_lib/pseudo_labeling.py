@@ -39,7 +39,8 @@ def pseudo_labels(
         labels (B, H, W) int64, and weight (B, H, W) in [0, 1], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: shapes, types or settings differ from the above.
+        ValueError: shapes, types or settings differ from the above. Where logits are nan, or infinite and so without
+            a best class, the weight is 0: a teacher that fails says nothing.
 
     Example:
         >>> logits = torch.tensor([9.0, 1.0]).view(1, 2, 1, 1).repeat(1, 1, 2, 2)

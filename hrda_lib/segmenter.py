@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hrda_lib._checks import at_least_float32, check_scale_and_stride, expect, pair
+from hrda_lib._checks import at_least_float32, check_finite, check_scale_and_stride, expect, is_number, pair
 from hrda_lib._modules import in_eval_mode
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
@@ -98,7 +98,7 @@ class MultiResSegmenter(nn.Module):
         detail_stride: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(attention, nn.Module) and not (isinstance(attention, (int, float)) and 0 <= attention <= 1):
+        if not isinstance(attention, nn.Module) and not (is_number(attention) and 0 <= attention <= 1):
             raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
         check_scale_and_stride(scale, output_stride)
         # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand
@@ -276,6 +276,7 @@ class MultiResSegmenter(nn.Module):
 
     def _check_size(self, images: Tensor) -> tuple[int, int]:
         expect("images", images, "BKHW", kind="float")
+        check_finite("images", images)
         height, width = images.shape[-2:]
         if height % self._sampler.cell or width % self._sampler.cell:
             raise ValueError(

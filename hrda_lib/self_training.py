@@ -7,7 +7,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import LABEL_TYPES, check_choice, check_generator, check_tensor, check_up_to, expect, short
+from hrda_lib._checks import (
+    LABEL_TYPES,
+    check_choice,
+    check_finite,
+    check_generator,
+    check_tensor,
+    check_up_to,
+    expect,
+    short,
+)
 from hrda_lib._modules import unwrap
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.geometry import CropBox, crop, resize
@@ -279,5 +288,6 @@ def _refuse_box(box: CropBox | None) -> None:
 
 def _check_batch(name: str, labels: Tensor, images: Tensor) -> None:
     expect("images", images, "BKHW")
+    check_finite("images", images)
     shape = (images.shape[0], *images.shape[-2:])
     expect(name, labels, shape, kind=LABEL_TYPES, like="its images", hint="convert with .long()")

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import at_least_float32, check_choice, check_two_classes, expect, is_count, pair
+from hrda_lib._checks import at_least_float32, check_choice, check_scores, check_two_classes, expect, is_count, pair
 from hrda_lib.geometry import CropBox, crop, resize, window_grid
 
 Blend = Literal["constant", "gaussian"]
@@ -157,6 +157,7 @@ def _finish(logits: Tensor, output: Output, label_dtype: torch.dtype) -> Tensor:
     if output == "logits":
         return logits
     check_two_classes("predictor", logits.shape[1])
+    check_scores("predictor's logits", logits)
     if output == "probs":
         return logits.softmax(dim=1)
     if label_dtype == torch.uint8 and logits.shape[1] > 256:
