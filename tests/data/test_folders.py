@@ -56,7 +56,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (lambda p: Folders(p / "nowhere"), "nowhere/images: no such folder"),
     "no image": (
         lambda p: Folders((p / "images").mkdir() or p),
-        "images: no image in this folder (looked for .png, .jpg, .jpeg, .bmp, .webp)",
+        "images: no image in this folder (looked for .png, .jpg, .jpeg, .bmp, .webp, .tif, .tiff)",
     ),
     "two endings": (
         lambda p: read(broken(p, images__0_jpg=np.zeros((4, 4, 3), np.uint8))),
@@ -68,7 +68,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty image": (lambda p: read(broken(p, images__1_png=b"")), "images/1.png: cannot be read as an image"),
     "label in colour": (
         lambda p: read(broken(p, labels__1_png=np.zeros((24, 32, 3), np.uint8))),
-        "labels/1.png: label must be a single-channel 8-bit or palette PNG of ids, got mode RGB",
+        "labels/1.png: label must be a single-channel 8-bit or palette PNG of ids, got mode RGB; "
+        "colours? see StoredColours",
     ),
     "label of 16 bits": (
         lambda p: read(broken(p, labels__1_png=np.zeros((24, 32), np.uint16))),

@@ -96,13 +96,17 @@ def test_folders_of_night_alone_are_no_acdc(tmp_path: Path) -> None:
 
 KNOWN = (
     "no data set is recognised here; one holds, for cityscapes: leftImg8bit; synthia: RGB, GT; acdc: rgb_anon/fog; "
-    "dark_zurich: rgb_anon/train/night; bdd100k: images/10k; mapillary: training/images; gta: images/00001.png; "
-    "folders: images"
+    "dark_zurich: rgb_anon/*/night; bdd100k: images/10k; mapillary: training/images | validation/images; gta: images, labels; "
+    "folders: images; ROOT holds "
 )
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "nothing": (open_dataset, f"ROOT: {KNOWN}"),
-    "nothing, all splits": (open_labeled_splits, f"ROOT: {KNOWN}"),
-    "one split of two": (lambda p: open_dataset(mapillary(p)), f"ROOT: {KNOWN}"),
+    "nothing": (open_dataset, f"ROOT: {KNOWN}nothing"),
+    "nothing, all splits": (open_labeled_splits, f"ROOT: {KNOWN}nothing"),
+    "one split of two": (
+        lambda p: open_dataset(mapillary(p)),
+        "ROOT/training: no such folder; ROOT holds validation; expected ROOT/training/images/*.jpg with "
+        "ROOT/training/labels/*.png",
+    ),
     "kind": (
         lambda p: open_dataset(p, kind="kitti"),
         f"kind must be one of {', '.join(DATASET_KINDS)}, got 'kitti'",
