@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hrda_lib.data.layout import not_found, shown, state_of
-from hrda_lib.data.pictures import check_max_pixels, picture_size
+from hrda_lib.data.pictures import Unreadable, check_max_pixels, picture_size
 from hrda_lib.data.readers import OneKind, Reader, called, identity, image_of, label_of
 from hrda_lib.data.samples import LabelClass, Sample
 from hrda_lib.data.stored_colours import StoredColours
@@ -92,15 +92,24 @@ class LabeledFiles:
     def check_size(self, index: int) -> None:
         """Compare the sizes of an image and its label by their headers; those that readers of one's own read are not.
 
+        Files that are missing or broken are named when they are read.
+
         Raises:
-            ValueError: they differ, or a file is missing or broken; the message starts with the file.
+            ValueError: they differ, a picture is too large, or a label has an EXIF orientation; the message starts
+                with the file.
         """
-        self._check_file(self._labels[index])
         if self._read_image is not None or not getattr(self._read_label, "reads_pictures", False):
             return
-        image = picture_size(self._images[index], self._max_pixels)
-        label = picture_size(self._labels[index], self._max_pixels, label=True)
-        if image != label:
+        try:
+            image = picture_size(self._images[index], self._max_pixels)
+            label = picture_size(self._labels[index], self._max_pixels, label=True)
+        except Unreadable:
+            return
+        if image == label:
+            return
+        if image == label[::-1]:
+            self[index]  # decides: EXIF may stand at the very end of a PNG
+        else:
             raise self._other_size(index, image, label)
 
     def _other_size(self, index: int, image: tuple[int, ...], label: tuple[int, ...]) -> ValueError:

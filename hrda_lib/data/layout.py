@@ -57,7 +57,7 @@ def find(folder: Path, pattern: str, layout: str) -> list[Path]:
     files = sorted(file for file in folder.glob(pattern) if not _is_hidden(file, folder))
     if not files:
         raise ValueError(
-            f"{shown(folder)}: no {pattern} in this folder, which holds {contents(folder)}; expected {layout}"
+            f"{shown(folder)}: no {pattern} in this folder, which holds {contents(folder)}; expected {shown(layout)}"
         )
     for inner in {file.parent: None for file in files}:
         tell_left_out(inner, set(inner.iterdir()).difference(files))
@@ -93,7 +93,7 @@ def not_found(file: Path, layout: str) -> ValueError:
     kind = "file" if missing == file else "folder"
     return ValueError(
         f"{shown(missing)}: no such {kind}; {shown(missing.parent)} holds {contents(missing.parent)}; "
-        f"expected {layout}{proposal(missing) if kind == 'folder' else ''}"
+        f"expected {shown(layout)}{proposal(missing) if kind == 'folder' else ''}"
     )
 
 

@@ -33,6 +33,10 @@ TURNS = {
 }
 
 
+class Unreadable(ValueError):
+    """A file is missing, broken, or no picture."""
+
+
 def read_image(file: Path, max_pixels: int | None = None) -> Tensor:
     """(3, H, W) uint8, in memory pixel by pixel (channels last); grey and palette images become RGB.
 
@@ -69,12 +73,12 @@ def opened(file: Path, max_pixels: int | None = None) -> "PIL.ImageFile.ImageFil
         with open(file, "rb") as stream:
             start = stream.read(16).ljust(16, b"\0")
     except FileNotFoundError:
-        raise ValueError(f"{shown(file)}: no such file") from None
+        raise Unreadable(f"{shown(file)}: no such file") from None
     except OSError as error:
         raise _unreadable(file, error) from None
     build = next((build for build, knows in _formats() if knows(start) is True), None)
     if build is None:
-        raise ValueError(f"{shown(file)}: cannot be read as an image")
+        raise Unreadable(f"{shown(file)}: cannot be read as an image")
     with _named(file):
         image = build(file)
         layout = image.tile[0][3] if image.tile else ""
@@ -144,9 +148,11 @@ def is_plain_tiff(file: Path) -> bool:
     """Whether Pillow can read a TIFF as RGB or grey of 8 bits, by its header."""
     try:
         with opened(file) as image:
-            return image.format == "TIFF" and has_eight_bits(image)
-    except ValueError:
+            return has_eight_bits(image)
+    except Unreadable:
         return False
+    except ValueError:  # too large: refused by name when it is read
+        return True
 
 
 def check_max_pixels(max_pixels: int | None) -> None:
@@ -209,6 +215,6 @@ def _check_upright(file: Path, orientation: int) -> None:
         )
 
 
-def _unreadable(file: Path, error: Exception) -> ValueError:
+def _unreadable(file: Path, error: Exception) -> Unreadable:
     text = shown(" ".join(str(error).split()))
-    return ValueError(f"{shown(file)}: cannot be read as an image ({text or type(error).__name__})")
+    return Unreadable(f"{shown(file)}: cannot be read as an image ({text or type(error).__name__})")

@@ -29,7 +29,7 @@ def image_of(file: Path, reader: Reader | None, max_pixels: int | None = None) -
         raise ValueError(f"{shown(file)}: {wanted}, got {tuple(image.shape)} of {image.dtype}")
     if image.dtype == torch.float32 and not image.isfinite().all():
         raise ValueError(
-            f"{shown(file)}: image holds values that are not finite (NaN or infinite); let read_image replace them, as "
+            f"{shown(file)}: image must hold finite values; let what reads them replace others, as "
             "torch.nan_to_num does"
         )
     return image.detach()

@@ -8,14 +8,16 @@ from hrda_lib.data.samples import LabeledImages, check_size_of
 def check_sizes(dataset: LabeledImages, progress: Callable[[Iterable[int]], Iterable[int]] | None = None) -> None:
     """Compare the size of every image with that of its label, by the headers of the files: nothing is decoded.
 
-    Files that readers of one's own read are left out, and data sets without a method ``check_size(index)``.
+    Left out are files that readers of one's own read, data sets without a method ``check_size(index)``, and what is
+    missing or broken: it is named when it is read.
 
     Args:
         dataset: labelled images.
         progress: wraps the range of images, as ``tqdm`` does.
 
     Raises:
-        ValueError: sizes differ, or files are missing or broken in their header; names the first, and how many more.
+        ValueError: sizes differ, pictures are too large, or labels have an EXIF orientation; names the first,
+            and says how many there are.
 
     Example:
         >>> from hrda_lib.data import check_sizes, open_dataset
@@ -27,7 +29,7 @@ def check_sizes(dataset: LabeledImages, progress: Callable[[Iterable[int]], Iter
     for index in progress(range(len(dataset))) if progress else range(len(dataset)):
         try:
             check_size_of(dataset, index)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             first, count = first or str(error), count + 1
     if count:
         raise ValueError(first + (f" ({count} of {len(dataset)} images have such a fault)" if count > 1 else ""))

@@ -96,8 +96,8 @@ def test_folders_of_night_alone_are_no_acdc(tmp_path: Path) -> None:
 
 KNOWN = (
     "no data set is recognised here; one holds, for cityscapes: leftImg8bit; synthia: RGB, GT; acdc: rgb_anon/fog; "
-    "dark_zurich: rgb_anon/*/night; bdd100k: images/10k; mapillary: training/images | validation/images; gta: images, labels; "
-    "folders: images; ROOT holds "
+    "dark_zurich: rgb_anon/*/night; bdd100k: images/10k; mapillary: training/images | validation/images; "
+    "gta: images, labels; folders: images; ROOT holds "
 )
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (open_dataset, f"ROOT: {KNOWN}nothing"),
