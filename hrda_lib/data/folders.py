@@ -103,14 +103,12 @@ def _near(folder: Path) -> str:
 
 def _meant(images: Path) -> str:
     """The end of a message: what was meant by a root whose folder ``images`` has none."""
-    root = images.parent
-    if count := pictures_in(root):
-        where = f"give {shown(root.parent)}" if root.name == images.name else f"move them to {shown(images)}"
-        return f"; {shown(root)} holds {count} images: {where}"
-    if not images.is_dir():
-        return proposal(images)
+    if not images.is_dir() and (near := proposal(images)):
+        return near
+    if count := pictures_in(images.parent):
+        return f"; {shown(images.parent)} holds {count} images: move them to {shown(images)}"
     deeper = next((folder for folder in subfolders(images) if pictures_in(folder)), None)
-    return f"; {shown(deeper)} holds {pictures_in(deeper)}, but folders inside are not searched" if deeper else ""
+    return f"; images lie in {shown(deeper)}, but folders inside are not searched" if deeper else ""
 
 
 def _label_files(folder: Path, names: Sequence[str], *, any_ending: bool) -> list[Path]:

@@ -285,11 +285,17 @@ def test_names_that_would_steer_a_terminal(name: str, tmp_path: Path, caplog: py
         (root / folder / "1.png").rename(root / folder / f"{name}.png")
     (root / "images" / f"{name}.gif").touch()
     data = Folders(root)
+    at = data.names.index(name)
     messages = [record.getMessage() for record in caplog.records]
     for spoil in (lambda file: file.write_bytes(b""), Path.unlink):
         for folder in ("labels", "images"):
             spoil(root / folder / f"{name}.png")
-        for read in (lambda: data[1], lambda: data.label(1), lambda: count_labels(data), lambda: data.unlabeled()[1]):
+        for read in (
+            lambda: data[at],
+            lambda: data.label(at),
+            lambda: count_labels(data),
+            lambda: data.unlabeled()[at],
+        ):
             with pytest.raises(ValueError) as caught:  # noqa: PT011
                 read()
             messages.append(str(caught.value))
