@@ -36,10 +36,10 @@ def is_clutter(file: Path) -> bool:
 def tell_left_out(folder: Path, files: Iterable[Path]) -> None:
     """Log, in one line, the files that look like pictures and that a folder's search left out."""
     endings = (*PICTURE_ENDINGS, *OTHER_ENDINGS)
-    others = [file for file in files if file.suffix.lower() in endings and not is_clutter(file)]
+    others = sorted(file for file in files if file.suffix.lower() in endings and not is_clutter(file))
     if others:
         kinds = ", ".join(f"{count} {ending}" for ending, count in Counter(f.suffix.lower() for f in others).items())
-        log.warning("%s: left out: %s; the first is %s", shown(folder), kinds, shown(min(others).name))
+        log.warning("%s: left out: %s; the first is %s", shown(folder), kinds, shown(others[0].name))
 
 
 def find(folder: Path, pattern: str, layout: str) -> list[Path]:

@@ -153,40 +153,30 @@ def test_what_is_left_out_is_counted_and_named_once(tmp_path: Path, caplog: pyte
     assert not caplog.messages
 
 
-FORKS: dict[str, Callable[[Path], LabeledFiles]] = {
-    "gta": lambda p: Gta(gta(p)),
-    "synthia": lambda p: Synthia(synthia(p)),
-    "cityscapes": lambda p: Cityscapes(cityscapes(p), "train"),
-    "acdc": lambda p: Acdc(acdc(p), "val"),
-    "mapillary": lambda p: Mapillary(mapillary(p), "validation"),
-    "list": lambda p: ListFile(list_file(p) / "list.txt"),
-    "folders": lambda p: Folders(write(p)),
+FORKS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], LabeledFiles]]] = {
+    "gta": (gta, Gta),
+    "synthia": (synthia, Synthia),
+    "cityscapes": (cityscapes, lambda p: Cityscapes(p, "train")),
+    "acdc": (acdc, lambda p: Acdc(p, "val")),
+    "mapillary": (mapillary, lambda p: Mapillary(p, "validation")),
+    "list": (list_file, lambda p: ListFile(p / "list.txt")),
+    "folders": (write, Folders),
 }
 
 
 @pytest.mark.parametrize("kind", FORKS)
 def test_resource_forks_are_left_out_everywhere(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = FORKS[kind](tmp_path / "a")
-    names = data.names
-    other = FORKS[kind](tmp_path / "b")
-    for file in {file.parent: file for file in other.unlabeled().files}.values():
+    build, open_tree = FORKS[kind]
+    data = open_tree(build(tmp_path))
+    for file in data.unlabeled().files:
         (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7 no picture")
-        (file.parent / "Thumbs.db").touch()
-        (file.parent / ".DS_Store").touch()
+        for name in ("Thumbs.db", ".DS_Store", ".hidden.png"):
+            (file.parent / name).touch()
     if kind == "list":
-        lines = (tmp_path / "b" / "list.txt").read_text(encoding="utf-8")
-        (tmp_path / "b" / "list.txt").write_text(f"x/._0.jpg\ty/._0.png\n{lines}Thumbs.db\n", encoding="utf-8")
-    again = {
-        "gta": lambda p: Gta(p),
-        "synthia": lambda p: Synthia(p),
-        "cityscapes": lambda p: Cityscapes(p, "train"),
-        "acdc": lambda p: Acdc(p, "val"),
-        "mapillary": lambda p: Mapillary(p, "validation"),
-        "list": lambda p: ListFile(p / "list.txt"),
-        "folders": lambda p: Folders(p),
-    }[kind](tmp_path / "b")
-    assert again.names == names
-    left_out = [f"{tmp_path}/b/list.txt: left out: 2 hidden files; the first is x/._0.jpg"] if kind == "list" else []
+        lines = (tmp_path / "list.txt").read_text(encoding="utf-8")
+        (tmp_path / "list.txt").write_text(f"x/._0.jpg\ty/._0.png\n{lines}Thumbs.db\n", encoding="utf-8")
+    assert open_tree(tmp_path).names == data.names
+    left_out = [f"{tmp_path}/list.txt: left out: 2 hidden files; the first is x/._0.jpg"] if kind == "list" else []
     assert caplog.messages == left_out
 
 
