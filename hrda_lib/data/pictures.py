@@ -217,4 +217,6 @@ def _check_upright(file: Path, orientation: int) -> None:
 
 def _unreadable(file: Path, error: Exception) -> Unreadable:
     text = shown(" ".join(str(error).split()))
+    if type(error).__name__ == "DecompressionBombError":  # of a WebP, whatever max_pixels says
+        text += " Larger ones: PIL.Image.MAX_IMAGE_PIXELS, another format, or tiles"
     return Unreadable(f"{shown(file)}: cannot be read as an image ({text or type(error).__name__})")

@@ -233,6 +233,15 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
             read(tmp_path / "a.png")
 
 
+def test_the_own_limit_of_webp_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    PIL.Image.fromarray(pixels(0)).save(tmp_path / "a.webp")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(
+        ValueError, match=r"a\.webp: .*Larger ones: PIL\.Image\.MAX_IMAGE_PIXELS, another format, or tiles"
+    ):
+        read_image(tmp_path / "a.webp", 10_000)
+
+
 LIMITED: list[Callable[[Any], Any]] = [
     lambda limit: UnlabeledImages([], max_pixels=limit),
     lambda limit: LabeledFiles([], [], [], max_pixels=limit),
