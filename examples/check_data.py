@@ -78,6 +78,8 @@ def check(
             continue
         sizes[tuple(image.shape[1:])] += 1
         ids = label[0] if label else torch.full(image.shape[1:], 255, dtype=torch.uint8)
+        if names and len(outside := ids[(ids >= len(names)) & (ids < 255)]):
+            problems.append(f"{name}: label {outside[0]} is none of the {len(names)} classes")
         rows.append(count_ids(ids))
         if is_blank(image):
             suspicious.append(plain(name))

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -39,7 +40,7 @@ IDS = {
 def predict(model: Network, x: Tensor, *, flip: bool) -> Tensor:
     """Labels (B, H, W); ``flip`` averages the probabilities with those of the mirrored image."""
     if not flip:
-        return model.predict(x, output="labels")
+        return model.predict(x, output="labels", label_dtype=torch.uint8)
     probs = model.predict(x, output="probs") + model.predict(x.flip(-1), output="probs").flip(-1)
     return probs.argmax(dim=1).byte()
 
@@ -66,18 +67,7 @@ def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec) -> Picture:
 
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
-    parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
-    parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
-    parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
-    parser.add_argument("--device", default=DEVICE)
-    options = parser.parse_args(arguments)
+    options = parse(arguments)
     model, spec = load(options.run, options.weights)
     if options.ids and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
         raise ValueError("--ids is for the 19 classes of Cityscapes, which this run has not")
@@ -89,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     images = read_data_file(options.data).target.with_files(files) if options.data else UnlabeledImages(files)
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(options.device)
-    done = 0
+    done = list[Path]()
     for i, file in enumerate(tqdm(files, "predicting")):
         try:
             image = images[i].image
@@ -101,16 +91,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.save_attention:
                 paid = 255 * heads(model, x)["attention"][0, 0]
                 Image.fromarray(paid.byte().cpu().numpy()).save(f"{place}_attention.png")
-            done += 1
+            done.append(Path(f"{place}.png"))
         except (ValueError, OSError) as error:
             tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
     if options.zip:
         with zipfile.ZipFile(f"{options.out}.zip", "w") as archive:
-            for file in files:
-                if (written := options.out / f"{file.stem}.png").exists():
-                    archive.write(written, written.name)
-    print(f"{options.out}: {done} of {len(files)} images")
-    return 0 if done == len(files) else 1
+            for file in done:
+                archive.write(file, file.name)
+    print(f"{options.out}: {len(done)} of {len(files)} images")
+    return 0 if len(done) == len(files) else 1
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
+    parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
+    parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
+    parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
+    parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
+    parser.add_argument("--device", default=DEVICE)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,26 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
         raise ValueError(f"{name} holds the label {value}, outside [0, {num_classes}){otherwise}; map it to a class")
 
 
+def check_two_classes(name: str, num_classes: int) -> None:
+    """Refuse one class where classes compete: a softmax over it is always 1, its argmax always 0."""
+    if num_classes == 1:
+        raise ValueError(
+            f"{name} must have at least two classes, got one class, whose softmax is always 1; use two classes, "
+            "the thing and what lies around it"
+        )
+
+
+def check_ignore_index(ignore_index: object, num_classes: int | None = None) -> None:
+    """Refuse what is no label, and 255 where that is one of ``num_classes`` classes: it is mostly there unchosen."""
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool) or not -(2**31) <= ignore_index < 2**31:
+        raise ValueError(f"ignore_index must be an int of 32 bits, got {short(ignore_index)}")
+    if ignore_index == 255 and num_classes is not None and num_classes > 255:
+        raise ValueError(
+            f"ignore_index 255 is one of the {num_classes} classes, which would not be learned or measured; choose "
+            f"another, -1 or a number from {num_classes} on, and write it where labels are to be ignored"
+        )
+
+
 def feature_channels(features: object) -> object:
     """The channels of each (B, C, h, w) tensor of a list, for comparison with what was expected; else what came."""
     if not isinstance(features, (list, tuple)):  # no union: the compiler of older torch stops at it
@@ -158,11 +178,13 @@ def as_counts(name: str, values: object) -> tuple[int, ...]:
     return found
 
 
-def as_classes(classes: Sequence[int], num_classes: int) -> list[int]:
-    """``classes`` as a list of ids, at least one."""
+def as_classes(classes: Sequence[int], num_classes: int, ignore_index: int) -> list[int]:
+    """``classes`` as a list of ids, at least one, and none of them ignored."""
     chosen = list(classes)
     if not chosen or min(chosen) < 0 or max(chosen) >= num_classes:
         raise ValueError(f"classes must be ids in [0, {num_classes}), at least one, got {chosen}")
+    if ignore_index in chosen:
+        raise ValueError(f"classes must be without the ignore_index {ignore_index}, got {chosen}; leave it out")
     return chosen
 
 

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_classes, at_least_float32, check_labels, check_tensor, check_up_to, expect
+from hrda_lib._checks import (
+    as_classes,
+    at_least_float32,
+    check_ignore_index,
+    check_labels,
+    check_tensor,
+    check_up_to,
+    expect,
+)
 
 
 class FeatureDistance(nn.Module):
@@ -21,11 +29,11 @@ class FeatureDistance(nn.Module):
 
     Args:
         reference_encoder: images -> features; copied, frozen and always in eval mode.
-        classes: chosen class ids (the paper: things); None chooses all.
+        classes: chosen class ids (the paper: things); None chooses all but the ignored one.
         num_classes: number of classes of the labels.
         weight: :math:`\lambda`.
         min_ratio: share of a cell's pixels that its class must reach, in [0, 1].
-        ignore_index: the label without class.
+        ignore_index: the label without class. A class may be meant; above 255 classes, another than 255 must be chosen.
 
     Call it with the student's features on ``images`` (a tensor, or a sequence whose last is taken), the images
     (B, K, h, w) that both encoders see (HRDA: the context crop), and labels (B, H, W) at full resolution, uint8 or
@@ -57,7 +65,9 @@ class FeatureDistance(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        chosen = as_classes(range(num_classes) if classes is None else classes, num_classes)
+        check_ignore_index(ignore_index, num_classes)
+        every = [c for c in range(num_classes) if c != ignore_index]
+        chosen = as_classes(every if classes is None else classes, num_classes, ignore_index)
         check_up_to(1, min_ratio=min_ratio)
         check_up_to(math.inf, weight=weight)
         self.num_classes, self.weight, self.min_ratio = num_classes, weight, min_ratio

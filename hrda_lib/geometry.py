@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -113,7 +114,8 @@ def resize(x: Tensor, size: int | Sequence[int]) -> Tensor:
     Raises:
         ValueError: ``x`` is not float (B, C, h, w), or a side is not positive.
     """
-    size = pair("size", size)
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    size = tuple(size) if tracing and isinstance(size, Sequence) else pair("size", size)  # traced sizes are tensors
     expect("x", x, "BChw", kind="float")
     if tuple(x.shape[-2:]) == size:
         return x

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hrda_lib._checks import at_least_float32, check_choice, check_labels, expect, readable
+from hrda_lib._checks import (
+    at_least_float32,
+    check_choice,
+    check_ignore_index,
+    check_labels,
+    check_two_classes,
+    expect,
+    readable,
+)
 from hrda_lib.geometry import resize
 
 Normalize = Literal["all", "valid", "weight"]
@@ -36,10 +44,11 @@ def confidence_weighted_ce(
     - ``"weight"``: :math:`\sum_{i \in V} q_i \kappa_{y_i}`.
 
     Args:
-        logits: (B, C, h, w) raw, at most as large as the target: upsampled bilinearly to it.
+        logits: (B, C, h, w) raw, of two classes at least, at most as large as the target: upsampled bilinearly to it.
         target: (B, H, W) uint8 or int64 class ids or ``ignore_index``.
         weight: q, (B, H, W) in [0, 1]; None: 1.
-        ignore_index: the label without loss.
+        ignore_index: the label without loss. A class may be meant: it is not learned then. Above 255 classes, another
+            than 255 must be chosen.
         class_weight: :math:`\kappa`, one non-negative weight a class; None: 1.
         normalize: which Z.
 
@@ -96,6 +105,7 @@ class ConfidenceWeightedCE(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("normalize", normalize, NORMALIZERS)
+        check_ignore_index(ignore_index)
         self.ignore_index, self.normalize = ignore_index, normalize
         kept = None if class_weight is None else torch.as_tensor(class_weight).clone()
         self.register_buffer("class_weight", kept, persistent=False)
@@ -126,6 +136,8 @@ def _class_weight(class_weight: Tensor | Sequence[float], logits: Tensor) -> Ten
 def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, normalize: str) -> None:
     check_choice("normalize", normalize, NORMALIZERS)
     expect("logits", logits, "BChw", kind="float")
+    check_two_classes("logits", logits.shape[1])
+    check_ignore_index(ignore_index, logits.shape[1])
     expect("target", target, (len(logits), "H", "W"), like="logits")
     if logits.shape[-2] > target.shape[-2] or logits.shape[-1] > target.shape[-1]:
         raise ValueError(

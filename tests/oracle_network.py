@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
@@ -147,11 +148,11 @@ def conv(w: Weights, name: str, x: Tensor, stride: int = 1, padding: int = 0, di
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
+    return rearrange(x, "b c h w -> b (h w) c")
 
 
 def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+    return rearrange(tokens, "b (h w) c -> b c h w", h=height, w=width)
 
 
 def self_attention(w: Weights, name: str, x: Tensor, height: int, width: int, heads: int, reduction: int) -> Tensor:

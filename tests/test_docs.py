@@ -1,15 +1,13 @@
 """The Python blocks of the documentation run, page by page, from top to bottom."""
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import verify
+from documents import DOCS, python_blocks
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md"]
+PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md", "api/models.md"]
 
 
 @pytest.fixture
@@ -19,17 +17,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def python_blocks(page: Path) -> str:
-    """The blocks of one page as one source, each on its own lines, so that errors name the line of the page."""
-    text = page.read_text(encoding="utf-8")
-    lines = [""] * len(text.splitlines())
-    for match in re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
-        first = text.count("\n", 0, match.start(1))
-        block = match.group(1).splitlines()
-        lines[first : first + len(block)] = block
-    return "\n".join(lines)
 
 
 @pytest.mark.usefixtures("one_thread")

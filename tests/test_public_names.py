@@ -25,7 +25,7 @@ SIGNATURES = {
     "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256, dropout=0.1)",
     "ScaleAttentionHead.forward": "(self, features)",
     "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
-    "progress=None)",
+    "label_dtype=torch.int64, progress=None)",
     "SlidingWindowInferer.__call__": "(self, image, predictor)",
     "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='keep', batch_norm='train')",
     "EMATeacher.update": "(self, student)",
@@ -44,12 +44,13 @@ SIGNATURES = {
     "FeatureDistance.forward": "(self, features, images, labels)",
     "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, detail_stride=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
-    "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1)",
+    "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1, "
+    "label_dtype=torch.int64)",
     "MultiResSegmenter.predict_scales": "(self, images, *, window=None, stride=None, batch_size=1)",
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
-    "SelfTraining": "(student, teacher, *, feature_distance=None, detail_weight=0.1, threshold=0.968, per='batch', "
-    "objective='fused', augment=None, generator=None, class_weight=None)",
+    "SelfTraining": "(student, teacher, *, criterion=None, feature_distance=None, detail_weight=0.1, threshold=0.968, "
+    "per='batch', objective='fused', augment=None, generator=None)",
     "SelfTraining.source": "(self, images, labels, *, box=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
     "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
@@ -79,7 +80,8 @@ SIGNATURES = {
     "models.ResNet101": "(weights=None)",
     "models.EncoderDecoder": "(encoder, decoder)",
     "models.EncoderDecoder.forward": "(self, images, *, return_features=False)",
-    "models.EncoderDecoder.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1)",
+    "models.EncoderDecoder.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1, "
+    "label_dtype=torch.int64)",
     "models.load_encoder_weights": "(encoder, source)",
     "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01)",
     "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",

@@ -145,7 +145,8 @@ def test_predict_any_size(size: tuple[int, int]) -> None:
     logits = net.predict(image)
     assert logits.shape == (1, CLASSES, *size)
     assert [m.training for m in net.modules()] == modes
-    assert torch.equal(net.predict(image, output="labels"), logits.argmax(1).byte())
+    assert torch.equal(net.predict(image, output="labels"), logits.argmax(1))
+    assert torch.equal(net.predict(image, output="labels", label_dtype=torch.uint8), logits.argmax(1).byte())
     torch.testing.assert_close(net.predict(image, output="probs"), logits.softmax(1))
     torch.testing.assert_close(net.predict(image, batch_size=None), logits, rtol=0, atol=1e-5)
 
@@ -219,6 +220,14 @@ def test_scales_equal_a_plain_loop_over_windows(
     if isinstance(attention, (float, int)):
         assert (scales.attention == attention).all()
     torch.testing.assert_close(scales.fused, net.predict(images, **settings), rtol=0, atol=2e-6)
+
+
+def test_a_full_attention_stays_1_however_upsampling_rounds() -> None:
+    head = nn.Sequential(First(), nn.Conv2d(6, 1, 1))
+    nn.init.constant_(head[1].bias, 1000.0)
+    attention = model(head, scale=6, detail_size=(24, 24)).predict_scales(torch.rand(1, 3, 60, 84)).attention
+    assert attention.min() > 1 - 1e-6
+    assert attention.max() == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

@@ -34,7 +34,7 @@ def read_data_file(file: Path) -> DataFile:
         raise ValueError(f"{file}: a module's name has no dot; rename the file")
     known = importlib.util.find_spec(name)
     # a folder of this name is no obstacle: a file wins, as long as nothing has imported the folder
-    if known and (known.origin or name in sys.modules) and known.origin != place:
+    if known and (known.origin or name in sys.modules) and Path(known.origin or "").resolve() != file.resolve():
         raise ValueError(f"{file}: another module is called {name}; rename the file")
     spec = importlib.util.spec_from_file_location(name, place)
     if spec is None or spec.loader is None:

@@ -18,7 +18,7 @@ from support.networks import Network, NetworkSpec
 
 Weights = Literal["student", "teacher"]
 WEIGHTS = get_args(Weights)
-PACKAGES = ("hrda_lib", "torch", "torchvision", "timm", "numpy", "pillow")
+PACKAGES = ("hrda_lib", "torchvision", "timm", "numpy", "pillow")
 
 
 class RunFolder:
@@ -31,7 +31,7 @@ class RunFolder:
         """A new ``config.json`` (settings, network and versions) and an empty ``metrics.jsonl``."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "result.json").unlink(missing_ok=True)  # until it is there again, the run is not complete
-        versions = {"python": platform.python_version()}
+        versions = {"python": platform.python_version(), "torch": torch.__version__}  # with torch's build
         for package in PACKAGES:
             try:
                 versions[package] = importlib.metadata.version(package)

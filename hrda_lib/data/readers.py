@@ -17,7 +17,7 @@ def image_of(file: Path, reader: Reader | None, max_pixels: int | None = None) -
     """The image of a file by ``reader``, or by :func:`read_image`.
 
     Raises:
-        ValueError: starts with the file: it cannot be read, is no (K, H, W) of uint8 or float32, or not finite.
+        ValueError: starts with the file: it cannot be read, is no (K, H, W) of uint8 or float32, or is not finite.
     """
     if reader is None:
         return read_image(file, max_pixels)
@@ -27,11 +27,8 @@ def image_of(file: Path, reader: Reader | None, max_pixels: int | None = None) -
         raise ValueError(f"{shown(file)}: {wanted}, got {type(image).__name__}; torch.from_numpy makes one of an array")
     if image.dim() != 3 or not image.numel() or image.dtype not in (torch.uint8, torch.float32):
         raise ValueError(f"{shown(file)}: {wanted}, got {tuple(image.shape)} of {image.dtype}")
-    if image.dtype == torch.float32 and not image.isfinite().all():
-        raise ValueError(
-            f"{shown(file)}: image must hold finite values; let what reads them replace others, as "
-            "torch.nan_to_num does"
-        )
+    if image.is_floating_point() and not image.isfinite().all():
+        raise ValueError(f"{shown(file)}: image holds values that are not finite; let read_image replace them")
     return image.detach()
 
 

@@ -44,8 +44,9 @@ class EncoderDecoder(nn.Module):
         stride: int | tuple[int, int] | None = None,
         output: Output = "logits",
         batch_size: int | None = 1,
+        label_dtype: torch.dtype = torch.int64,
     ) -> Tensor:
-        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
+        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Args:
             images: (B, K, H, W) float.
@@ -53,6 +54,7 @@ class EncoderDecoder(nn.Module):
             stride: step between windows; None: half a window.
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
+            label_dtype: of labels: int64, or uint8 for up to 256 classes.
 
         Raises:
             ValueError: images are not float (B, K, H, W), or a setting is out of its range.
@@ -60,7 +62,9 @@ class EncoderDecoder(nn.Module):
         expect("images", images, "BKHW", kind="float")
         if window is None:
             window = (images.shape[-2], images.shape[-1])
-        infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
+        infer = SlidingWindowInferer(
+            window, stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype
+        )
         with in_eval_mode(self):
             return infer(images, self)
 

@@ -352,7 +352,7 @@ def test_images_that_are_not_finite(name: str, tmp_path: Path) -> None:
     data = UnlabeledImages([tmp_path / "a", tmp_path / name], read_image=by_name)
     assert data[0].image.shape == (3, 4, 4)
     with pytest.raises(
-        ValueError, match=rf"/{name}: image must hold finite values; let what reads them replace others"
+        ValueError, match=rf"/{name}: image holds values that are not finite; let read_image replace them"
     ):
         data[1]
 

@@ -96,6 +96,10 @@ BAD_READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "float64": (lambda p: images_of(p, lambda file: read_npy(file).double()), "got (4, 14, 20) of torch.float64"),
     "int32": (lambda p: images_of(p, lambda file: read_npy(file).int()), "got (4, 14, 20) of torch.int32"),
+    "not finite": (
+        lambda p: images_of(p, lambda file: read_npy(file).log()),
+        "images/0.npy: image holds values that are not finite; let read_image replace them",
+    ),
     "raises": (lambda p: images_of(p, raising), "0.npy: cannot be read (KeyError: 'band 4\\nis missing')"),
     "no file": (
         lambda p: UnlabeledImages([p / "no.npy"], read_image=read_npy)[0],

@@ -1,9 +1,9 @@
-"""The demo, shortened: a few images of the toy benchmark, a few steps, every arm."""
+"""The demo, shortened: a few images of the toy benchmark, a few steps."""
 
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +11,50 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_examples import run
+from scripts import FAST_STREETS, main, run, write_streets
+from torch import Tensor
+from trees import One, saved
 
 import gta2cityscapes
+import support.domains
+from hrda_lib import EMATeacher, SelfTraining, StrongAugment, data
 from hrda_lib.models import daformer, to_reference_state_dict
-from support.mini_scenes import write_mini_data
-from support.report import arm_table, class_table, spread
-from support.run_files import load, read_metrics
+from hrda_lib.optim import parameter_groups, warmup_poly
+from support.command_line import Running, Stopped
+from support.networks import NetworkSpec
+from support.run_folder import RunFolder, load, read_metrics
+from toy.data import write_toy_data
 
 Size = tuple[int, int]
-FAST = ["--warmup", "2", "--steps", "2", "--crop", "192", "384", "--source-size", "0", "0", "--min-pixels", "150"]
-FAST += ["--margins", "0", "0", "0", "0"]
+ARMS = ("source", "control", "hrda")
 
 
-def few(root: Path, *, seed: int) -> tuple[Path, Path]:
+def few(root: Path, *, seed: int) -> dict[str, str | int]:
     """The toy data with three images of each part."""
-    return write_mini_data(root, seed=seed, train=3, val=3, workers=1, progress=False)
+    return write_toy_data(root, seed=seed, train=3, val=3)
 
 
 @pytest.fixture(scope="module")
-def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("mini") / "data"
-    write_mini_data(root, seed=7, train=4, val=3, workers=1, progress=False)
-    return root
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_streets(tmp_path_factory.mktemp("toy") / "data")
 
 
-def start(root: Path, out: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
-    data = ["--gta", root / "gta", "--cityscapes", root / "cityscapes"]
-    return run("gta2cityscapes.py", *data, "--out", out, *FAST, *arguments)
+def call(root: Path, out: Path, *arguments: Any) -> list[Any]:
+    return ["--gta", root / "gta", "--cityscapes", root / "cityscapes", "--out", out, *FAST_STREETS, *arguments]
+
+
+def start(root: Path, out: Path, *arguments: Any) -> int:
+    return main("gta2cityscapes.py", *call(root, out, *arguments))
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
-def finished(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("runs") / "demo"
-    done = start(mini, out)
+    done = run("gta2cityscapes.py", *call(toy, out))
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -52,14 +62,8 @@ def finished(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def test_run_files_and_table(finished: tuple[Path, str]) -> None:
     out, printed = finished
     assert {file.name for file in out.iterdir()} == {"table.md", "classes.png", "seed1", "gta_counts.json"}
-    assert {file.name for file in (out / "seed1").iterdir()} == {
-        "source",
-        "control",
-        "hrda",
-        "panel.png",
-        "curves.png",
-    }
-    for arm in ("source", "control", "hrda"):
+    assert {file.name for file in (out / "seed1").iterdir()} == {*ARMS, "panel.png", "curves.png"}
+    for arm in ARMS:
         files = {file.name for file in (out / "seed1" / arm).iterdir()}
         assert files == {"config.json", "metrics.jsonl", "last.pt", "result.json"}
     assert (out / "table.md").read_text() in printed
@@ -73,129 +77,330 @@ def test_run_files_and_table(finished: tuple[Path, str]) -> None:
 
 def test_the_arms_differ_in_what_their_row_says(finished: tuple[Path, str]) -> None:
     seed = finished[0] / "seed1"
-    results = {arm: json.loads((seed / arm / "result.json").read_text()) for arm in gta2cityscapes.DEMO}
-    assert [results[arm]["steps"] for arm in gta2cityscapes.DEMO] == [2, 4, 4]
-    lines = {arm: (seed / arm / "metrics.jsonl").read_text().splitlines() for arm in gta2cityscapes.DEMO}
-    assert all(len(metrics) == 2 for metrics in lines.values())
+    results = {arm: json.loads((seed / arm / "result.json").read_text()) for arm in ARMS}
+    assert [results[arm]["steps"] for arm in ARMS] == [2, 4, 4]
+    lines = {arm: read_metrics(seed / arm) for arm in ARMS}
+    assert [[line["step"] for line in metrics] for metrics in lines.values()] == [[0, 1]] * 3
     assert ["loss_mixed" in metrics[0] for metrics in lines.values()] == [False, False, True]
     assert "label_accuracy" in lines["hrda"][-1]
-    kept = {arm: torch.load(seed / arm / "last.pt", weights_only=True) for arm in gta2cityscapes.DEMO}
+    kept = {arm: torch.load(seed / arm / "last.pt", weights_only=True) for arm in ARMS}
     assert ["teacher" in entries for entries in kept.values()] == [False, False, True]
-    teacher, student, start = kept["hrda"]["teacher"], kept["hrda"]["model"], kept["source"]["model"]
+    teacher, student, begin = kept["hrda"]["teacher"], kept["hrda"]["model"], kept["source"]["model"]
     parameters = [name for name, _ in load(seed / "hrda")[0].named_parameters()]
-    moved = {name: [float((x[name] - start[name]).norm()) for x in (teacher, student)] for name in parameters}
+    moved = {name: [float((x[name] - begin[name]).norm()) for x in (teacher, student)] for name in parameters}
     assert all(by_teacher < by_student for by_teacher, by_student in moved.values())  # it follows
     # the control and hrda draw the same source images in the same order and augment the first alike
-    first = [json.loads(lines[arm][0])["loss_source"] for arm in ("control", "hrda")]
-    assert first[0] == first[1]
+    assert lines["control"][0]["loss_source"] == lines["hrda"][0]["loss_source"]
+    # later steps see other crops and colours than the warm-up
+    assert lines["source"][0]["loss_source"] != lines["control"][0]["loss_source"]
 
 
-def test_an_arm_is_kept_and_other_settings_are_refused(mini: Path, finished: tuple[Path, str]) -> None:
+@pytest.mark.usefixtures("no_pictures")
+def test_an_arm_is_kept_and_other_settings_are_refused(
+    toy: Path, finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     out, printed = finished
-    before = (out / "seed1" / "hrda" / "last.pt").stat().st_mtime_ns
-    again = start(mini, out)
-    assert again.returncode == 0
-    assert again.stdout.splitlines()[:-1] == printed.splitlines()[:-1]  # the last line is the time
-    assert (out / "seed1" / "hrda" / "last.pt").stat().st_mtime_ns == before
-    file = out / "seed1" / "hrda" / "last.pt"  # without a teacher, as it was before there was one
-    kept = torch.load(file, weights_only=True)
+    file = out / "seed1" / "hrda" / "last.pt"
+    before = file.stat().st_mtime_ns
+    assert start(toy, out) == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[:-1]  # the last line is the time
+    assert file.stat().st_mtime_ns == before
+    kept = torch.load(file, weights_only=True)  # without a teacher, as it was before there was one
     torch.save({name: value for name, value in kept.items() if name != "teacher"}, file)
     before = file.stat().st_mtime_ns
-    assert start(mini, out).returncode == 0
+    assert start(toy, out) == 0
     assert file.stat().st_mtime_ns == before
     torch.save(kept, file)
-    other = start(mini, out, "--lr", "0.1")
-    assert other.returncode == 2
-    assert other.stderr.splitlines()[-1] == (
+    capsys.readouterr()
+    assert start(toy, out, "--lr", 0.1) == 2
+    assert last_line(capsys) == (
         f"gta2cityscapes.py: {out}/seed1/source: holds a run of other settings or data; choose another --out, "
         "or --overwrite"
     )
 
 
 @pytest.mark.parametrize("damage", ["result.json", "last.pt", "metrics.jsonl"])
-def test_a_damaged_arm_is_trained_again(damage: str, mini: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_pictures")
+def test_a_damaged_arm_is_trained_again(
+    damage: str, toy: Path, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(finished[0], tmp_path / "out")
     file = tmp_path / "out" / "seed1" / "hrda" / damage
+    others = [file.parent.parent / arm / "last.pt" for arm in ("source", "control")]
+    before = [other.stat().st_mtime_ns for other in others]
     file.write_bytes(file.read_bytes()[:20])
-    done = start(mini, tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:16] == finished[1].splitlines()[:16]
+    assert start(toy, tmp_path / "out") == 0
+    tables = [text.partition("| mean IoU")[0] for text in (capsys.readouterr().out, finished[1])]
+    assert tables[0] == tables[1]
     assert file.stat().st_size > 20
+    assert [other.stat().st_mtime_ns for other in others] == before
 
 
-def test_other_labels_are_other_data(mini: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(mini, tmp_path / "data")
+@pytest.mark.usefixtures("no_pictures")
+def test_other_labels_are_other_data(
+    toy: Path, finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(toy, tmp_path / "data")
     file = next((tmp_path / "data" / "cityscapes" / "gtFine" / "val").glob("*/*.png"))
     with Image.open(file) as image:
         Image.fromarray(np.where(np.array(image) == 7, 8, np.array(image)).astype(np.uint8)).save(file)
-    done = start(tmp_path / "data", finished[0], "--arms", "source")
-    assert done.returncode == 2
-    assert "holds a run of other settings or data" in done.stderr.splitlines()[-1]
+    assert start(tmp_path / "data", finished[0], "--arms", "source") == 2
+    assert "holds a run of other settings or data" in last_line(capsys)
 
 
-def test_later_steps_see_other_crops_and_colours(finished: tuple[Path, str]) -> None:
+@pytest.mark.usefixtures("no_pictures")
+def test_workers_change_nothing(toy: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
+    assert start(toy, tmp_path, "--workers", 2, "--arms", "hrda") == 0
+    for name in ("source", "hrda"):
+        assert read_metrics(tmp_path / "seed1" / name) == read_metrics(finished[0] / "seed1" / name)
+
+
+# The loop
+
+SPEC = NetworkSpec(("sky", "road", "box"), (16, 16))
+
+
+def tiny(**changes: Any) -> gta2cityscapes.Settings:
+    return gta2cityscapes.Settings(**{"steps": 3, "crop": (32, 32), "seed": 5, **changes})
+
+
+def drawn(second: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures, with their labels or with the pixels that may have one."""
+    for k in range(3):
+        generator = torch.Generator().manual_seed(k + 10 * (second == "valid"))
+        images = torch.randint(256, (2, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(3, (2, 32, 32), generator=generator)
+        yield images, (labels if second == "labels" else labels > 0)
+
+
+def student() -> Any:
+    torch.manual_seed(1)
+    return SPEC.build().train()
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_the_loop_against_its_steps_by_hand(adapts: bool, tmp_path: Path) -> None:
+    settings = tiny(clip=0.01, threshold=0.3, lr_warmup=1, detail_weight=0.3)
+    found, run_folder = student(), RunFolder(tmp_path / "run", SPEC)
+    run_folder.start({})
+    target = drawn("valid") if adapts else None
+    teacher = gta2cityscapes.train(found, drawn("labels"), target, settings, run_folder)
+
+    model = student()
+    averaged = EMATeacher(model, decay=0.99)
+    generator = torch.Generator().manual_seed(5)
+    augment = StrongAugment(mean=SPEC.mean, std=SPEC.std)
+    training = SelfTraining(
+        model, averaged, detail_weight=0.3, threshold=0.3, per="pixel", augment=augment, generator=generator
+    )
+    groups = parameter_groups(model, lr=3e-3, head_factor=1.0, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups)
+    schedule = warmup_poly(optimizer, total=3, warmup=1, power=0.9)
     losses = []
-    for arm in ("source", "control"):
-        lines = (finished[0] / "seed1" / arm / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss_source"] for line in lines])
-    assert losses[0][0] != losses[1][0]
+    for step, ((images, labels), (target_images, valid)) in enumerate(
+        zip(drawn("labels"), drawn("valid"), strict=True)
+    ):
+        if step > 0:
+            averaged.update(model)
+        images, target_images = SPEC.feed(images), SPEC.feed(target_images)
+        loss, _ = training.source(augment(images, generator), labels)
+        loss.backward()
+        losses.append({"step": step, "loss_source": loss.item()})
+        if adapts:
+            pseudo_labels, weight = training.pseudo_label(target_images, valid=valid)
+            loss, _ = training.mixed(images, labels, target_images, pseudo_labels, weight)
+            loss.backward()
+            losses[-1] |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+    assert read_metrics(run_folder.path) == losses
+    kept = torch.load(run_folder.path / "last.pt", weights_only=True)
+    assert kept["step"] == run_folder.steps == 3
+    for name, x in model.state_dict().items():
+        assert torch.equal(kept["model"][name], x), name
+    if adapts:
+        assert all(torch.equal(kept["teacher"][name], x) for name, x in averaged.module.state_dict().items())
+    else:  # nobody asks it
+        begin = student().state_dict()
+        assert "teacher" not in kept
+        assert all(torch.equal(begin[name], x) for name, x in teacher.module.state_dict().items())
 
 
+def test_the_first_label_is_from_where_the_student_starts(tmp_path: Path) -> None:
+    found, run_folder = student(), RunFolder(tmp_path / "run", SPEC)
+    run_folder.start({})
+    begin = {name: x.detach().clone() for name, x in found.named_parameters()}
+    gta2cityscapes.train(found, drawn("labels"), drawn("valid"), tiny(steps=1), run_folder)
+    kept = torch.load(run_folder.path / "last.pt", weights_only=True)
+    assert all(torch.equal(kept["teacher"][name], x) for name, x in begin.items())
+    assert not any(torch.equal(kept["model"][name], x) for name, x in begin.items())
+
+
+def test_source_images_keep_their_colours_where_that_is_asked_for(tmp_path: Path) -> None:
+    losses = {}
+    for augment in (0, 1):
+        run_folder = RunFolder(tmp_path / str(augment), SPEC)
+        run_folder.start({})
+        gta2cityscapes.train(student(), drawn("labels"), None, tiny(steps=1, augment_source=augment), run_folder)
+        losses[augment] = read_metrics(run_folder.path)[0]["loss_source"]
+    model = student()
+    images, labels = next(drawn("labels"))
+    generator = torch.Generator().manual_seed(5)
+    training = SelfTraining(model, EMATeacher(model), threshold=0.9, per="pixel", generator=generator)
+    assert losses[0] == training.source(SPEC.feed(images), labels)[0].item()
+    assert losses[0] != losses[1]
+
+
+def test_batches_are_what_the_settings_say(tmp_path: Path) -> None:
+    labeled, counts = One((40, 60)), torch.tensor([[50, 7, 30]])
+    for i in range(3):
+        saved(tmp_path / f"{i}.png", np.random.default_rng(i).integers(256, size=(30, 40, 3)).astype(np.uint8))
+    images = data.UnlabeledImages(sorted(tmp_path.glob("*.png")))
+    changes = {"batch_size": 2, "crop": (16, 16), "source_size": (32, 48), "target_size": (20, 30)}
+    changes |= {"margins": (3, 0, 0, 2), "temperature": 0.5, "min_pixels": 10, "min_crop_pixels": 4}
+    settings, running = tiny(steps=2, **changes), Running(tmp_path, False, "cpu", 0, "raise")
+    source, target = gta2cityscapes.batches(labeled, counts, images, settings, running, adapts=True)
+    rare = data.RareClasses(counts, temperature=0.5, min_pixels=10)
+    small = data.Resized(labeled, (32, 48))
+    first = data.SourceCrops(small, (16, 16), seed=5, rare_classes=rare, min_crop_pixels=4)
+    fitted = data.ResizedImages(images, (20, 30))
+    second = data.TargetCrops(fitted, (16, 16), seed=5, margins=(3, 0, 0, 2))
+    assert target is not None
+    for found, expected in ((source, first), (target, second)):
+        for step, batch in enumerate(found):
+            for i, x in enumerate(batch):
+                assert torch.equal(x, torch.stack([expected[2 * step + k][i] for k in range(2)]))
+        assert step == 1
+    assert not next(iter(second))[1].all()  # the margins
+    plain = tiny(steps=2, **changes, rare_classes=0)
+    alone, none = gta2cityscapes.batches(labeled, counts, images, plain, running, adapts=False)
+    assert none is None
+    assert torch.equal(next(alone)[0][0], data.SourceCrops(small, (16, 16), seed=5)[0].image)
+
+
+def fault(case: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Something goes wrong after one step; returns what is said."""
+    if case == "a broken file":
+        draw = gta2cityscapes.DataLoader
+
+        def broken(*_: Any, **__: Any) -> Iterator[Any]:
+            yield next(iter(draw(*_, **__)))
+            raise ValueError("a.png: cannot be read as an image")
+
+        monkeypatch.setattr(gta2cityscapes, "DataLoader", broken)
+        return "a.png: cannot be read as an image"
+    if case == "an interrupt":
+        log = RunFolder.log
+
+        def interrupted(self: RunFolder, **values: float) -> dict[str, float]:
+            log(self, **values)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(RunFolder, "log", interrupted)
+        return "interrupted"
+    if case == "gradients":
+        norm, count = torch.nn.utils.clip_grad_norm_, iter(range(9))
+        monkeypatch.setattr(
+            torch.nn.utils,
+            "clip_grad_norm_",
+            lambda *a: norm(*a) * (torch.nan if next(count) else 1),
+        )
+        return "gradients are not finite; choose a smaller --lr"
+    raise AssertionError(case)
+
+
+@pytest.mark.parametrize(("case", "status"), [("a broken file", 1), ("gradients", 1), ("an interrupt", 130)])
+@pytest.mark.usefixtures("no_pictures")
+def test_a_fault_while_training_keeps_the_weights_but_no_result(
+    case: str,
+    status: int,
+    toy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with monkeypatch.context() as patch:
+        text = fault(case, patch)
+        assert start(toy, tmp_path, "--arms", "source") == status
+    assert last_line(capsys) == f"gta2cityscapes.py: stopped at step 1: {text}"
+    arm = tmp_path / "seed1" / "source"
+    assert {file.name for file in arm.iterdir()} == {"config.json", "metrics.jsonl", "last.pt"}
+    assert torch.load(arm / "last.pt", weights_only=True)["step"] == len(read_metrics(arm)) == 1
+    load(arm)
+    assert start(toy, tmp_path, "--arms", "source") == 0  # trained again
+    assert json.loads((arm / "result.json").read_text())["steps"] == len(read_metrics(arm)) == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_weights_that_are_not_finite_are_no_result(
-    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def diverge(optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:
             group["params"][0].data.fill_(torch.nan)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", diverge)
-    data = ["--gta", str(mini / "gta"), "--cityscapes", str(mini / "cityscapes"), "--out", str(tmp_path)]
-    assert gta2cityscapes.main([*data, *FAST, "--arms", "source", "--warmup", "1"]) == 2
-    assert "weights are not finite after 1 steps; choose a smaller --lr" in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "seed1" / "source" / "last.pt").exists()
+    assert start(toy, tmp_path, "--arms", "source", "--warmup", 1) == 1
+    expected = "gta2cityscapes.py: stopped at step 1: weights are not finite; choose a smaller --lr"
+    assert last_line(capsys) == expected
+    assert not (tmp_path / "seed1" / "source" / "result.json").exists()
+    assert not (tmp_path / "table.md").exists()
 
 
-def test_images_of_any_size(mini: Path, tmp_path: Path) -> None:
-    shutil.copytree(mini, tmp_path / "data")
+def test_what_stops_a_run_is_its_cause(tmp_path: Path) -> None:
+    run_folder = RunFolder(tmp_path / "run", SPEC)
+    run_folder.start({})
+    with pytest.raises(Stopped, match=r"^stopped at step 3: StopIteration$") as stopped:
+        gta2cityscapes.train(student(), drawn("labels"), None, tiny(steps=4), run_folder)
+    assert isinstance(stopped.value.__cause__, StopIteration)
+
+
+# Data
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_images_of_any_size(toy: Path, tmp_path: Path) -> None:
+    shutil.copytree(toy, tmp_path / "data")
     for file in (tmp_path / "data" / "cityscapes").glob("*/val/*/*.png"):
         with Image.open(file) as image:
-            image.crop((0, 0, 381, 190)).save(file)
-    done = start(tmp_path / "data", tmp_path / "out", "--arms", "hrda")
-    assert done.returncode == 0, done.stderr
-
-
-def test_every_arm_runs_and_two_seeds_have_a_spread(mini: Path, tmp_path: Path) -> None:
-    done = start(mini, tmp_path, "--ablation", "--arms", "control", "oracle", "control-long", "--seeds", "2")
-    assert done.returncode == 0, done.stderr
-    rows = [re.split(r"\s*\|\s*", line)[1:-1] for line in done.stdout.splitlines() if line.startswith("|")]
-    arms = {row[0]: row[1:] for row in rows if row[0] in gta2cityscapes.ARMS}
-    assert list(arms) == ["control", "oracle", "control-long", *gta2cityscapes.ABLATION]
-    assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d", row[1]) for row in arms.values())
-    assert [row[5] for row in arms.values()] == ["4", "4", "7", "4", "4", "4", "4", "4"]
-    assert (tmp_path / "seed2" / "separate-source" / "result.json").exists()
+            image.crop((0, 0, 125, 61)).save(file)
+    assert start(tmp_path / "data", tmp_path / "out", "--arms", "hrda", "--warmup", 0, "--steps", 1) == 0
 
 
 def test_without_arguments_it_draws_the_toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gta2cityscapes, "write_mini_data", few)
-    assert gta2cityscapes.main(["--arms", "source", "--warmup", "1", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(support.domains, "write_toy_data", few)
+    arguments = ["--arms", "source", "--warmup", 1, "--out", tmp_path]
+    assert main("gta2cityscapes.py", *arguments) == 0
     assert (tmp_path / "data" / "seed1" / "cityscapes" / "gtFine").is_dir()
     assert (tmp_path / "seed1" / "panel.png").exists()
+    before = (tmp_path / "seed1" / "source" / "last.pt").stat().st_mtime_ns
+    monkeypatch.setattr(gta2cityscapes, "draw_arms", lambda *_: None)
+    assert main("gta2cityscapes.py", *arguments, "--recipe", "demo") == 0  # the same settings
+    assert (tmp_path / "seed1" / "source" / "last.pt").stat().st_mtime_ns == before
 
 
-def test_labels_of_the_target_are_poison_to_all_but_the_oracle(mini: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_pictures")
+def test_labels_of_the_target_are_poison_to_all_but_the_oracle(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "data"
-    shutil.copytree(mini, root)
+    shutil.copytree(toy, root)
     for file in (root / "cityscapes" / "gtFine" / "train").glob("*/*.png"):
         file.write_bytes(b"poison")
-    assert start(root, tmp_path / "a", "--arms", "hrda").returncode == 0
-    done = start(root, tmp_path / "a", "--arms", "oracle")
-    assert done.returncode == 2
-    assert "cannot be read as an image" in done.stderr.splitlines()[-1]
+    assert start(root, tmp_path / "a", "--arms", "hrda") == 0
+    assert start(root, tmp_path / "a", "--arms", "oracle") == 2
+    assert "cannot be read as an image" in last_line(capsys)
 
 
-def test_broken_training_files_are_left_out_on_request(mini: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_pictures")
+def test_broken_training_files_are_left_out_on_request(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "data"
-    shutil.copytree(mini, root)
+    shutil.copytree(toy, root)
     broken = [
         root / "gta" / "labels" / "00001.png",
         root / "gta" / "images" / "00002.png",
@@ -203,27 +408,18 @@ def test_broken_training_files_are_left_out_on_request(mini: Path, tmp_path: Pat
     ]
     for file in broken:
         file.write_bytes(b"")
-    out, arguments = tmp_path / "out", ["--arms", "hrda", "--steps", 6, "--workers", 1]
-    done = start(root, out, *arguments, "--on-error", "skip")
+    arguments = ["--arms", "hrda", "--warmup", 0, "--steps", 6, "--workers", 1]
+    done = run("gta2cityscapes.py", *call(root, tmp_path / "out", *arguments, "--on-error", "skip"))
     assert done.returncode == 0, done.stderr
-    for file in broken:
-        assert f"left out: {file}: cannot be read as an image" in done.stderr
-    for domain in ("source", "target"):
-        assert f"seed1/hrda: training left out 1 broken {domain} images" in done.stderr
+    assert all(f"left out: {file}: cannot be read as an image" in done.stderr for file in broken)
     assert "1 of 4 labels cannot be read and are left out" in done.stderr
-    done = start(root, out, *arguments, "--overwrite")  # at the start
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"gta2cityscapes.py: {broken[0]}: cannot be read as an image")
-    shutil.copy(mini / "gta" / "labels" / "00001.png", broken[0])
-    done = start(root, out, *arguments, "--overwrite")  # at the step, in another process
-    assert done.returncode == 2
-    assert re.match(r"gta2cityscapes.py: .*/0000\d.png: cannot be read as an image", done.stderr.splitlines()[-1])
-
-
-def test_workers_change_nothing(mini: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
-    assert start(mini, tmp_path, "--workers", 2, "--arms", "hrda").returncode == 0
-    for name in ("source", "hrda"):
-        assert read_metrics(tmp_path / "seed1" / name) == read_metrics(finished[0] / "seed1" / name)
+    assert start(root, tmp_path / "out", *arguments, "--overwrite") == 2  # at the start
+    assert last_line(capsys).startswith(f"gta2cityscapes.py: {broken[0]}: cannot be read as an image")
+    shutil.copy(toy / "gta" / "labels" / "00001.png", broken[0])
+    assert start(root, tmp_path / "out", *arguments, "--overwrite") == 1  # at the step, in another process
+    last = last_line(capsys)
+    assert re.match(r"gta2cityscapes.py: stopped at step \d: .*png: cannot be read as an image", last)
+    assert any(str(file) in last for file in broken[1:])
 
 
 def break_data(case: str, root: Path) -> str:
@@ -260,7 +456,7 @@ def break_data(case: str, root: Path) -> str:
         return f"{files[0]}: neither this nor another of the 3 labels has a class after pole; are these train ids?"
     if case == "truncated val image":
         file = next((root / "cityscapes" / "leftImg8bit" / "val").glob("*/*.png"))
-        file.write_bytes(file.read_bytes()[:-5000])
+        file.write_bytes(file.read_bytes()[:-500])
         return f"{file}: cannot be read as an image"
     raise AssertionError(case)
 
@@ -269,48 +465,63 @@ def break_data(case: str, root: Path) -> str:
     "case",
     ["no gta", "no gtFine", "no label", "no val label", "train ids", "grey train ids", "truncated val image"],
 )
-def test_damaged_data_is_one_line_and_exit_2(case: str, mini: Path, tmp_path: Path) -> None:
+def test_damaged_data_is_one_line_and_exit_2(
+    case: str, toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "data"
-    shutil.copytree(mini, root)
+    shutil.copytree(toy, root)
     expected = break_data(case, root)
-    done = start(root, tmp_path / "out")
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"gta2cityscapes.py: {expected}"), done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "out").glob("**/last.pt"))  # found before anything is trained
+    assert start(root, tmp_path / "out") == 2
+    assert last_line(capsys).startswith(f"gta2cityscapes.py: {expected}")
+    assert not list((tmp_path / "out").glob("seed*"))  # found before anything is trained
+
+
+# Settings
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--gta", "somewhere"], "--cityscapes is missing: the data go from gta to cityscapes"),
+        (["--synthia", "x", "--cityscapes", "y"], "--gta is missing: the data go from gta to cityscapes"),
+        (["--source", "synthia"], "the toy data are --source gta --target cityscapes"),
+        (["--recipe", "hrda"], "--recipe needs data: --gta DIR --cityscapes DIR"),
+        (["--recipe", "cityscapes2darkzurich"], "--recipe needs data: --cityscapes DIR --dark-zurich DIR"),
+        (["--recipe", "nothing"], "invalid choice: 'nothing'"),
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
-        (["--seeds", "0"], "--seeds must be positive, got 0"),
-        (["--seed", "-1"], "--seed must not be negative, got -1"),
-        (["--warmup", "-1"], "--warmup must not be negative, got -1"),
         (["--arms", "source", "--warmup", "0"], "--arms source is the warm-up, which takes --warmup 0 steps"),
-        (["--model", "hrda", "--arms", "source"], "--arms source is the warm-up, which takes --warmup 0 steps"),
-        (["--steps", "0"], "--steps must be positive, got 0"),
-        (["--lr", "0"], "--lr must be positive, got 0"),
-        (["--crop", "100", "384"], "--crop must be positive multiples of 16, got (100, 384)"),
-        (["--model", "hrda", "--crop", "96", "192"], "--crop must be positive multiples of 64, got (96, 192)"),
-        (["--per", "patch"], "invalid choice: 'patch'"),
-        (["--lr", "inf"], "--lr must be finite, got inf"),
-        (["--ema-decay", "1"], "--ema-decay must be in [0, 1), got 1.0"),
-        (["--threshold", "1.5"], "--threshold must be in [0, 1], got 1.5"),
+        (["--model", "daformer", "--arms", "hrda"], "--arms hrda needs two scales, which --model daformer has not"),
+        (["--balance", "0.5"], "unrecognized arguments: --balance 0.5"),
+        (["--seed", "-1"], "--seed must be finite and at least 0, got -1"),
+        (["--warmup", "-1"], "--warmup must not be negative, got -1"),
+        (["--steps", "0"], "--steps must be finite and at least 1, got 0"),
+        (["--batch-size", "0"], "batch_size must be positive, got 0"),
+        (["--lr", "-1"], "--lr must be finite and at least 0, got -1.0"),
+        (["--lr", "inf"], "--lr must be finite and at least 0, got inf"),
+        (["--lr", "nan"], "--lr must be finite and at least 0, got nan"),
+        (["--clip", "-1"], "--clip must be finite and at least 0, got -1.0"),
+        (["--min-crop-pixels", "-2"], "--min-crop-pixels must be finite and at least -1, got -2"),
+        (["--crop", "100", "384"], "detail_size must be a multiple of scale * output_stride = 8, got (50, 192)"),
+        (["--per", "patch"], "per must be one of ('batch', 'image', 'pixel'), got 'patch'"),
+        (["--ema-decay", "1"], "decay must be in [0, 1), got 1.0"),
+        (["--threshold", "1.5"], "threshold must be in [0, 1], got 1.5"),
         (["--workers", "-1"], "--workers must not be negative, got -1"),
         (["--source-size", "100", "0"], "--source-size must be two sides, or 0 0, got (100, 0)"),
-        (["--margins", "-1", "0", "0", "0"], "--margins must not be negative, got (-1, 0, 0, 0)"),
+        (["--target-size", "0", "5"], "--target-size must be two sides, or 0 0, got (0, 5)"),
+        (["--margins", "-1", "0", "0", "0"], "--margins must be finite and at least 0, got [-1, 0, 0, 0]"),
+        (["--device", "foo"], "Expected one of cpu, cuda"),
+        (["--model", "hrda", "--encoder", "mit_b9"], "the encoder's size must be one of mit_b0"),
+        (["--model", "hrda", "--encoder", "mit_b0", "--encoder-weights", "x.pth"], "x.pth: no such file"),
+        (["--encoder", "mit_b0"], "encoder 'mit_b0': gta2cityscapes.py takes it with --model hrda"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_drawn(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        gta2cityscapes.main(["--out", str(tmp_path / "out"), *arguments])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    assert main("gta2cityscapes.py", "--out", tmp_path / "out", *arguments) == 2
+    last = last_line(capsys)
+    assert ": " in last
+    assert message in last
     assert not (tmp_path / "out").exists()
 
 
@@ -320,43 +531,18 @@ def test_a_full_disk_leaves_no_drawn_data(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(gta2cityscapes, "write_mini_data", few)
+    monkeypatch.setattr(support.domains, "write_toy_data", few)
     monkeypatch.setattr(Image.Image, "save", full)
-    assert gta2cityscapes.main(["--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "No space left on device" in error
-    assert len(error.splitlines()) == 1
-    assert not list((tmp_path / "data").iterdir()) if (tmp_path / "data").exists() else True
+    assert main("gta2cityscapes.py", "--out", tmp_path) == 2
+    expected = f"{tmp_path}/data/seed1: the toy data cannot be written (No space left on device)"
+    assert last_line(capsys) == f"gta2cityscapes.py: {expected}"
+    assert not list((tmp_path / "data").iterdir())
 
 
-def test_tables_against_numbers_by_hand() -> None:
-    def result(road: float, car: float, seconds: float) -> dict[str, Any]:
-        numbers: dict[str, Any] = {
-            head: {"road": 0.5, "bus": None, "car": 0.25} for head in ("context", "detail", "average")
-        }
-        return {
-            "classes": {"fused": {"road": road, "bus": None, "car": car}, **numbers},
-            "steps": 10,
-            "seconds": seconds,
-        }
-
-    control = [result(0.5, 0.1, 60), result(0.6, 0.2, 120)]
-    hrda = [result(0.7, 0.3, 60), result(0.6, 0.5, 60)]
-    text = class_table({"control": control, "hrda": hrda})
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line]
-    assert rows[0] == ["IoU, %", "control", "hrda", "hrda - control"]
-    assert rows[2:] == [
-        ["road", "55.0 ± 7.1", "65.0 ± 7.1", "+10.0 ± 14.1"],
-        ["car", "15.0 ± 7.1", "40.0 ± 14.1", "+25.0 ± 7.1"],
-        ["mean", "35.0 ± 7.1", "52.5 ± 3.5", "+17.5 ± 3.5"],
-    ]
-    text = arm_table({"control": control}, {"control": "the control"})
-    cells = [cell.strip() for cell in text.splitlines()[2].strip("|").split("|")]
-    assert cells == ["control", "the control", "35.0 ± 7.1", *["37.5 ± 0.0"] * 3, "10", "1.5"]
-    assert spread([-1.25], signed=True) == "-1.2"
+# The paper
 
 
-def official_trees(root: Path, *, source: Size, target: Size, val: Size) -> list[str]:
+def official_trees(root: Path, *, source: Size, target: Size, val: Size) -> list[Any]:
     """Two source images, one of the target and one of validation; the arguments that name them."""
     rng = np.random.default_rng(0)
 
@@ -376,20 +562,22 @@ def official_trees(root: Path, *, source: Size, target: Size, val: Size) -> list
         stem = f"{split}/ulm/ulm_000000_000019"
         write(root / "cityscapes" / "leftImg8bit" / f"{stem}_leftImg8bit.png", size)
         write(root / "cityscapes" / "gtFine" / f"{stem}_gtFine_labelIds.png", size, label=True)
-    return ["--gta", str(root / "gta"), "--cityscapes", str(root / "cityscapes"), "--out", str(root / "out")]
+    return ["--gta", root / "gta", "--cityscapes", root / "cityscapes", "--out", root / "out"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_paper_s_network_and_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     entries = to_reference_state_dict(daformer("mit_b0"))
     published = {name.removeprefix("backbone."): x for name, x in entries.items() if name.startswith("backbone.")}
     torch.save(published, tmp_path / "mit_b0.pth")
     data = official_trees(tmp_path, source=(128, 192), target=(128, 192), val=(64, 128))
-    small = ["--crop", "64", "128", "--source-size", "0", "0", "--margins", "0", "0", "0", "0", "--steps", "2"]
-    small += ["--min-pixels", "150"]
-    paper = ["--model", "hrda", "--encoder", "mit_b0", "--encoder-weights", str(tmp_path / "mit_b0.pth")]
-    assert gta2cityscapes.main([*data, *small, *paper]) == 0, capsys.readouterr().err
-    assert "without --encoder-weights" not in capsys.readouterr().err
+    small = ["--crop", 64, 128, "--source-size", 0, 0, "--margins", 0, 0, 0, 0, "--steps", 2, "--min-pixels", 150]
+    paper = ["--arms", "control", "hrda", "--encoder", "mit_b0", "--encoder-weights", tmp_path / "mit_b0.pth"]
+    assert main("gta2cityscapes.py", *data, *small, *paper) == 0
+    said = capsys.readouterr().err
+    assert "real data and no --recipe: the settings are those of recipes/hrda.toml\n" in said
+    assert "without --encoder-weights" not in said
     folder = tmp_path / "out" / "seed1"
     assert {file.name for file in folder.iterdir() if file.is_dir()} == {"control", "hrda"}
     config = json.loads((folder / "hrda" / "config.json").read_text())
@@ -400,47 +588,35 @@ def test_the_paper_s_network_and_training(tmp_path: Path, capsys: pytest.Capture
     distances = [line["feature_distance"] for line in read_metrics(folder / "hrda")]
     assert len(distances) == 2
     assert "feature_distance" not in read_metrics(folder / "control")[0]
-    student, network = load(folder / "hrda")
-    assert (network["model"], network["detail_size"]) == ("hrda", (32, 64))
-    for name, start in published.items():
-        change = (to_reference_state_dict(student)[f"backbone.{name}"] - start).abs().max()
+    network, spec = load(folder / "hrda")
+    assert (spec.model, spec.detail_size) == ("hrda", (32, 64))
+    for name, x in published.items():
+        change = (to_reference_state_dict(network)[f"backbone.{name}"] - x).abs().max()
         assert change < 1e-3  # two steps of the warm-up from the file's weights
 
 
-def test_a_bad_network_is_found_before_any_data(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = ["--gta", str(mini / "gta"), "--cityscapes", str(mini / "cityscapes"), "--out", str(tmp_path / "out")]
-    for options, message in (
-        (["--model", "hrda", "--encoder", "mit_b9"], "the encoder's size must be one of mit_b0"),
-        (["--model", "hrda", "--encoder", "mit_b0", "--encoder-weights", "x.pth"], "x.pth: no such file"),
-        (["--encoder", "mit_b0"], "encoder 'mit_b0': gta2cityscapes.py takes it with --model hrda"),
-        (["--device", "foo"], "Expected one of cpu, cuda"),
-    ):
-        assert gta2cityscapes.main([*data, *options]) == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
-        assert not (tmp_path / "out").exists()
-
-
-def test_the_paper_s_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, options = gta2cityscapes.parse(["--model", "hrda", "--gta", "a", "--cityscapes", "b"])
-    assert (
-        gta2cityscapes.main(["--model", "hrda", "--encoder", "mit_b0", "--gta", str(tmp_path), "--cityscapes", "b"])
-        == 2
+def test_real_data_take_the_paper_s_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("gta2cityscapes.py", "--encoder", "mit_b0", "--gta", tmp_path, "--cityscapes", "b", "--steps", 9) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "real data and no --recipe: the settings are those of recipes/hrda.toml\n"
+        "without --encoder-weights: random weights, and no feature distance\n"
     )
-    assert capsys.readouterr().err.startswith("without --encoder-weights: random weights, and no feature distance\n")
-    assert options.arms == ["control", "hrda"]
-    assert (config.encoder, config.steps, config.batch_size, config.crop) == ("mit_b5", 40_000, 2, (1024, 1024))
+    assert f"\ngta2cityscapes.py: {tmp_path}/images: no such folder" in said
+    assert main("gta2cityscapes.py", "--recipe", "demo", "--gta", tmp_path, "--cityscapes", "b") == 2
+    assert "no --recipe" not in capsys.readouterr().err
     assert [gta2cityscapes.NAMES[i] for i in gta2cityscapes.THINGS] == [
         *("traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
     ]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_official_sizes(tmp_path: Path) -> None:
     """The official layout and, but for validation, image sizes: source images are resized, target images are not."""
     # windows over a whole validation image take long
     data = official_trees(tmp_path, source=(1052, 1914), target=(1024, 2048), val=(256, 512))
-    settings = ["--crop", "512", "512", "--warmup", "1", "--steps", "2", "--arms", "hrda"]
-    done = run("gta2cityscapes.py", *data, *settings)
-    assert done.returncode == 0, done.stderr
+    small = ["--model", "small", "--encoder", "mini", "--crop", 512, 512, "--warmup", 0, "--steps", 1]
+    assert main("gta2cityscapes.py", *data, *small, "--arms", "hrda") == 0
     kept = torch.load(tmp_path / "out" / "seed1" / "hrda" / "last.pt", weights_only=True)
     assert kept["network"]["detail_size"] == (256, 256)
     config = json.loads((tmp_path / "out" / "seed1" / "hrda" / "config.json").read_text())

@@ -1,7 +1,5 @@
 """Two folders, or a FILE.py, adapted for a few steps: what a run keeps, how it ends, and what it refuses."""
 
-import functools
-import importlib.metadata
 import json
 import os
 import re
@@ -22,7 +20,7 @@ from torch import Tensor
 
 import own_data
 from hrda_lib.data import UnlabeledImages
-from support.run_folder import load, read_metrics
+from support.run_folder import RunFolder, load, read_metrics
 
 SIZE = (48, 64)
 READERS = """
@@ -151,7 +149,7 @@ def test_run_files(finished: Path) -> None:
     assert (config["seed"], config["steps"], config["warmup"], config["method"]) == (0, 2, 2, "hrda")
     assert config["network"]["classes"] == ["sky", "road", "box"]
     assert config["network"]["ignore"] == [3]
-    assert config["versions"]["torch"] == importlib.metadata.version("torch")
+    assert config["versions"]["torch"] == torch.__version__
     entries = kept(finished)
     assert entries["step"] == 4
     assert entries["teacher"].keys() == entries["model"].keys()
@@ -252,7 +250,7 @@ def test_void_in_the_middle_of_the_names(folders: tuple[Path, Path], tmp_path: P
 # How it ends
 
 
-def test_broken_files_are_left_out_on_request(tmp_path: Path) -> None:
+def test_broken_files_are_left_out_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = write(tmp_path / "source", 4), write(tmp_path / "target", labels=False)
     broken = source / "labels" / "0.png", source / "images" / "1.png", target / "images" / "2.png"
     for file in broken:
@@ -264,40 +262,58 @@ def test_broken_files_are_left_out_on_request(tmp_path: Path) -> None:
     assert "1 of 4 labels cannot be read and are left out" in done.stderr
     assert len(losses(tmp_path / "run")) == 8
     Image.fromarray(np.ones((48, 64), np.uint8)).save(broken[0])
-    done = run("own_data.py", *arguments, "--overwrite")
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
+    assert main("own_data.py", *arguments, "--overwrite") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("own_data.py: stopped at step ")
     assert any(f": {file}: cannot be read as an image" in last for file in broken[1:])
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_leaves_a_usable_checkpoint(
-    folders: tuple[Path, Path], tmp_path: Path, stop: signal.Signals
-) -> None:
+def test_interrupting_leaves_a_usable_checkpoint(folders: tuple[Path, Path], tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "own_data.py", "--source", folders[0], "--target", folders[1]]
     command += ["--out", tmp_path / "run", *FAST, "--steps", "100000"]
-    # a shell may start the tests with SIGINT ignored, which a child would inherit
-    attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     arguments, pipe, environment = [*map(str, command)], subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        arguments, stderr=pipe, stdout=pipe, preexec_fn=attend, env=environment, text=True
-    ) as process:
+    with subprocess.Popen(arguments, stderr=pipe, stdout=pipe, env=environment, text=True) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 60
         while not (metrics.exists() and metrics.read_text().count("\n") > 3) and time.monotonic() < deadline:
             time.sleep(0.1)
-        process.send_signal(stop)
+        process.send_signal(signal.SIGTERM)  # of a batch system
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    step = kept(tmp_path / "run")["step"]
-    assert step >= 3
-    assert errors.splitlines()[-1] == f"own_data.py: stopped at step {step}: interrupted"
-    assert len(losses(tmp_path / "run")) == step
-    assert (tmp_path / "run" / "panel.png").exists()
+    interrupted(tmp_path / "run", errors)
     # the target folder holds folders, no images
     assert main("predict.py", tmp_path / "run", folders[1], "--out", tmp_path / "out") == 2
     assert main("predict.py", tmp_path / "run", folders[1] / "images", "--out", tmp_path / "out") == 0
+
+
+def test_a_key_interrupts_too(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunFolder.log
+
+    def pressed(run: RunFolder, **values: Any) -> None:
+        log(run, **values)
+        if run.steps > 3:
+            signal.raise_signal(signal.SIGINT)
+
+    # a shell may start the tests with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(RunFolder, "log", pressed)
+    arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / "run", *FAST]
+    try:
+        assert main("own_data.py", *arguments, "--steps", "100000") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    interrupted(tmp_path / "run", capsys.readouterr().err)
+
+
+def interrupted(run: Path, errors: str) -> None:
+    step = kept(run)["step"]
+    assert step > 3
+    assert errors.splitlines()[-1] == f"own_data.py: stopped at step {step}: interrupted"
+    assert len(losses(run)) == step
+    assert (run / "panel.png").exists()
+    assert "teacher" in kept(run)
 
 
 def test_a_broken_image_met_while_training_keeps_the_weights(
@@ -328,7 +344,7 @@ def test_a_finished_run_is_not_overwritten(
     assert {file.name: file.read_bytes() for file in plain.iterdir()} == before
     # nor by one that is refused before its first step
     again = ["--source", folders[0], "--target", folders[1], "--out", plain, *FAST, "--overwrite"]
-    assert main("own_data.py", *again, "--balance", -1) == 2
+    assert main("own_data.py", *again, "--balance", 99) == 2
     assert {file.name: file.read_bytes() for file in plain.iterdir()} == before
 
 
@@ -516,8 +532,24 @@ def with_label(root: Path, value: int, count: int = 2) -> Path:
     return root
 
 
-Case = tuple[Sequence[Any], str]
-BAD: dict[str, Callable[[Path, Path, Path], Case]] = {
+OPTIONS: dict[str, tuple[list[Any], str]] = {
+    "encoder": (["--encoder", "nonsense"], "encoder 'nonsense'"),
+    "crop": (["--crop", 30, 48], "detail_size must be a multiple of scale * output_stride = 8, got (15, 24)"),
+    "steps": (["--steps", 0], "--steps must be finite and at least 1, got 0"),
+    "batch size": (["--batch-size", 0], "batch_size must be positive, got 0"),
+    "learning rate": (["--lr", -1], "--lr must be finite and at least 0, got -1.0"),
+    "weight decay": (["--weight-decay", -1], "--weight-decay must be finite and at least 0, got -1.0"),
+    "threshold": (["--threshold", 2], "threshold must be"),
+    "temperature": (["--temperature", 0], "temperature must be"),
+    "no class of this size": (["--min-pixels", 9999], "no image has more than min_pixels=9999 pixels"),
+    "balance": (["--balance", -1], "--balance must be finite and at least 0, got -1.0"),
+    "too much balance": (["--balance", 99], "balance must be a small number from 0 on, got 99.0"),
+    "workers": (["--workers", -1], "--workers must not be negative, got -1"),
+    "device": (["--device", "foo"], "device"),
+    "decay": (["--ema-decay", 1.0], "decay must be in [0, 1), got 1.0"),
+    "clip": (["--clip", -1], "--clip must be finite and at least 0, got -1.0"),
+}
+BAD: dict[str, Callable[[Path, Path, Path], tuple[Sequence[Any], str]]] = {
     "no source": lambda p, s, t: (["--source", p / "no", "--target", t], f"{p / 'no'}/images: no such folder"),
     "no target": lambda p, s, t: (["--source", s, "--target", p / "no"], f"{p / 'no'}/images: no such folder"),
     "empty folder": lambda p, s, t: (
@@ -536,39 +568,32 @@ BAD: dict[str, Callable[[Path, Path, Path], Case]] = {
         ["--source", (write(p / "m"), (p / "m/labels/0.png").write_bytes(b""), p / "m")[2], "--target", t],
         f"{p / 'm'}/labels/0.png: cannot be read as an image",
     ),
-    "encoder": lambda p, s, t: (["--source", s, "--target", t, "--encoder", "nonsense"], "encoder 'nonsense'"),
+    "tiny images": lambda p, s, t: (
+        ["--source", arrays_of_pictures(p / "tiny", (40, 15)), "--target", t, "--crop", 0, 0],
+        "got (16, 0)",
+    ),
+    "all ignored": lambda p, s, t: (
+        ["--source", with_label(p / "v", 255, 1), "--target", t],
+        "0.png: this and all other labels hold nothing but 255, the ignored id",
+    ),
     "encoder weights": lambda p, s, t: (
         ["--source", s, "--target", t, "--encoder-weights", s / "labels/0.png"],
         "0.png: not a state dict of this encoder",
     ),
     "init": lambda p, s, t: (["--source", s, "--target", t, "--init", s / "labels/0.png"], "0.png: cannot be loaded"),
-    "crop": lambda p, s, t: (["--source", s, "--target", t, "--crop", 30, 48], "must be"),
-    "steps": lambda p, s, t: (["--source", s, "--target", t, "--steps", 0], "total must be positive"),
-    "batch size": lambda p, s, t: (["--source", s, "--target", t, "--batch-size", 0], "batch_size must be"),
-    "learning rate": lambda p, s, t: (["--source", s, "--target", t, "--lr", -1], "lr must be"),
-    "weight decay": lambda p, s, t: (["--source", s, "--target", t, "--weight-decay", -1], "weight_decay"),
-    "threshold": lambda p, s, t: (["--source", s, "--target", t, "--threshold", 2], "threshold must be"),
-    "temperature": lambda p, s, t: (["--source", s, "--target", t, "--temperature", 0], "temperature must be"),
-    "no such class size": lambda p, s, t: (["--source", s, "--target", t, "--min-pixels", 9999], "min_pixels=9999"),
-    "balance": lambda p, s, t: (["--source", s, "--target", t, "--balance", -1], "balance must be"),
-    "too much balance": lambda p, s, t: (["--source", s, "--target", t, "--balance", 99], "balance must be"),
-    "workers": lambda p, s, t: (["--source", s, "--target", t, "--workers", -1], "num_workers"),
-    "device": lambda p, s, t: (["--source", s, "--target", t, "--device", "foo"], "device"),
-    "decay": lambda p, s, t: (["--source", s, "--target", t, "--ema-decay", 1.0], "decay must be in [0, 1), got 1.0"),
-    "clip": lambda p, s, t: (["--source", s, "--target", t, "--clip", -1], "clip must"),
-    "all ignored": lambda p, s, t: (
-        ["--source", with_label(p / "v", 255, 1), "--target", t],
-        "0.png: this and all other labels hold nothing but 255, the ignored id",
-    ),
     "out is a file": lambda p, s, t: (["--source", s, "--target", t, "--out", s / "labels/0.png"], "0.png"),
     "no FILE.py": lambda p, s, t: (["--data", p / "no.py"], "no.py: no such file"),
     "colours": lambda p, s, t: (
-        ["--data", data_file(p / "d.py", s, t, f"source = Folders({str(s)!r}, read_label=StoredColours({{(0, 0, 0): 0}}))")],
+        ["--data", data_file(p / "d.py", s, t, f"source = Folders('{s}', read_label=StoredColours({{(0, 0, 0): 0}}))")],
         "0.png: colour (1, 1, 1) of 1408 pixels is not among those named",
     ),
     "a source without labels": lambda p, s, t: (
         ["--data", data_file(p / "d.py", s, t, f"source = ListFile({str(text(p / 'l.txt', f'{s}/images/0.png'))!r})")],
         "no label for ",
+    ),
+    "an empty list": lambda p, s, t: (
+        ["--data", data_file(p / "d.py", s, t, f"target = ListFile({str(text(p / 'l.txt', ''))!r})")],
+        "d.py: cannot be run (ValueError: ",
     ),
     "fewer names than ids": lambda p, s, t: (
         ["--data", data_file(p / "d.py", s, t, "names = ['a', 'b']")],
@@ -581,7 +606,10 @@ BAD: dict[str, Callable[[Path, Path, Path], Case]] = {
     ),
     "an array": lambda p, s, t: (reading(p, "array"), "got ndarray; torch.from_numpy makes one of an array"),
     "a reader that raises": lambda p, s, t: (reading(p, "broken"), "0.npy: cannot be read (OSError: no such band)"),
-    "not finite": lambda p, s, t: (reading(p, "holes"), "hold finite values; let what reads them replace others"),
+    "not finite": lambda p, s, t: (
+        reading(p, "holes"),
+        "0.npy: image holds values that are not finite; let read_image",
+    ),
     "a target with other channels": lambda p, s, t: (
         reading(p, "fifth_where_target"),
         "images of source and target must have 4 channels of torch.float32, as the first has, "
@@ -591,19 +619,30 @@ BAD: dict[str, Callable[[Path, Path, Path], Case]] = {
         reading(p, "bytes_where_target"),
         "must have 4 channels of torch.float32, as the first has, got 4 channels of torch.uint8",
     ),
-}  # fmt: skip
+}
+
+
+def arrays_of_pictures(root: Path, size: tuple[int, int]) -> Path:
+    write(root, 1)
+    for folder, shape in (("images", (*size, 3)), ("labels", size)):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(root / folder / "0.png")
+    return root
 
 
 def reading(folder: Path, read: str) -> list[Any]:
     return ["--data", data_file(folder / "d.py", *fields(folder / "npy"), "names = [*'012345']", read=read)]
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", [*OPTIONS, *BAD])
 def test_bad_input_is_one_line_and_exit_2(
     case: str, folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = text(tmp_path / "names.txt", "sky\nroad\nbox\n")
-    arguments, message = BAD[case](tmp_path, *folders)
+    if case in BAD:
+        arguments, message = BAD[case](tmp_path, *folders)
+    else:
+        options, message = OPTIONS[case]
+        arguments = ["--source", folders[0], "--target", folders[1], *options]
     arguments = [*arguments, *([] if "--data" in arguments else ["--classes", names])]
     assert main("own_data.py", "--out", tmp_path / "run", *FAST, *arguments) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line and "reading labels" not in line]

@@ -108,6 +108,16 @@ def test_compiled_and_exported_agree_with_eager(build: Any) -> None:
     assert eager.abs().max() > 0.1
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+def test_one_scale_can_be_traced_for_other_sizes() -> None:
+    torch.manual_seed(0)
+    model = daformer(TINY, 5, embed_dims=8).eval()
+    traced = torch.jit.trace(model, torch.rand(1, 3, 64, 64), check_trace=False)
+    images = torch.rand(1, 3, 128, 96)
+    assert torch.allclose(traced(images), model(images), atol=1e-5)
+
+
 def test_feature_distance_with_one_scale() -> None:
     torch.manual_seed(0)
     model = daformer(TINY, 5, embed_dims=8, drop_path=0, dropout=0)
@@ -140,7 +150,8 @@ def test_one_scale_predicts_whole_images() -> None:
         expected = nn.functional.interpolate(model.eval()(images), size=(50, 70), mode="bilinear")
     assert torch.allclose(logits, expected, atol=1e-6)
     assert not logits.requires_grad
-    assert torch.equal(model.predict(images, output="labels"), expected.argmax(1).to(torch.uint8))
+    assert torch.equal(model.predict(images, output="labels"), expected.argmax(1))
+    assert torch.equal(model.predict(images, output="labels", label_dtype=torch.uint8), expected.argmax(1).byte())
     left, right = (model.predict(images[..., start : start + 50]) for start in (0, 20))
     windows = model.predict(images, window=(50, 50), stride=(50, 20))
     assert torch.allclose(windows[..., :20], left[..., :20], atol=1e-6)
