@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from hrda_lib.data.layout import not_found, shown, state_of
-from hrda_lib.data.pictures import Unreadable, check_max_pixels, picture_size
+from hrda_lib.data.pictures import check_max_pixels, picture_size
 from hrda_lib.data.readers import OneKind, Reader, called, identity, image_of, label_of
 from hrda_lib.data.samples import LabelClass, Sample
 from hrda_lib.data.stored_colours import StoredColours
@@ -100,12 +100,9 @@ class LabeledFiles:
         """
         if self._read_image is not None or not getattr(self._read_label, "reads_pictures", False):
             return
-        try:
-            image = picture_size(self._images[index], self._max_pixels)
-            label = picture_size(self._labels[index], self._max_pixels, label=True)
-        except Unreadable:
-            return
-        if image == label:
+        image = picture_size(self._images[index], self._max_pixels)
+        label = picture_size(self._labels[index], self._max_pixels, label=True)
+        if image is None or label is None or image == label:
             return
         if image == label[::-1]:
             self[index]  # decides: EXIF may stand at the very end of a PNG

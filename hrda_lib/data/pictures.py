@@ -33,10 +33,6 @@ TURNS = {
 }
 
 
-class Unreadable(ValueError):
-    """A file is missing, broken, or no picture."""
-
-
 def read_image(file: Path, max_pixels: int | None = None) -> Tensor:
     """(3, H, W) uint8, in memory pixel by pixel (channels last); grey and palette images become RGB.
 
@@ -62,36 +58,10 @@ def read_image(file: Path, max_pixels: int | None = None) -> Tensor:
 def opened(file: Path, max_pixels: int | None = None) -> "PIL.ImageFile.ImageFile":
     """The picture, of which only the header is read.
 
-    PIL.Image.open refuses by a limit that is a global of the process, and warns below it: formats are called directly.
-
     Raises:
         ValueError: the file is missing or no picture, or has more than ``max_pixels`` (None: Pillow's own limit).
     """
-    import PIL.Image
-
-    try:
-        with open(file, "rb") as stream:
-            start = stream.read(16).ljust(16, b"\0")
-    except FileNotFoundError:
-        raise Unreadable(f"{shown(file)}: no such file") from None
-    except OSError as error:
-        raise _unreadable(file, error) from None
-    build = next((build for build, knows in _formats() if knows(start) is True), None)
-    if build is None:
-        raise Unreadable(f"{shown(file)}: cannot be read as an image")
-    with _named(file):
-        image = build(file)
-        layout = image.tile[0][3] if image.tile else ""
-        image.info["raw mode"] = str(layout[0] if isinstance(layout, tuple) else layout or "")
-    limit = PIL.Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    width, height = image.size
-    if limit is not None and width * height > limit:
-        image.close()
-        raise ValueError(
-            f"{shown(file)}: {height} x {width} pixels are more than max_pixels={limit}; a larger "
-            "one lets it in (scripts: --max-pixels N; default: PIL.Image.MAX_IMAGE_PIXELS), or cut it into tiles"
-        )
-    return image
+    return _within(_header(file), file, max_pixels)
 
 
 def open_image(file: Path, max_pixels: int | None = None) -> "PIL.ImageFile.ImageFile":
@@ -123,13 +93,17 @@ def open_label(file: Path, max_pixels: int | None = None) -> "PIL.Image.Image":
     return image
 
 
-def picture_size(file: Path, max_pixels: int | None = None, *, label: bool = False) -> tuple[int, int]:
-    """(h, w) of the upright picture; only its header is read.
+def picture_size(file: Path, max_pixels: int | None = None, *, label: bool = False) -> tuple[int, int] | None:
+    """(h, w) of the upright picture, of which only the header is read; None of a file that is missing or broken.
 
     Raises:
-        ValueError: the file is missing, broken in its header or too large, or a ``label`` with an EXIF orientation.
+        ValueError: the picture is too large, or a ``label`` with an EXIF orientation.
     """
-    with opened(file, max_pixels) as image:
+    try:
+        image = _header(file)
+    except ValueError:  # is named when it is read
+        return None
+    with _within(image, file, max_pixels):
         turned = _orientation(image)
         if label:
             _check_upright(file, turned)
@@ -147,12 +121,10 @@ def has_eight_bits(image: "PIL.Image.Image") -> bool:
 def is_plain_tiff(file: Path) -> bool:
     """Whether Pillow can read a TIFF as RGB or grey of 8 bits, by its header."""
     try:
-        with opened(file) as image:
+        with _header(file) as image:
             return has_eight_bits(image)
-    except Unreadable:
+    except ValueError:
         return False
-    except ValueError:  # too large: refused by name when it is read
-        return True
 
 
 def check_max_pixels(max_pixels: int | None) -> None:
@@ -173,6 +145,43 @@ def _formats() -> list[tuple[Callable[[Path], "PIL.ImageFile.ImageFile"], Callab
     for name in PLUGINS.values():
         importlib.import_module(f"PIL.{name}ImagePlugin")
     return [PIL.Image.OPEN[name] for name in PLUGINS]  # type: ignore[misc]  # of paths as well as of streams
+
+
+def _header(file: Path) -> "PIL.ImageFile.ImageFile":
+    """The picture, whatever its size, of which only the header is read.
+
+    PIL.Image.open refuses by a limit that is a global of the process, and warns below it: formats are called directly.
+    """
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(16).ljust(16, b"\0")
+    except FileNotFoundError:
+        raise ValueError(f"{shown(file)}: no such file") from None
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    build = next((build for build, knows in _formats() if knows(start) is True), None)
+    if build is None:
+        raise ValueError(f"{shown(file)}: cannot be read as an image")
+    with _named(file):
+        image = build(file)
+        layout = image.tile[0][3] if image.tile else ""
+        image.info["raw mode"] = str(layout[0] if isinstance(layout, tuple) else layout or "")
+    return image
+
+
+def _within(image: "PIL.ImageFile.ImageFile", file: Path, max_pixels: int | None) -> "PIL.ImageFile.ImageFile":
+    """The picture, which is closed and refused where it is too large."""
+    import PIL.Image
+
+    limit = PIL.Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    width, height = image.size
+    if limit is not None and width * height > limit:
+        image.close()
+        raise ValueError(
+            f"{shown(file)}: {height} x {width} pixels are more than max_pixels={limit}; a larger "
+            "one lets it in (scripts: --max-pixels N; default: PIL.Image.MAX_IMAGE_PIXELS), or cut it into tiles"
+        )
+    return image
 
 
 @contextmanager
@@ -215,8 +224,8 @@ def _check_upright(file: Path, orientation: int) -> None:
         )
 
 
-def _unreadable(file: Path, error: Exception) -> Unreadable:
+def _unreadable(file: Path, error: Exception) -> ValueError:
     text = shown(" ".join(str(error).split()))
     if type(error).__name__ == "DecompressionBombError":  # of a WebP, whatever max_pixels says
         text += " Larger ones: PIL.Image.MAX_IMAGE_PIXELS, another format, or tiles"
-    return Unreadable(f"{shown(file)}: cannot be read as an image ({text or type(error).__name__})")
+    return ValueError(f"{shown(file)}: cannot be read as an image ({text or type(error).__name__})")

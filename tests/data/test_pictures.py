@@ -161,9 +161,10 @@ def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest
         "e.bmp": b"\xd7\xcd\xc6\x9a" + bytes(40),
     }.items():
         (tmp_path / name).write_bytes(content)
-        for read in (read_image, picture_size, StoredColours({(0, 0, 0): 0})):
+        for read in (read_image, open_image, StoredColours({(0, 0, 0): 0})):
             with pytest.raises(ValueError, match=rf"{name}: cannot be read as an image$"):
                 read(tmp_path / name)
+        assert picture_size(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.webp", "a.tif", "a.ppm", "a.gif", "a.jp2"])

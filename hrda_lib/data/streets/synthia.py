@@ -74,8 +74,8 @@ class _StoredDeep:
             raise ValueError(
                 f"{shown(file)}: SYNTHIA's 16-bit labels need OpenCV: pip install 'hrda_lib[synthia]'"
             ) from None
-        picture_size(file, self.max_pixels, label=True)  # what is too large, or lies on its side, is not decoded
-        pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
+        size = picture_size(file, self.max_pixels, label=True)  # what is too large or lies on its side is not decoded
+        pixels = None if size is None else cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
             raise ValueError(f"{shown(file)}: cannot be read as an image")
         if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 3:
