@@ -75,6 +75,8 @@ def count_classes(
     counts = data.count_labels(
         found.source, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error
     )
+    if on_error == "raise":
+        data.check_sizes(found.source, lambda x: tqdm(x, "reading labels' and images' sizes"))
     if not counts[:, :255].any():
         where = found.source.label_file(0)
         raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")
