@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import gta2cityscapes
+from hrda_lib.data import CITYSCAPES
+from support.networks import NetworkSpec
+from support.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +26,19 @@ def as_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         file = getattr(sys.modules[name], "__file__", None)
         if file and Path(file).is_relative_to(base):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session", params=["small", "daformer"])
+def street_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose network has two scales, or one, and says all kinds of things about streets."""
+    torch.manual_seed(0)
+    encoder = "mini" if request.param == "small" else "mit_b0"
+    spec = NetworkSpec(tuple(entry.name for entry in CITYSCAPES), (32, 32), request.param, encoder)
+    model = spec.build()
+    torch.nn.init.normal_(model.decoder.classifier.weight)
+    folder = tmp_path_factory.mktemp(request.param)
+    RunFolder(folder, spec).save(model, None)
+    return folder
 
 
 @pytest.fixture

@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trees import cityscapes, gta
+from scripts import picture
+from trees import cityscapes, dark_zurich, gta, list_file, saved, write
 
 import check_data
 from hrda_lib.data import Cityscapes, RareClasses, count_labels
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files in place of pictures, which take most of the time."""
+    for name in ("draw_grid", "draw_shares"):
+        monkeypatch.setattr(check_data, name, lambda file, *_: file.touch())
 
 
 def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +39,7 @@ def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
 
 
+@pytest.mark.usefixtures("quick")
 def test_rare_classes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Cityscapes(cityscapes(tmp_path / "data"), "train")
     arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--min-pixels", "0", "--temperature", "0.02"]
@@ -72,5 +81,132 @@ def test_a_target_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert check_data.main([*arguments, "--no-labels"]) == 0
     assert "%" not in capsys.readouterr().out
     assert check_data.main(arguments) == 1
+    plain = write(tmp_path / "plain", labels=False)  # of classes that nobody names
+    assert check_data.main([str(plain), *arguments[1:], "--no-labels"]) == 0
     assert check_data.main([str(tmp_path / "nowhere"), *arguments[1:]]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("check_data.py: ")
+
+
+def test_dark_zurich_has_labels_to_measure_on_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--out", str(tmp_path / "out"), "--min-pixels", "0"]
+    assert check_data.main([str(dark_zurich(tmp_path / "a")), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "dark_zurich train: 1 images, 0 with a problem" in printed
+    assert "dark_zurich val: 1 images, 0 with a problem" in printed
+    assert check_data.main([str(dark_zurich(tmp_path / "b", ["val"])), *arguments]) == 0
+
+
+def test_plain_frames_are_suspicious_and_no_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = gta(tmp_path / "data", 4)
+    for name, value in (("00002", 0), ("00004", 255)):
+        Image.fromarray(np.full((14, 20, 3), value, np.uint8)).save(root / "images" / f"{name}.png")
+    assert check_data.main([str(root), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "gta: 4 images, 0 with a problem\n" in printed
+    for name in ("00002", "00004"):
+        assert f"  suspicious, not counted as a problem: {name} is one plain colour\n" in printed
+    assert printed.count("suspicious") == 2
+
+
+def test_files_left_out_and_sizes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path / "data", 3)
+    for name in ("a.gif", "b.gif", "._c.png"):
+        (root / "images" / name).touch()
+    Image.fromarray(np.zeros((24, 30), np.uint8)).save(root / "labels" / "1.png")
+    assert check_data.main([str(root), "--out", str(tmp_path / "out")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    wrong = f"{root}/labels/1.png: label must have its image's size (24, 32), got (24, 30)"
+    assert lines[:2] == [
+        f"{root}/images: left out: 2 .gif; the first is a.gif",
+        f"folders, by the headers of the files: {wrong}",
+    ]
+    assert lines[2] == "folders: 3 images, 1 with a problem"
+    assert lines[4] == f"  {wrong}"
+
+
+def test_the_limit_of_pixels_is_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(write(tmp_path / "data", 2)), "--out", str(tmp_path / "out"), "--max-pixels"]
+    assert check_data.main([*arguments, "767"]) == 1
+    assert "0.png: 24 x 32 pixels are more than max_pixels=767" in capsys.readouterr().out
+    assert check_data.main([*arguments, "768"]) == 0
+    assert check_data.main([*arguments, "0"]) == 2
+
+
+def test_names_are_shown_without_what_steers_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = gta(tmp_path / "data", 1)
+    for folder in ("images", "labels"):
+        (root / folder / "00001.png").rename(root / folder / "a\x1b[2J.png")
+    Image.fromarray(np.zeros((14, 20, 3), np.uint8)).save(root / "images" / "a\x1b[2J.png")
+    assert check_data.main([str(root), "--kind", "gta", "--out", str(tmp_path / "out")]) == 0
+    (root / "labels" / "a\x1b[2J.png").write_bytes(b"")
+    assert check_data.main([str(root), "--kind", "gta", "--out", str(tmp_path / "out")]) == 1
+    assert "\x1b[2J" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_file_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "data", 5)
+    lines = ["from hrda_lib.data import Folders", f"source = validation = Folders({str(tmp_path / 'data')!r})"]
+    lines += ["target = source.unlabeled()", "names = ['left', 'one', 'two', 'three', 'four', 'none']"]
+    (tmp_path / "five.py").write_text("\n".join(lines))
+    arguments = ["--data", str(tmp_path / "five.py"), "--out", str(tmp_path / "out")]
+    assert check_data.main(arguments) == 0
+    printed = capsys.readouterr().out
+    for title in ("source", "target", "validation"):
+        assert f"{title}: 5 images, 0 with a problem\n  sizes (h, w): (24, 32): 5\n" in printed
+    assert printed.count("| class | ") == 2  # a target has no labels
+    assert printed.count("no label shows none\n") == 2
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        *("source.png", "source_classes.png", "target.png", "validation.png", "validation_classes.png")
+    }
+    (tmp_path / "five.py").write_text("\n".join([*lines, "names = names[:4]"]))
+    assert check_data.main(arguments) == 1
+    printed = capsys.readouterr().out
+    assert "source: 5 images, 1 with a problem\n" in printed
+    assert "  4: label 4 is none of the 4 classes\n" in printed
+    assert check_data.main([*arguments, str(tmp_path / "data")]) == 1  # beside another data set
+    assert "folders: 5 images, 0 with a problem\n" in capsys.readouterr().out
+
+
+def test_images_of_other_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    for i in range(2):
+        np.save(tmp_path / "data" / "images" / f"{i}.npy", np.random.default_rng(i).normal(size=(4, 14, 20)))
+        saved(tmp_path / "data" / "labels" / f"{i}.png", np.full((14, 20), i, np.uint8))
+    lines = ["import numpy as np", "import torch", "from hrda_lib.data import Folders"]
+    lines += ["def read(file):", "    return torch.from_numpy(np.load(file)).float()"]
+    lines += [f"source = Folders({str(tmp_path / 'data')!r}, read_image=read)", "target = source.unlabeled()"]
+    (tmp_path / "of_four.py").write_text("\n".join([*lines, "names = ['a', 'b']"]))
+    assert check_data.main(["--data", str(tmp_path / "of_four.py"), "--out", str(tmp_path / "out")]) == 0
+    assert re.search(r"\| a +\| +50\.00 \|", capsys.readouterr().out)
+    assert picture(tmp_path / "out" / "source.png").ndim == 2  # of 256 colours
+
+
+@pytest.mark.usefixtures("quick")
+def test_plain_folders_and_lists_have_no_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    roots = [write(tmp_path / "a"), write(tmp_path / "b", 4), list_file(tmp_path / "c") / "list.txt"]
+    assert check_data.main([*map(str, roots), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    sets = re.findall(r"^(.*): (\d) images, 0 with a problem$", printed, re.MULTILINE)
+    assert sets == [("folders", "3"), ("folders 2", "4"), ("list.txt", "2")]
+    assert re.search(r"\| 3 +\| +12\.50 \| +1 \|", printed)  # half of one of four images
+    names = {f"{name}{kind}.png" for name in ("folders", "folders_2", "list.txt") for kind in ("", "_classes")}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+
+
+def test_without_a_root(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        check_data.main([])
+    assert capsys.readouterr().err.endswith("error: a ROOT or --data FILE.py is needed\n")
+
+
+def test_many_problems_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = gta(tmp_path / "data", 23)
+    for file in (root / "images").iterdir():
+        file.write_bytes(b"")
+    assert check_data.main([str(root), "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "gta: 23 images, 23 with a problem\n" in printed
+    assert printed.count("cannot be read as an image") == 20
+    assert printed.endswith("  and 3 more\n")
+    assert not list((tmp_path / "out").iterdir())
