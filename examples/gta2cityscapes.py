@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -117,13 +117,13 @@ def train(
     run: RunFolder,
     *,
     feature_distance: FeatureDistance | None = None,
-    class_weight: Tensor | None = None,
+    criterion: nn.Module | None = None,
     watch: Callable[[SelfTraining, EMATeacher], dict[str, float]] | None = None,
 ) -> EMATeacher:
     """Learn from the source, and adapt to the target if there is one; metrics and weights go to the run folder."""
     spec, device = run.spec, next(student.parameters()).device
     augment = StrongAugment(mean=spec.mean, std=spec.std) if spec.takes_pictures else jitter_and_blur
-    teacher, training, optimizer, schedule = assemble(student, settings, augment, feature_distance, class_weight)
+    teacher, training, optimizer, schedule = assemble(student, settings, augment, feature_distance, criterion)
     training.generator = generator = torch.Generator().manual_seed(settings.seed)
     try:
         for step in tqdm(range(settings.steps), run.path.name):
@@ -168,7 +168,7 @@ def assemble(
     settings: Settings,
     augment: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     feature_distance: FeatureDistance | None = None,
-    class_weight: Tensor | None = None,
+    criterion: nn.Module | None = None,
 ) -> tuple[EMATeacher, SelfTraining, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Teacher, losses, optimiser and schedule of a student."""
     teacher = EMATeacher(student, decay=settings.ema_decay)
@@ -181,7 +181,7 @@ def assemble(
         per=settings.per,
         objective=settings.objective,
         augment=augment,
-        class_weight=class_weight,
+        criterion=criterion,
     )
     lr, factor, decay = settings.lr, settings.head_factor, settings.weight_decay
     optimizer = torch.optim.AdamW(parameter_groups(student, lr=lr, head_factor=factor, weight_decay=decay))
@@ -231,6 +231,14 @@ def try_out(spec: NetworkSpec, settings: Settings) -> None:
     student(torch.empty(settings.batch_size, spec.channels, *settings.crop, device="meta"))
 
 
+def to_pretrained(student: Network, settings: Settings, device: str) -> FeatureDistance | None:
+    """The feature distance to the encoder as it is now, before other weights are loaded; None without one."""
+    if not settings.feature_distance or not settings.encoder_weights:
+        return None
+    weight = settings.feature_distance
+    return FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight).to(device)
+
+
 def run_arm(
     arms: Mapping[str, Arm], name: str, settings: Settings, domains: Domains, folder: Path, running: Running
 ) -> Result:
@@ -244,10 +252,8 @@ def run_arm(
     if kept := run.kept_result(chosen, overwrite=running.overwrite):
         return kept
     torch.manual_seed(settings.seed)
-    student, distance, weight = run.spec.build(settings.encoder_weights), None, settings.feature_distance
-    if arm.adapts and weight and settings.encoder_weights:  # before other weights are loaded
-        distance = FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight)
-        distance.to(running.device)
+    student = run.spec.build(settings.encoder_weights)
+    distance = to_pretrained(student, settings, running.device) if arm.adapts else None
     if start:
         load_weights(student, folder / start / "last.pt")
     student.to(running.device).to(memory_format=torch.channels_last).train()
@@ -261,7 +267,8 @@ def run_arm(
         counts = count_classes(labeled, folder.parent / f"{settings.target}_counts.json", running.on_error)
         settings = replace(settings, source_size=settings.target_size)
     settings = replace(settings, steps=steps, seed=seed)
-    source, target = batches(labeled, counts, domains.target.unlabeled(), settings, running, adapts=arm.adapts)
+    images = domains.target.unlabeled()
+    source, target = batches(labeled, counts, images, settings, running, adapts=arm.adapts)
     val_images = fitted(domains.val.unlabeled(), settings.target_size)
     look = partial(label_quality, spec=run.spec, dataset=domains.val, images=val_images)
     train(student, source, target, settings, run, feature_distance=distance, watch=look)
@@ -350,7 +357,7 @@ def parse(
     parser.add_argument("--recipe", choices=[name for name in RECIPES if name != "own_data"], help=text)
     text = "sample_class_stats.json of the released code: source labels are not counted"
     parser.add_argument("--class-stats", type=Path, help=text)
-    add_settings(parser, Settings)
+    add_settings(parser, Settings, but=("balance",))  # own_data.py's
     add_running(parser, "runs/gta2cityscapes")
     options = vars(parser.parse_args(arguments))
     folders = {kind: options[kind] for kind in KINDS if options[kind]}

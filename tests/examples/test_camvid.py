@@ -13,7 +13,7 @@ from scripts import EXAMPLES, main
 from hrda_lib.data import Folders, RareClasses, SourceCrops, TargetCrops, check_classes, count_labels
 
 CAMVID = Path(__file__).parents[3] / "shared" / "camvid"
-NAMES = (EXAMPLES / "camvid_classes.txt").read_text().split()
+NAMES = (EXAMPLES / "support" / "camvid_classes.txt").read_text().split()
 VOID = NAMES.index("void")
 pytestmark = pytest.mark.skipif(not CAMVID.is_dir(), reason=f"needs CamVid as plain folders in {CAMVID}")
 
@@ -53,8 +53,19 @@ def test_one_adaptation_that_uses_them(tmp_path: Path) -> None:
     target = Folders(CAMVID / "dusk").unlabeled()
     assert TargetCrops(target, (192, 256))[0].image.shape == (3, 192, 256)
     arguments = ["--source", CAMVID / "day", "--target", CAMVID / "dusk", "--out", tmp_path / "run"]
-    arguments += ["--classes", EXAMPLES / "camvid_classes.txt", "--steps", 2, "--warmup", 2, "--crop", 192, 256]
+    arguments += [
+        "--classes",
+        EXAMPLES / "support" / "camvid_classes.txt",
+        "--steps",
+        2,
+        "--warmup",
+        2,
+        "--crop",
+        192,
+        256,
+    ]
     assert main("own_data.py", *arguments) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["network"]["classes"] == NAMES[:VOID]
+    assert config["network"]["ignore"] == [VOID]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
