@@ -407,6 +407,7 @@ class Fixed(SelfTraining):
 
     def pseudo_label(self, images: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         truth, (height, width) = self.truth.pop(0).long(), images.shape[-2:]
+        assert height % 8 == width % 8 == 0  # padded to whole cells, with the mean colour
         assert not images[..., truth.shape[0] :, :].any()
         labels = torch.full((1, height, width), 7)
         labels[0, : truth.shape[0], : truth.shape[1] // 2] = truth[:, : truth.shape[1] // 2]

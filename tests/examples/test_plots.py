@@ -98,6 +98,9 @@ def test_display() -> None:
     dark = torch.randint(9, (3, 5, 6), generator=torch.Generator().manual_seed(0)).float()
     assert display(dark).max() == 255  # three bands of floats are no picture
     assert display(dark.byte()).max() < 9
+    grey = display(dark[:1].byte())  # nor is one of bytes, or are four
+    assert (grey.shape, grey.max()) == ((5, 6, 3), 255)
+    assert display(torch.cat([dark, dark[:1]]).byte()).max() == 255
 
 
 # Grids
