@@ -87,7 +87,8 @@ class LabeledFiles:
                     "permute(2, 0, 1) turns it round"
                 )
             raise self._other_size(index, tuple(image.shape[1:]), tuple(label.shape))
-        return Sample(self._kind.checked(file, image), label, self._names[index])
+        self._kind.check(file, image)
+        return Sample(image, label, self._names[index])
 
     def check_size(self, index: int) -> None:
         """Compare the sizes of an image and its label by their headers; those that readers of one's own read are not.

@@ -89,8 +89,8 @@ class OneKind:
     def __init__(self) -> None:
         self._first: tuple[Path, int, torch.dtype] | None = None
 
-    def checked(self, file: Path, image: Tensor) -> Tensor:
-        """The image.
+    def check(self, file: Path, image: Tensor) -> None:
+        """Compare an image with the first.
 
         Raises:
             ValueError: it is of another kind; names both files.
@@ -103,4 +103,3 @@ class OneKind:
                 f"{shown(file)}: image must have {kind[0]} channels of {kind[1]}, as {shown(first)} in the same data "
                 f"set, got {len(image)} of {image.dtype}"
             )
-        return image

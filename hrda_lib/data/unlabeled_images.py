@@ -34,7 +34,8 @@ class UnlabeledImages:
         max_pixels: int | None = None,
     ) -> None:
         check_max_pixels(max_pixels)
-        self._max_pixels, self._kind = max_pixels, OneKind()
+        self._max_pixels = max_pixels
+        self._kind: OneKind | None = OneKind()
         self._files, self._read_image = list(files), read_image
         self._names = [file.stem for file in files] if names is None else list(names)
 
@@ -47,8 +48,10 @@ class UnlabeledImages:
         return list(self._files)
 
     def with_files(self, files: Sequence[Path]) -> "UnlabeledImages":
-        """Other files, read in the same way; their samples are named by them."""
-        return UnlabeledImages(files, read_image=self._read_image, max_pixels=self._max_pixels)
+        """Other files, read in the same way; their samples are named by them, and each may be of another kind."""
+        other = UnlabeledImages(files, read_image=self._read_image, max_pixels=self._max_pixels)
+        other._kind = None
+        return other
 
     def fingerprint(self) -> str:
         """Changes with any file's name, size or time, but not with where the folder lies; no file is opened."""
@@ -56,5 +59,7 @@ class UnlabeledImages:
 
     def __getitem__(self, index: int) -> UnlabeledSample:
         file = self._files[index]
-        image = self._kind.checked(file, image_of(file, self._read_image, self._max_pixels))
+        image = image_of(file, self._read_image, self._max_pixels)
+        if self._kind:
+            self._kind.check(file, image)
         return UnlabeledSample(image, self._names[index])

@@ -374,6 +374,8 @@ def test_all_images_of_a_set_are_of_one_kind(name: str, text: str, tmp_path: Pat
         with pytest.raises(ValueError, match=message):
             images[2]
         assert images[0].image.shape == (3, 4, 4)
+    other = data.with_files(files[1:])  # inputs of a network, each for itself
+    assert [other[i].image.dtype for i in range(2)] == [torch.float32, by_name(files[2]).dtype]
 
 
 def message_of(read: Callable[[Path], Any], file: Path) -> str:
