@@ -9,6 +9,9 @@ file, and the exit status is 1. Printed are sizes, the share of each class, and 
 it. DIR gets NAME.png, a dozen images with their labels, and NAME_classes.png, the shares as bars.
 """
 
+from support.ending import run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import sys
 from collections import Counter
@@ -20,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hrda_lib.data import DATASET_KINDS, LabeledImages, RareClasses, UnlabeledImages, count_ids, open_labeled_splits
-from support.command_line import run_main
 from support.data_file import read_data_file
 from support.plots import display, draw_grid, draw_shares, paint
 from support.tables import share_table, unseen

@@ -16,9 +16,12 @@ Methods, all with the same network, the same number of steps and rare-class samp
     hrda        source-aug for the warm-up, then self-training on the target images as well
 """
 
+from support.ending import Stopped, reason, run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,18 +34,15 @@ from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import MultiResSegmenter, data
 from support.command_line import (
     Running,
-    Stopped,
     add_running,
     add_settings,
     read_running,
     read_settings,
-    reason,
-    run_main,
 )
 from support.data_file import DataFile, read_data_file
 from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
-from support.run_folder import RunFolder, load_weights, read_metrics
+from support.run_folder import RunFolder, load_weights, locked, read_metrics
 from support.tables import share_table, unseen
 
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
@@ -173,14 +173,26 @@ def adapt(
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
     settings, running, options = parse(arguments)
+    out = running.out
+    with locked(out):
+        if (out / "last.pt").exists() and not running.overwrite:
+            raise ValueError(
+                f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
+            )
+        ignore: tuple[int, ...] = ()
+        if options["data"]:
+            found = read_data_file(options["data"])
+        else:
+            found, ignore = open_folders(options["source"], options["target"], options["classes"])
+        run_on(found, ignore, settings, running, options)
+    return 0
+
+
+def run_on(
+    found: DataFile, ignore: tuple[int, ...], settings: Settings, running: Running, options: Mapping[str, Any]
+) -> None:
+    """Look through the data, train, and draw how it went."""
     out, method = running.out, options["method"]
-    if (out / "last.pt").exists() and not running.overwrite:
-        raise ValueError(f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite")
-    ignore: tuple[int, ...] = ()
-    if options["data"]:
-        found = read_data_file(options["data"])
-    else:
-        found, ignore = open_folders(options["source"], options["target"], options["classes"])
     cache, file = out / "label_counts.json", options["data"]
     counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
     rare = rare_classes(settings, counts)
@@ -207,10 +219,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
     except (ValueError, OSError) as error:  # perhaps of the image that stopped the training
         stopped = stopped or Stopped(reason(error))
-    print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
+    if (out / "last.pt").exists():
+        print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
     if stopped:
         raise stopped
-    return 0
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str, Any]]:

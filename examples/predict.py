@@ -9,6 +9,9 @@ reported, the rest go on, and the exit status is 1. Images that are no RGB pictu
 FILE.py that the run was trained with: give it by --data, for a run never says what code to execute.
 """
 
+from support.ending import run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import os
 import sys
@@ -23,7 +26,7 @@ from tqdm import tqdm
 
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
-from support.command_line import DEVICE, run_main
+from support.command_line import DEVICE
 from support.data_file import read_data_file
 from support.networks import Network, NetworkSpec, heads
 from support.plots import Picture, display, paint

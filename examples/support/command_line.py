@@ -1,27 +1,19 @@
-"""Settings from a dataclass, a recipe and the command line, in this order; and what every script ends with."""
+"""Settings from a dataclass, a recipe and the command line, in this order."""
 
 import argparse
-import functools
-import signal
-import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 
 from hrda_lib.data import OnError
 
-P = ParamSpec("P")
 Settings = TypeVar("Settings")
 RECIPES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-class Stopped(Exception):
-    """Something ended a run whose work was kept; the cause is the error."""
 
 
 class Running(NamedTuple):
@@ -32,34 +24,6 @@ class Running(NamedTuple):
     device: str
     workers: int
     on_error: OnError
-
-
-def run_main(main: Callable[P, int]) -> Callable[P, int]:
-    """A script's main, with exit status 1 after a fault that left something, 2 if refused, 130 if interrupted."""
-
-    @functools.wraps(main)
-    def run(*arguments: P.args, **named: P.kwargs) -> int:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-        try:
-            return main(*arguments, **named)
-        except Stopped as stop:
-            problem, status = str(stop), 130 if isinstance(stop.__cause__, KeyboardInterrupt) else 1
-        except KeyboardInterrupt:
-            problem, status = "interrupted", 130
-        except (ValueError, OSError, RuntimeError, AssertionError, OverflowError, MemoryError) as error:
-            problem, status = reason(error), 2
-        print(f"{Path(main.__code__.co_filename).name}: {problem}", file=sys.stderr)
-        return status
-
-    return run
-
-
-def reason(error: BaseException) -> str:
-    """The line of an error that says what is wrong; one from a loader's worker ends with it."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].removeprefix(f"{type(error).__name__}: ") if lines[0].startswith("Caught ") else lines[0]
 
 
 def setting(default: Any, text: str, choices: Sequence[Any] | None = None, *, lowest: int = 0) -> Any:

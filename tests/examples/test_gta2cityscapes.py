@@ -19,7 +19,7 @@ import support.domains
 from hrda_lib import EMATeacher, SelfTraining, StrongAugment
 from hrda_lib.models import daformer, to_reference_state_dict
 from hrda_lib.optim import parameter_groups, warmup_poly
-from support.command_line import Stopped
+from support.ending import Stopped
 from support.networks import NetworkSpec
 from support.run_folder import RunFolder, load, read_metrics
 from toy import streets
