@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -117,13 +117,13 @@ def train(
     run: RunFolder,
     *,
     feature_distance: FeatureDistance | None = None,
-    class_weight: Tensor | None = None,
+    criterion: nn.Module | None = None,
     watch: Callable[[SelfTraining, EMATeacher], dict[str, float]] | None = None,
 ) -> EMATeacher:
     """Learn from the source, and adapt to the target if there is one; metrics and weights go to the run folder."""
     spec, device = run.spec, next(student.parameters()).device
     augment = StrongAugment(mean=spec.mean, std=spec.std) if spec.takes_pictures else jitter_and_blur
-    teacher, training, optimizer, schedule = assemble(student, settings, augment, feature_distance, class_weight)
+    teacher, training, optimizer, schedule = assemble(student, settings, augment, feature_distance, criterion)
     training.generator = generator = torch.Generator().manual_seed(settings.seed)
     try:
         for step in tqdm(range(settings.steps), run.path.name):
@@ -168,7 +168,7 @@ def assemble(
     settings: Settings,
     augment: Callable[[Tensor, torch.Generator | None], Tensor] | None = None,
     feature_distance: FeatureDistance | None = None,
-    class_weight: Tensor | None = None,
+    criterion: nn.Module | None = None,
 ) -> tuple[EMATeacher, SelfTraining, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Teacher, losses, optimiser and schedule of a student."""
     teacher = EMATeacher(student, decay=settings.ema_decay)
@@ -181,7 +181,7 @@ def assemble(
         per=settings.per,
         objective=settings.objective,
         augment=augment,
-        class_weight=class_weight,
+        criterion=criterion,
     )
     lr, factor, decay = settings.lr, settings.head_factor, settings.weight_decay
     optimizer = torch.optim.AdamW(parameter_groups(student, lr=lr, head_factor=factor, weight_decay=decay))
@@ -400,7 +400,7 @@ def parse(
     parser.add_argument("--recipe", choices=[name for name in RECIPES if name != "own_data"], help=text)
     text = "sample_class_stats.json of the released code: source labels are not counted"
     parser.add_argument("--class-stats", type=Path, help=text)
-    add_settings(parser, Settings)
+    add_settings(parser, Settings, but=("balance",))  # own_data.py's
     add_running(parser, "runs/gta2cityscapes")
     options = vars(parser.parse_args(arguments))
     folders = {kind: options[kind] for kind in KINDS if options[kind]}

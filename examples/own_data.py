@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from gta2cityscapes import Settings, batches, rare_classes, train, try_out
-from hrda_lib import MultiResSegmenter, data
+from hrda_lib import ConfidenceWeightedCE, MultiResSegmenter, data
 from support.command_line import (
     Running,
     add_running,
@@ -75,6 +75,8 @@ def count_classes(
     counts = data.count_labels(
         found.source, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error
     )
+    if on_error == "raise":
+        data.check_sizes(found.source, lambda x: tqdm(x, "reading labels' and images' sizes"))
     if not counts[:, :255].any():
         where = found.source.label_file(0)
         raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")
@@ -158,7 +160,7 @@ def adapt(
     running: Running,
     *,
     method: str,
-    class_weight: Tensor,
+    criterion: nn.Module,
 ) -> None:
     """The warm-up on the source, then the adaptation or as many further steps on the source."""
     for phase, steps in enumerate((settings.warmup, settings.steps)):
@@ -167,7 +169,7 @@ def adapt(
         now = replace(settings, steps=steps, seed=2 * settings.seed + phase)
         adapts = phase == 1 and method == "hrda"
         source, target = batches(found.source, counts, found.target, now, running, adapts=adapts)
-        train(student, source, target, now, run, class_weight=class_weight.to(running.device))
+        train(student, source, target, now, run, criterion=criterion)
 
 
 @run_main
@@ -200,7 +202,7 @@ def run_on(
     print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
     if missing := unseen(names, counts):
         print(f"no label shows {', '.join(missing)}: nothing learns it")
-    weights = class_weights(counts, settings.balance)
+    criterion = ConfidenceWeightedCE(class_weight=class_weights(counts, settings.balance)).to(running.device)
     settings, spec = look(found, names, ignore, settings, running.on_error)
     student, run = fresh(spec, settings, options["init"], running.device), RunFolder(out, spec)
     given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
@@ -210,7 +212,7 @@ def run_on(
     run.start({**asdict(settings), **running._asdict(), **given, "defined": defined})
     stopped = None
     try:
-        adapt(student, found, counts, settings, run, running, method=method, class_weight=weights)
+        adapt(student, found, counts, settings, run, running, method=method, criterion=criterion)
     except Stopped as stop:
         stopped = stop
     try:

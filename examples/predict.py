@@ -2,6 +2,7 @@
 
     python examples/predict.py RUN INPUT... --out DIR
     python examples/predict.py RUN INPUT... --out DIR --ids labelIds --zip          for a benchmark's server
+    python examples/predict.py RUN INPUT... --out DIR --server dark_zurich --zip    for that of Dark Zurich
 
 RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an image or a folder of images. For each
 image, DIR gets NAME.png (class ids, or what --ids says) and NAME_overlay.png (colours). A file that cannot be read is
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -37,14 +39,26 @@ IDS = {
     "labelIds": np.array([entry.id for entry in CITYSCAPES], np.uint8),
     "color": np.array([entry.colour for entry in CITYSCAPES], np.uint8),
 }
+DARK_ZURICH = ("labelTrainIds", "labelTrainIds_invalid", "confidence")
 
 
 def predict(model: Network, x: Tensor, *, flip: bool) -> Tensor:
     """Labels (B, H, W); ``flip`` averages the probabilities with those of the mirrored image."""
     if not flip:
-        return model.predict(x, output="labels")
+        return model.predict(x, output="labels", label_dtype=torch.uint8)
     probs = model.predict(x, output="probs") + model.predict(x.flip(-1), output="probs").flip(-1)
     return probs.argmax(dim=1).byte()
+
+
+def write_dark_zurich(place: Path, model: Network, x: Tensor, labels: Tensor, *, flip: bool) -> None:
+    """What its server takes: train ids, the same with invalid pixels (none is called so), confidence in 16 bits."""
+    probs = model.predict(x, output="probs")
+    if flip:
+        probs = (probs + model.predict(x.flip(-1), output="probs").flip(-1)) / 2
+    confidence = (65535 * probs[0].amax(dim=0).double()).round().clamp(0, 65535).cpu().numpy().astype(np.uint16)
+    for folder, written in zip(DARK_ZURICH, (labels.numpy(), labels.numpy(), confidence), strict=True):
+        (place.parent / folder).mkdir(exist_ok=True)
+        Image.fromarray(written).save(place.parent / folder / f"{place.name}.png")
 
 
 def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
@@ -71,8 +85,10 @@ def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec) -> Picture:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     model, spec = load(options.run, options.weights)
-    if options.ids and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
-        raise ValueError("--ids is for the 19 classes of Cityscapes, which this run has not")
+    if (options.ids or options.server) and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
+        raise ValueError(
+            f"{'--ids' if options.ids else '--server'} is for the 19 classes of Cityscapes, which this run has not"
+        )
     if options.save_attention and not isinstance(model, MultiResSegmenter):
         raise ValueError("--save-attention: this network has one scale, and no attention")
     if not (spec.takes_pictures or options.data):
@@ -90,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             written = IDS[options.ids][labels.numpy()] if options.ids else labels.numpy()
             Image.fromarray(written).save(f"{place}.png")
             Image.fromarray(overlay(image, labels, spec)).save(f"{place}_overlay.png")
+            if options.server:
+                write_dark_zurich(place, model, x, labels, flip=options.flip)
             if options.save_attention:
                 paid = 255 * heads(model, x)["attention"][0, 0]
                 Image.fromarray(paid.byte().cpu().numpy()).save(f"{place}_attention.png")
@@ -98,8 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
     if options.zip:
         with zipfile.ZipFile(f"{options.out}.zip", "w") as archive:
-            for file in done:
-                archive.write(file, file.name)
+            for folder in DARK_ZURICH if options.server else ("",):
+                for file in done:
+                    archive.write(file.parent / folder / file.name, f"{folder}/{file.name}".lstrip("/"))
     print(f"{options.out}: {len(done)} of {len(files)} images")
     return 0 if len(done) == len(files) else 1
 
@@ -112,6 +131,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
     parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
     parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
+    parser.add_argument("--server", choices=("dark_zurich",), help="write the folders that it takes; --zip packs them")
     parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
     parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")

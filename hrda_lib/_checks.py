@@ -1,5 +1,7 @@
 """Checks of arguments: a mistake of the caller is a ValueError that says what was expected, and what came."""
 
+import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -62,7 +64,29 @@ def check_tensor(name: str, value: object) -> None:
 
 def readable(x: Tensor) -> bool:
     """Whether its values may be looked at: elsewhere the host would wait for the device, or the compiler break off."""
-    return not torch.compiler.is_compiling() and x.device.type == "cpu"
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not torch.compiler.is_compiling() and not tracing and x.device.type == "cpu"
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Refuse nan and infinity where values are readable: 0 times either is nan, and so one spreads to others."""
+    if not readable(x) or not x.is_floating_point():
+        return
+    low, high = torch.aminmax(x.detach())
+    if not (-math.inf < low and high < math.inf):
+        raise ValueError(f"{name} must be finite, got {low:.4g} to {high:.4g}; look at where they come from")
+
+
+def check_scores(name: str, logits: Tensor) -> None:
+    """Refuse logits (B, C, h, w) of which no class is the best one; -inf rules out a class, but not all."""
+    if not readable(logits):
+        return
+    best = logits.detach().amax(dim=1)
+    wrong = best[~best.isfinite()]
+    if len(wrong):
+        raise ValueError(
+            f"{name} must be finite in the best class of every pixel, got {wrong[0]:.4g}; look at weights and images"
+        )
 
 
 def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int | None) -> None:
@@ -81,6 +105,26 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
         raise ValueError(f"{name} holds the label {value}, outside [0, {num_classes}){otherwise}; map it to a class")
 
 
+def check_two_classes(name: str, num_classes: int) -> None:
+    """Refuse one class where classes compete: a softmax over it is always 1, its argmax always 0."""
+    if num_classes == 1:
+        raise ValueError(
+            f"{name} must have at least two classes, got one class, whose softmax is always 1; use two classes, "
+            "the thing and what lies around it"
+        )
+
+
+def check_ignore_index(ignore_index: object, num_classes: int | None = None) -> None:
+    """Refuse what is no label, and 255 where that is one of ``num_classes`` classes: it is mostly there unchosen."""
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool) or not -(2**31) <= ignore_index < 2**31:
+        raise ValueError(f"ignore_index must be an int of 32 bits, got {short(ignore_index)}")
+    if ignore_index == 255 and num_classes is not None and num_classes > 255:
+        raise ValueError(
+            f"ignore_index 255 is one of the {num_classes} classes, which would not be learned or measured; choose "
+            f"another, -1 or a number from {num_classes} on, and write it where labels are to be ignored"
+        )
+
+
 def feature_channels(features: object) -> object:
     """The channels of each (B, C, h, w) tensor of a list, for comparison with what was expected; else what came."""
     if not isinstance(features, (list, tuple)):  # no union: the compiler of older torch stops at it
@@ -96,6 +140,11 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def is_id(value: object) -> bool:
+    """Whether it is an int from 0 on."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def check_counts(**values: object) -> None:
     """Refuse what is no positive int: widths, classes, channels."""
     for name, value in values.items():
@@ -103,18 +152,24 @@ def check_counts(**values: object) -> None:
             raise ValueError(f"{name} must be a positive int, got {short(value)}")
 
 
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float, and neither nan nor infinite: True is no number here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -math.inf < value < math.inf
+
+
 def check_rates(**values: object) -> None:
     """Refuse what is no probability below 1: dropout, stochastic depth."""
     for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        if not is_number(value) or not 0 <= value < 1:  # type: ignore[operator]
             raise ValueError(f"{name} must be a number in [0, 1), got {short(value)}")
 
 
-def check_up_to(limit: float, **values: float) -> None:
-    """Refuse what is not in [0, limit]: shares, thresholds."""
+def check_up_to(limit: float, **values: object) -> None:
+    """Refuse what is no number in [0, limit]: shares, thresholds; without a limit, rates and weights."""
     for name, value in values.items():
-        if not 0 <= value <= limit:
-            raise ValueError(f"{name} must be in [0, {limit}], got {value}")
+        if not is_number(value) or not 0 <= value <= limit:  # type: ignore[operator]
+            finite = " and finite" if isinstance(value, float) and value == math.inf else ""
+            raise ValueError(f"{name} must be in [0, {limit}]{finite}, got {short(value)}")
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -125,7 +180,7 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 def check_scale_and_stride(scale: float, output_stride: int) -> None:
     """Refuse a context finer than the detail, and a stride of logits that is no positive int."""
-    if not 1 <= scale < float("inf"):
+    if not is_number(scale) or scale < 1:
         raise ValueError(f"scale must be at least 1 and finite, got {scale}")
     check_counts(output_stride=output_stride)
 
@@ -158,11 +213,19 @@ def as_counts(name: str, values: object) -> tuple[int, ...]:
     return found
 
 
-def as_classes(classes: Sequence[int], num_classes: int) -> list[int]:
-    """``classes`` as a list of ids, at least one."""
-    chosen = list(classes)
+def as_ids(labels: Sequence[object]) -> list[int]:
+    """``labels`` as ints, also those of numpy; -1 for what is none."""
+    return [-1 if isinstance(x, bool) or not hasattr(x, "__index__") else operator.index(x) for x in labels]
+
+
+def as_classes(classes: Sequence[int], num_classes: int, ignore_index: int) -> list[int]:
+    """``classes`` as a list of ids, at least one, and none of them ignored."""
+    given = list(classes)
+    chosen = as_ids(given)
     if not chosen or min(chosen) < 0 or max(chosen) >= num_classes:
-        raise ValueError(f"classes must be ids in [0, {num_classes}), at least one, got {chosen}")
+        raise ValueError(f"classes must be ids in [0, {num_classes}), at least one, got {given}")
+    if ignore_index in chosen:
+        raise ValueError(f"classes must be without the ignore_index {ignore_index}, got {chosen}; leave it out")
     return chosen
 
 

@@ -1,10 +1,16 @@
 """What lies inside a module of the user, and the modes that its parts are in."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+# of each module, by id while a call holds it: how many calls are in eval mode, and the mode before the first. Not kept
+# in the module, which could then be neither copied nor pickled
+_MODES: dict[int, tuple[int, bool]] = {}
+_LOCK = threading.Lock()
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -22,11 +28,20 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Every module in eval mode, and when the last of several threads leaves, in the mode that it was in."""
+    modules = list(model.modules())
+    with _LOCK:
+        for module in modules:
+            users, training = _MODES.get(id(module), (0, module.training))
+            _MODES[id(module)] = users + 1, training
+        model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _LOCK:
+            for module in modules:
+                users, training = _MODES.pop(id(module))
+                if users > 1:
+                    _MODES[id(module)] = users - 1, training
+                else:
+                    module.training = training

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from hrda_lib._checks import at_least_float32, check_generator, check_up_to, expect, readable
+from hrda_lib._checks import at_least_float32, check_generator, check_up_to, expect, is_number, readable
 
 
 class StrongAugment:
@@ -33,7 +33,8 @@ class StrongAugment:
     Call it with images (B, 3, H, W), normalised floats, and a CPU generator; it returns the same kind of tensor.
 
     Raises:
-        ValueError: a setting is out of its range, or the images are not float (B, 3, H, W).
+        ValueError: a setting is out of its range, or the images are not float (B, 3, H, W), or (on the CPU) their
+            values lie outside [-1, 2] once mean and std are undone.
 
     Example:
         >>> augment = StrongAugment(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), jitter=1.0)
@@ -59,6 +60,7 @@ class StrongAugment:
         if (
             len(mean) != 3
             or len(std) != 3
+            or not all(map(is_number, (*mean, *std)))
             or not all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
         ):
             raise ValueError(
@@ -67,7 +69,7 @@ class StrongAugment:
             )
         check_up_to(1, jitter=jitter, brightness=brightness, contrast=contrast, saturation=saturation, blur=blur)
         check_up_to(0.5, hue=hue)
-        if not 0 < sigma[0] <= sigma[1]:
+        if len(sigma) != 2 or not all(map(is_number, sigma)) or not 0 < sigma[0] <= sigma[1]:
             raise ValueError(f"sigma must be a range 0 < low <= high, got {sigma}")
         self.mean, self.std = tuple(mean), tuple(std)
         self.jitter, self.blur, self.sigma = jitter, blur, sigma
@@ -77,11 +79,26 @@ class StrongAugment:
         check_generator(generator)
         other = "for other channels write an augmentation of your own"
         expect("images", images, ("B", 3, "H", "W"), kind="float", hint=other)
+        self._check_range(images)
         jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([self.jitter, self.blur])).tolist()
         if not jittered and not blurred:
             return images.clone()
         with torch.autocast(images.device.type, enabled=False):  # colours and blur need float32
             return self._augmented(at_least_float32(images), jittered, blurred, generator).to(images.dtype)
+
+    def _check_range(self, images: Tensor) -> None:
+        """Refuse what the clamp to [0, 1] would turn into white or black; overshoot of resizing passes."""
+        if not readable(images):
+            return
+        channels = at_least_float32(images.detach()).transpose(0, 1).flatten(1)
+        mean, std = (channels.new_tensor(value) for value in (self.mean, self.std))
+        low = (channels.amin(1) * std + mean).min()
+        high = (channels.amax(1) * std + mean).max()
+        if not (low >= -1 and high <= 2):  # so that nan is refused too
+            raise ValueError(
+                f"images must be pictures in [0, 1] that mean and std normalised, got values from {low:.4g} to "
+                f"{high:.4g} once these are undone; divide pictures by 255, then normalise them with this mean and std"
+            )
 
     def _augmented(self, images: Tensor, jittered: bool, blurred: bool, generator: torch.Generator | None) -> Tensor:
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_classes, at_least_float32, check_labels, check_tensor, check_up_to, expect
+from hrda_lib._checks import (
+    as_classes,
+    at_least_float32,
+    check_counts,
+    check_finite,
+    check_ignore_index,
+    check_labels,
+    check_tensor,
+    check_up_to,
+    expect,
+    is_id,
+)
 
 
 class FeatureDistance(nn.Module):
@@ -21,11 +32,11 @@ class FeatureDistance(nn.Module):
 
     Args:
         reference_encoder: images -> features; copied, frozen and always in eval mode.
-        classes: chosen class ids (the paper: things); None chooses all.
+        classes: chosen class ids (the paper: things); None chooses all but the ignored one.
         num_classes: number of classes of the labels.
         weight: :math:`\lambda`.
         min_ratio: share of a cell's pixels that its class must reach, in [0, 1].
-        ignore_index: the label without class.
+        ignore_index: the label without class. A class may be meant; above 255 classes, another than 255 must be chosen.
 
     Call it with the student's features on ``images`` (a tensor, or a sequence whose last is taken), the images
     (B, K, h, w) that both encoders see (HRDA: the context crop), and labels (B, H, W) at full resolution, uint8 or
@@ -57,7 +68,11 @@ class FeatureDistance(nn.Module):
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
-        chosen = as_classes(range(num_classes) if classes is None else classes, num_classes)
+        if not is_id(num_classes):
+            check_counts(num_classes=num_classes)
+        check_ignore_index(ignore_index, num_classes)
+        every = [c for c in range(num_classes) if c != ignore_index]
+        chosen = as_classes(every if classes is None else classes, num_classes, ignore_index)
         check_up_to(1, min_ratio=min_ratio)
         check_up_to(math.inf, weight=weight)
         self.num_classes, self.weight, self.min_ratio = num_classes, weight, min_ratio
@@ -70,6 +85,7 @@ class FeatureDistance(nn.Module):
 
     def forward(self, features: Tensor | Sequence[Tensor], images: Tensor, labels: Tensor) -> Tensor:
         feature = _last(features)
+        check_finite("images", images)
         with torch.no_grad():
             reference = _last(self.reference_encoder(images))
         same = "pass the features of those same images"
@@ -77,6 +93,7 @@ class FeatureDistance(nn.Module):
         mask = self._mask(labels, feature)
         difference = at_least_float32(feature) - reference
         distance = torch.linalg.vector_norm(difference, dim=1)
+        check_finite("features", distance)
         mean: Tensor = (distance * mask).sum() / mask.sum().clamp(min=1)
         return self.weight * mean
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from hrda_lib._checks import check_scale_and_stride, expect
+from hrda_lib._checks import check_finite, check_scale_and_stride, expect, is_number, readable
 from hrda_lib.geometry import CropBox, as_box, crop, resize, scaled_size
 
 
@@ -40,7 +41,8 @@ def fuse_scales(
         Fused logits (B, C, h*s, w*s).
 
     Raises:
-        ValueError: shapes, the box or a float attention do not fit.
+        ValueError: shapes, the box or a float attention do not fit, or (on the CPU) logits are not finite or an
+            attention is outside [0, 1].
 
     Example:
         >>> import torch
@@ -51,9 +53,10 @@ def fuse_scales(
     """
     expect("context_logits", context_logits, "BChw")
     expect("detail_logits", detail_logits, (*context_logits.shape[:2], "h", "w"), like="context_logits")
+    check_scale_and_stride(scale, 1)
     box = None if box is None else as_box("box", box)
     if isinstance(attention, (int, float)):
-        if not 0 <= attention <= 1:
+        if not is_number(attention) or not 0 <= attention <= 1:
             raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
         attention = context_logits.new_full((len(context_logits), 1, *context_logits.shape[-2:]), attention)
     fine = scaled_size(context_logits, scale)
@@ -122,3 +125,8 @@ def _check(context: Tensor, detail: Tensor, attention: Tensor, fine: tuple[int, 
     if tuple(detail.shape[-2:]) != expected:
         where = f"box {tuple(box)}" if box else "no box: the detail covers the context"
         raise ValueError(f"detail_logits must be {expected} cells ({where}), got {tuple(detail.shape[-2:])}")
+    check_finite("context_logits", context)
+    check_finite("detail_logits", detail)
+    if readable(attention) and not ((attention >= 0) & (attention <= 1)).all():
+        low, high = torch.aminmax(attention.detach())
+        raise ValueError(f"attention must be in [0, 1], got {low:.4g} to {high:.4g}; pass it after a sigmoid")

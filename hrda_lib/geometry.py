@@ -1,5 +1,6 @@
 """Boxes, windows and resizing: the vocabulary that every other room shares."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ class CropBox(NamedTuple):
 
 def _ratio(factor: float) -> tuple[int, int]:
     """The smallest whole numbers whose quotient is ``factor``."""
+    if isinstance(factor, bool) or not 0 < factor < math.inf:
+        raise ValueError(f"factor must be a positive quotient of whole numbers up to 4096, got {factor}")
     # by hand, because torch.compile of torch 2.4 cannot trace the module fractions
     for down in range(1, 4097):
         up = round(factor * down)
@@ -130,6 +133,7 @@ def scaled_size(x: Tensor, factor: float) -> tuple[int, int]:
 
 def as_box(name: str, box: CropBox) -> CropBox:
     """``box`` as a :class:`CropBox`; any four ints will do."""
-    if not isinstance(box, (tuple, list)) or len(box) != 4 or any(not isinstance(v, int) for v in box):
+    four = isinstance(box, (tuple, list)) and len(box) == 4
+    if not four or any(not isinstance(v, int) or isinstance(v, bool) for v in box):
         raise ValueError(f"{name} must be four ints (top, left, height, width), got {short(box)}")
     return CropBox(*box)

@@ -7,7 +7,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from hrda_lib._checks import at_least_float32, check_choice, check_labels, expect, readable
+from hrda_lib._checks import (
+    at_least_float32,
+    check_choice,
+    check_finite,
+    check_ignore_index,
+    check_labels,
+    check_scores,
+    check_two_classes,
+    expect,
+    readable,
+)
 from hrda_lib.geometry import resize
 
 Normalize = Literal["all", "valid", "weight"]
@@ -36,10 +46,11 @@ def confidence_weighted_ce(
     - ``"weight"``: :math:`\sum_{i \in V} q_i \kappa_{y_i}`.
 
     Args:
-        logits: (B, C, h, w) raw, at most as large as the target: upsampled bilinearly to it.
+        logits: (B, C, h, w) raw, of two classes at least, at most as large as the target: upsampled bilinearly to it.
         target: (B, H, W) uint8 or int64 class ids or ``ignore_index``.
         weight: q, (B, H, W) in [0, 1]; None: 1.
-        ignore_index: the label without loss.
+        ignore_index: the label without loss. A class may be meant: it is not learned then. Above 255 classes, another
+            than 255 must be chosen.
         class_weight: :math:`\kappa`, one non-negative weight a class; None: 1.
         normalize: which Z.
 
@@ -47,8 +58,8 @@ def confidence_weighted_ce(
         A scalar, in float32 at least; 0 with zero gradient where nothing counts, never NaN.
 
     Raises:
-        ValueError: shapes or types differ from the above; on the CPU also for a label that is no class, and for a
-            weight outside [0, 1].
+        ValueError: shapes or types differ from the above; on the CPU also for a label that is no class, a weight
+            outside [0, 1], and logits or class weights that are nan, infinite or too large for the sum.
 
     Example:
         >>> logits = torch.zeros(1, 4, 2, 2)
@@ -65,13 +76,13 @@ def confidence_weighted_ce(
     loss = cross_entropy(logits, heard, weight=kappa, ignore_index=ignore_index, reduction="none")
     total = (loss if weight is None else loss * weight).sum()
     if normalize == "all":
-        return total / target.numel()
+        return _finite(total) / target.numel()
     counted = (target != ignore_index).to(loss.dtype)
     if normalize == "weight":
         counted = counted if weight is None else counted * weight
         counted = counted if kappa is None else counted * kappa[torch.where(target == ignore_index, 0, target)]
-    z = counted.sum()
-    return total / torch.where(z > 0, z, 1)
+    z = _finite(counted.sum())
+    return _finite(total) / torch.where(z > 0, z, 1)
 
 
 class ConfidenceWeightedCE(nn.Module):
@@ -96,8 +107,11 @@ class ConfidenceWeightedCE(nn.Module):
     ) -> None:
         super().__init__()
         check_choice("normalize", normalize, NORMALIZERS)
+        check_ignore_index(ignore_index)
         self.ignore_index, self.normalize = ignore_index, normalize
         kept = None if class_weight is None else torch.as_tensor(class_weight).clone()
+        if kept is not None:
+            _check_class_weight(kept)
         self.register_buffer("class_weight", kept, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -114,18 +128,35 @@ class ConfidenceWeightedCE(nn.Module):
         return f"ignore_index={self.ignore_index}, normalize={self.normalize!r}"
 
 
+def _finite(total: Tensor) -> Tensor:
+    if readable(total) and not total.isfinite():
+        raise ValueError(
+            f"logits and class_weight must give a finite sum, got {total.item():.4g}: they are too large, or a logit "
+            "is -inf and its label is asked for, or it is resized beside others"
+        )
+    return total
+
+
 def _class_weight(class_weight: Tensor | Sequence[float], logits: Tensor) -> Tensor:
     kappa = torch.as_tensor(class_weight, dtype=logits.dtype, device=logits.device)
     if tuple(kappa.shape) != (logits.shape[1],):
         raise ValueError(f"class_weight must be one number a class ({logits.shape[1]},), got {tuple(kappa.shape)}")
+    _check_class_weight(kappa)
+    return kappa
+
+
+def _check_class_weight(kappa: Tensor) -> None:
+    expect("class_weight", kappa, "C")
+    check_finite("class_weight", kappa)
     if readable(kappa) and not (kappa >= 0).all():
         raise ValueError(f"class_weight must not be negative, got {kappa.tolist()}")
-    return kappa
 
 
 def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, normalize: str) -> None:
     check_choice("normalize", normalize, NORMALIZERS)
     expect("logits", logits, "BChw", kind="float")
+    check_two_classes("logits", logits.shape[1])
+    check_ignore_index(ignore_index, logits.shape[1])
     expect("target", target, (len(logits), "H", "W"), like="logits")
     if logits.shape[-2] > target.shape[-2] or logits.shape[-1] > target.shape[-1]:
         raise ValueError(
@@ -133,6 +164,7 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
             f"for a target of {tuple(target.shape[-2:])}"
         )
     check_labels("target", target, logits.shape[1], ignore_index)
+    check_scores("logits", logits)
     if weight is None:
         return
     expect("weight", weight, target.shape, kind="float", like="target")

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import as_classes, check_counts, check_labels, check_tensor, expect
+from hrda_lib._checks import (
+    as_classes,
+    check_counts,
+    check_ignore_index,
+    check_labels,
+    check_tensor,
+    check_two_classes,
+    expect,
+)
 
 
 class ConfusionMatrix:
@@ -20,10 +28,12 @@ class ConfusionMatrix:
 
     Args:
         num_classes: number of classes C.
-        ignore_index: target label that is not counted.
+        ignore_index: target label that is not counted. A class may be meant: it is not measured then, its IoU is nan,
+            and it is in no mean; where it is predicted, the true class is missed. Above 255 classes, another than 255
+            must be chosen.
 
     Raises:
-        ValueError: shapes or types differ, or (on the CPU) a label is no class.
+        ValueError: there are fewer than two classes, shapes or types differ, or (on the CPU) a label is no class.
 
     Example:
         >>> confusion = ConfusionMatrix(3)
@@ -38,6 +48,8 @@ class ConfusionMatrix:
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255) -> None:
         check_counts(num_classes=num_classes)
+        check_two_classes("num_classes", num_classes)
+        check_ignore_index(ignore_index, num_classes)
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
@@ -61,16 +73,20 @@ class ConfusionMatrix:
         """IoU of each class, (C,) float32 in [0, 1].
 
         Args:
-            absent: what a class gets that is neither in a target nor predicted: nan, or 0, a failure.
+            absent: what a class gets that is neither in a target nor predicted: nan, or 0, a failure. The ignored class
+                gets nan always.
 
         Raises:
             ValueError: ``absent`` is another number.
         """
-        if absent != 0 and absent == absent:  # only nan differs from itself
+        if isinstance(absent, bool) or (absent != 0 and absent == absent):  # only nan differs from itself
             raise ValueError(f"absent must be nan (not in the mean) or 0 (a failure), got {absent!r}")
         correct = self.matrix.diagonal()
         union = self.matrix.sum(0) + self.matrix.sum(1) - correct
-        return (correct.double() / union.double()).float().nan_to_num(nan=absent)
+        iou = (correct.double() / union.double()).float().nan_to_num(nan=absent)
+        if 0 <= self.ignore_index < self.num_classes:
+            iou[self.ignore_index] = math.nan
+        return iou
 
     def mean_iou(self, classes: Sequence[int] | None = None, *, absent: float = math.nan) -> float:
         """Mean IoU over ``classes`` (None: all).
@@ -79,9 +95,9 @@ class ConfusionMatrix:
             absent: of :meth:`iou`: by default the mean is over the classes that occur, and nan if none does.
 
         Raises:
-            ValueError: ``classes`` are no ids or none, or ``absent`` is neither nan nor 0.
+            ValueError: ``classes`` are no ids or none, or hold the ignored one, or ``absent`` is neither nan nor 0.
         """
         iou = self.iou(absent=absent)
         if classes is None:
             return iou.nanmean().item()
-        return iou[as_classes(classes, self.num_classes)].nanmean().item()
+        return iou[as_classes(classes, self.num_classes, self.ignore_index)].nanmean().item()

@@ -69,6 +69,8 @@ def sample_class_mask(
     elif len(classes) != len(labels) or any(isinstance(ids, int) for ids in classes):
         raise ValueError(f"classes must hold one list an image ({len(labels)}), got {classes}")
     else:
+        if any(isinstance(label, float | bool) for ids in classes for label in ids):
+            raise ValueError(f"classes must hold ids, ints that labels may have, got {classes}")
         chosen = [torch.tensor(list(ids), dtype=torch.int64, device=labels.device) for ids in classes]
     return torch.stack([torch.isin(image, ids) for image, ids in zip(labels, chosen, strict=True)])
 

@@ -1,10 +1,13 @@
 """The paper's parameter groups and learning-rate schedule."""
 
+import math
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from hrda_lib._checks import check_up_to, is_count, is_id, is_number
 
 
 def parameter_groups(
@@ -19,13 +22,14 @@ def parameter_groups(
         model: a module with an ``encoder`` attribute.
 
     Raises:
-        ValueError: the model has no module ``encoder``.
+        ValueError: the model has no module ``encoder``, or a number is negative or not finite.
 
     Example:
         >>> model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "head": nn.Linear(2, 2)})
         >>> [(g["name"], g["lr"], g["weight_decay"]) for g in parameter_groups(model, lr=1.0)]
         [('encoder', 1.0, 0.01), ('encoder norm', 1.0, 0.0), ('head', 10.0, 0.01)]
     """
+    check_up_to(math.inf, lr=lr, head_factor=head_factor, weight_decay=weight_decay)
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"model must have a module named encoder, got {type(model).__name__}; make the groups by hand")
@@ -75,7 +79,8 @@ def warmup_poly(
         >>> [round(schedule.lr_lambdas[0](t), 3) for t in range(9)]
         [0.0, 0.438, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0.0]
     """
-    if total < 1 or warmup < 0 or not 0 <= warmup_ratio <= 1 or power < 0:
+    numbers = is_number(warmup_ratio) and is_number(power)
+    if not is_count(total) or not is_id(warmup) or not numbers or not 0 <= warmup_ratio <= 1 or power < 0:
         raise ValueError(
             f"total must be positive, warmup and power not negative, warmup_ratio in [0, 1], "
             f"got {total}, {warmup}, {power}, {warmup_ratio}"

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import at_least_float32, check_choice, check_up_to, expect
+from hrda_lib._checks import at_least_float32, check_choice, check_two_classes, check_up_to, expect
 from hrda_lib.geometry import resize
 
 Per = Literal["batch", "image", "pixel"]
@@ -29,7 +29,7 @@ def pseudo_labels(
     with p the softmax of the logits (DACS, arXiv 2007.08702; DAFormer, arXiv 2111.14887, section 3.1).
 
     Args:
-        logits: (B, C, h, w).
+        logits: (B, C, h, w), of two classes at least.
         size: (H, W) of the labels; the logits are upsampled to it bilinearly before the softmax. None: (h, w).
         threshold: :math:`\tau` in [0, 1].
         valid: (B, H, W) bool; where False the weight becomes 0, after q was computed over all pixels.
@@ -39,7 +39,8 @@ def pseudo_labels(
         labels (B, H, W) int64, and weight (B, H, W) in [0, 1], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: shapes, types or settings differ from the above.
+        ValueError: shapes, types or settings differ from the above. Where logits are nan, or infinite and so without
+            a best class, the weight is 0: a teacher that fails says nothing.
 
     Example:
         >>> logits = torch.tensor([9.0, 1.0]).view(1, 2, 1, 1).repeat(1, 1, 2, 2)
@@ -48,6 +49,7 @@ def pseudo_labels(
         ([[[0, 0], [0, 0]]], [[[1.0, 1.0], [1.0, 0.0]]])
     """
     expect("logits", logits, "BChw", kind="float")
+    check_two_classes("logits", logits.shape[1])
     check_up_to(1, threshold=threshold)
     check_choice("per", per, PERS)
     logits = at_least_float32(logits)

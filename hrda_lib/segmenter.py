@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hrda_lib._checks import at_least_float32, check_scale_and_stride, expect, pair
+from hrda_lib._checks import at_least_float32, check_finite, check_scale_and_stride, expect, is_number, pair
 from hrda_lib._modules import in_eval_mode
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
@@ -98,7 +98,7 @@ class MultiResSegmenter(nn.Module):
         detail_stride: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(attention, nn.Module) and not (isinstance(attention, (int, float)) and 0 <= attention <= 1):
+        if not isinstance(attention, nn.Module) and not (is_number(attention) and 0 <= attention <= 1):
             raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
         check_scale_and_stride(scale, output_stride)
         # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand
@@ -159,8 +159,9 @@ class MultiResSegmenter(nn.Module):
         stride: int | tuple[int, int] | None = None,
         output: Output = "logits",
         batch_size: int | None = 1,
+        label_dtype: torch.dtype = torch.int64,
     ) -> Tensor:
-        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
+        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). Images are padded
         with 0 (the mean colour) at the bottom and right to whole cells, and the result is cut back.
@@ -171,9 +172,10 @@ class MultiResSegmenter(nn.Module):
             stride: step between windows; None: half a window.
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
+            label_dtype: of labels: int64, or uint8 for up to 256 classes.
         """
         return self._over_windows(
-            images, lambda x: self(x, detail="windows").logits, window, stride, output, batch_size
+            images, lambda x: self(x, detail="windows").logits, window, stride, output, batch_size, label_dtype
         )
 
     @torch.no_grad()
@@ -231,6 +233,7 @@ class MultiResSegmenter(nn.Module):
         stride: int | tuple[int, int] | None,
         output: Output,
         batch_size: int | None,
+        label_dtype: torch.dtype = torch.int64,
     ) -> Tensor:
         """The average, in eval mode, of what ``predictor`` says of windows of the images, padded to whole cells."""
         expect("images", images, "BKHW", kind="float")
@@ -241,7 +244,9 @@ class MultiResSegmenter(nn.Module):
             raise ValueError(f"window must be a multiple of {cell} pixels, got {window}")
         rows, columns = images.shape[-2:]
         padded = pad(images, (0, -columns % cell, 0, -rows % cell))
-        infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
+        infer = SlidingWindowInferer(
+            window, stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype
+        )
         with in_eval_mode(self):
             return infer(padded, predictor)[..., :rows, :columns]
 
@@ -271,6 +276,7 @@ class MultiResSegmenter(nn.Module):
 
     def _check_size(self, images: Tensor) -> tuple[int, int]:
         expect("images", images, "BKHW", kind="float")
+        check_finite("images", images)
         height, width = images.shape[-2:]
         if height % self._sampler.cell or width % self._sampler.cell:
             raise ValueError(

@@ -7,11 +7,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import LABEL_TYPES, check_choice, check_generator, check_tensor, check_up_to, expect
+from hrda_lib._checks import (
+    LABEL_TYPES,
+    check_choice,
+    check_finite,
+    check_generator,
+    check_tensor,
+    check_up_to,
+    expect,
+    short,
+)
 from hrda_lib._modules import unwrap
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.geometry import CropBox, crop, resize
-from hrda_lib.losses import confidence_weighted_ce
+from hrda_lib.losses import ConfidenceWeightedCE
 from hrda_lib.masking import patch_mask
 from hrda_lib.mixing import class_mix, sample_class_mask
 from hrda_lib.pseudo_labeling import Per, pseudo_labels
@@ -19,6 +28,7 @@ from hrda_lib.segmenter import SegmenterOutput
 
 Objective = Literal["fused", "context", "detail", "separate"]
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
+Criterion = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Parts = dict[str, Tensor]
 
 
@@ -30,12 +40,15 @@ class SelfTraining:
         L_{S|T} = (1 - \lambda_d)\, \mathrm{CE}(\hat y, y, q) + \lambda_d\, \mathrm{CE}(\hat y_d, y[b], q[b])
 
     with q = 1 on the source and the teacher's confidence on mixed images (HRDA, arXiv 2204.13132, section 3.3;
-    DAFormer, arXiv 2111.14887, section 3.1 and 3.3). CE divides by all pixels.
+    DAFormer, arXiv 2111.14887, section 3.1 and 3.3).
 
     Args:
         student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
             ``box`` and ``generator`` where its ``forward`` takes them.
         teacher: images -> what the student returns, without gradient (:class:`hrda_lib.EMATeacher`).
+        criterion: CE of every term: (logits at the network's resolution, int64 labels (B, H, W), weight or None) ->
+            scalar, upsampling inside. None: :class:`hrda_lib.ConfidenceWeightedCE`, which divides by all pixels,
+            ignored ones too (the papers' way); its settings choose class weights, ignored label and divisor.
         feature_distance: adds :math:`L_{FD}` to the source loss. It needs a SegmenterOutput, or a plain student whose
             ``forward`` takes ``return_features`` and then returns (logits, features), as
             :func:`hrda_lib.models.daformer` does.
@@ -45,14 +58,13 @@ class SelfTraining:
             "separate": the equation with the context in place of the fused prediction, labels from the mean of both.
         augment: (images, generator) -> images, applied to mixed images; None: nothing.
         generator: CPU generator for boxes, classes, masks and ``augment``; None: torch's default.
-        class_weight: one weight a class in every cross-entropy (:func:`hrda_lib.confidence_weighted_ce`); None: 1.
 
     ``parts`` are detached scalars by name: "fused", "context", "detail", "logits" (a plain student), before their
     weights, and "feature_distance", with its weight. Images (B, K, H, W) float, labels (B, H, W) uint8 or int64 with
-    255 ignored, weights (B, H, W) in [0, 1].
+    255, or the criterion's ignore_index, ignored, weights (B, H, W) in [0, 1].
 
     Raises:
-        ValueError: settings or shapes do not fit each other.
+        ValueError: settings or shapes do not fit each other, or the criterion returns no scalar tensor.
 
     The caller runs ``teacher.update(student)`` at the start of every step but the first.
 
@@ -74,6 +86,7 @@ class SelfTraining:
         student: nn.Module,
         teacher: Callable[[Tensor], Any],
         *,
+        criterion: Criterion | None = None,
         feature_distance: FeatureDistance | None = None,
         detail_weight: float = 0.1,
         threshold: float = 0.968,
@@ -81,17 +94,25 @@ class SelfTraining:
         objective: Objective = "fused",
         augment: Augment | None = None,
         generator: torch.Generator | None = None,
-        class_weight: Tensor | None = None,
     ) -> None:
         check_up_to(1, detail_weight=detail_weight, threshold=threshold)
         check_generator(generator)
         if not callable(teacher) or not (augment is None or callable(augment)):
             raise ValueError(f"teacher and augment must be callable, got {teacher!r} and {augment!r}")
+        if not (criterion is None or callable(criterion)):
+            raise ValueError(f"criterion must be callable, got {short(criterion)}; pass such as ConfidenceWeightedCE()")
+        ignored = getattr(criterion, "ignore_index", 255)
+        if feature_distance is not None and feature_distance.ignore_index != ignored:
+            raise ValueError(
+                f"feature_distance must have the criterion's ignore_index {ignored}, got "
+                f"{feature_distance.ignore_index}"
+            )
         check_choice("per", per, get_args(Per))
         check_choice("objective", objective, get_args(Objective))
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
-        self.augment, self.generator, self.class_weight = augment, generator, class_weight
+        self.augment, self.generator = augment, generator
+        self.criterion = ConfidenceWeightedCE() if criterion is None else criterion
         parameters = inspect.signature(unwrap(student).forward).parameters.keys()
         takes_box = {"box", "generator"} <= parameters
         self._segment = self._segment_at_box if takes_box else self._segment_whole
@@ -215,25 +236,29 @@ class SelfTraining:
 
     def _loss(self, output: SegmenterOutput | Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Parts]:
         if isinstance(output, Tensor):
-            loss = self._ce(output, labels, weight)
+            loss = self._criterion_of(output, labels, weight)
             return loss, {"logits": loss.detach()}
         losses = {}
         if self.objective != "detail":
             main = "fused" if self.objective == "fused" else "context"
             logits = output.logits if main == "fused" else output.context_logits
-            losses[main] = self._ce(logits, labels, weight)
+            losses[main] = self._criterion_of(logits, labels, weight)
         if self.objective != "context":
             box = output.detail_box or CropBox(0, 0, *labels.shape[-2:])
             detail_weight = None if weight is None else crop(weight, box)
-            losses["detail"] = self._ce(output.detail_logits, crop(labels, box), detail_weight)
+            losses["detail"] = self._criterion_of(output.detail_logits, crop(labels, box), detail_weight)
         parts = {name: loss.detach() for name, loss in losses.items()}
         if len(losses) == 1:
             return next(iter(losses.values())), parts
         main_loss, detail_loss = losses.values()
         return (1 - self.detail_weight) * main_loss + self.detail_weight * detail_loss, parts
 
-    def _ce(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        return confidence_weighted_ce(logits, labels, weight, class_weight=self.class_weight)
+    def _criterion_of(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        loss = self.criterion(logits, labels.long(), weight)
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+            got = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"criterion must return a scalar float tensor, got {got}; reduce it by .mean()")
+        return loss
 
     def _teacher_logits(self, answer: Any) -> Tensor:
         output = _checked("teacher", answer)
@@ -263,5 +288,6 @@ def _refuse_box(box: CropBox | None) -> None:
 
 def _check_batch(name: str, labels: Tensor, images: Tensor) -> None:
     expect("images", images, "BKHW")
+    check_finite("images", images)
     shape = (images.shape[0], *images.shape[-2:])
     expect(name, labels, shape, kind=LABEL_TYPES, like="its images", hint="convert with .long()")

@@ -7,12 +7,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import at_least_float32, check_choice, expect, is_count, pair
+from hrda_lib._checks import at_least_float32, check_choice, check_scores, check_two_classes, expect, is_count, pair
 from hrda_lib.geometry import CropBox, crop, resize, window_grid
 
 Blend = Literal["constant", "gaussian"]
 Output = Literal["logits", "probs", "labels"]
 BLENDS, OUTPUTS = get_args(Blend), get_args(Output)
+LABEL_DTYPES = (torch.int64, torch.uint8)
 Predictor = Callable[[Tensor], Tensor]
 Call = list[tuple[CropBox, int]]  # the windows of one call: where, and in which image
 Progress = Callable[[list[Call]], Iterable[Call]]
@@ -32,10 +33,12 @@ class SlidingWindowInferer:
         stride: step between windows; None: half a window, rounded up.
         batch_size: windows x images a call of the predictor; None: all at once. The result does not depend on it.
         blend: "constant" or "gaussian".
-        output: "logits", "probs" (softmax of the averaged logits) or "labels" (their argmax; uint8 up to 256
-            classes, else int64).
+        output: "logits", "probs" (softmax of the averaged logits) or "labels" (their argmax); the latter two of two
+            classes at least.
         resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; False: averaged at the
             predictor's own resolution.
+        label_dtype: of labels: int64, which indexes and counts, or uint8 for up to 256 classes in an eighth of the
+            memory.
         progress: wraps the list of calls, as ``tqdm`` does.
 
     The predictor maps windows (b, K, h, w) of the image's dtype to float logits (b, C, h', w'). Averages are
@@ -50,7 +53,7 @@ class SlidingWindowInferer:
         >>> image = torch.zeros(1, 3, 6, 9)
         >>> labels = infer(image, lambda x: torch.cat([x[:, :1], x[:, :1] + 1], dim=1))
         >>> labels.shape, labels.dtype, labels.unique().item()
-        (torch.Size([1, 6, 9]), torch.uint8, 1)
+        (torch.Size([1, 6, 9]), torch.int64, 1)
     """
 
     def __init__(
@@ -62,18 +65,20 @@ class SlidingWindowInferer:
         blend: Blend = "constant",
         output: Output = "logits",
         resize: bool = True,
+        label_dtype: torch.dtype = torch.int64,
         progress: Progress | None = None,
     ) -> None:
         if batch_size is not None and not is_count(batch_size):
             raise ValueError(f"batch_size must be a positive int or None (all at once), got {batch_size}")
         check_choice("blend", blend, BLENDS)
         check_choice("output", output, OUTPUTS)
+        check_choice("label_dtype", label_dtype, LABEL_DTYPES)
         self.window = pair("window", window)
         half = ((self.window[0] + 1) // 2, (self.window[1] + 1) // 2)
         self.stride = half if stride is None else pair("stride", stride)
         window_grid(self.window, self.window, self.stride)  # a stride beyond the window is refused here
         self.batch_size, self.blend, self.output = batch_size, blend, output
-        self.resize, self.progress = resize, progress
+        self.resize, self.label_dtype, self.progress = resize, label_dtype, progress
 
     def __call__(self, image: Tensor, predictor: Predictor) -> Tensor:
         expect("image", image, "BKHW")
@@ -105,7 +110,7 @@ class SlidingWindowInferer:
         coverage = total.new_zeros(total.shape[-2:])
         for box in boxes:
             crop(coverage, _to_cells(box, box, logits)).add_(weight)
-        return _finish(total / coverage, self.output)
+        return _finish(total / coverage, self.output, self.label_dtype)
 
     def _predict(self, image: Tensor, call: Call, predictor: Predictor) -> Tensor:
         windows = torch.stack([crop(image[index], box) for box, index in call])
@@ -148,9 +153,13 @@ def _to_cells(box: CropBox, window: CropBox, logits: Tensor) -> CropBox:
     return CropBox(*(value // window.height for value in scaled))
 
 
-def _finish(logits: Tensor, output: Output) -> Tensor:
+def _finish(logits: Tensor, output: Output, label_dtype: torch.dtype) -> Tensor:
     if output == "logits":
         return logits
+    check_two_classes("predictor", logits.shape[1])
+    check_scores("predictor's logits", logits)
     if output == "probs":
         return logits.softmax(dim=1)
-    return logits.argmax(dim=1).to(torch.uint8 if logits.shape[1] <= 256 else torch.int64)
+    if label_dtype == torch.uint8 and logits.shape[1] > 256:
+        raise ValueError(f"label_dtype uint8 holds up to 256 classes, got {logits.shape[1]}; take torch.int64")
+    return logits.argmax(dim=1).to(label_dtype)

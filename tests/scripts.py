@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from toy import streets
+from toy.data import write_toy_data
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FAST = ["--steps", 2, "--warmup", 2, "--crop", 32, 48, "--min-pixels", 20]
+FAST_STREETS = ["--recipe", "demo", "--warmup", 2, "--steps", 2, "--crop", 64, 128, "--min-pixels", 20]
+FAST_STREETS += ["--min-crop-pixels", 10]
 
 
 def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -42,6 +48,20 @@ def write(root: Path, count: int = 3, *, labels: bool = True) -> Path:
         Image.fromarray(rgb.astype(np.uint8)).save(root / "images" / f"{i}.png")
         if labels:
             Image.fromarray(label).save(root / "labels" / f"{i}.png")
+    return root
+
+
+def write_streets(root: Path, *, train: int = 4, val: int = 3) -> Path:
+    """The toy data, a third as high and wide: ``root/gta`` and ``root/cityscapes``."""
+    draw = streets.draw
+
+    def small(domain: str, seed: int, index: int) -> streets.Street:
+        street = draw(domain, seed, index)
+        return street._replace(image=street.image[::3, ::3], label=street.label[::3, ::3])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streets, "draw", small)
+        write_toy_data(root, seed=7, train=train, val=val)
     return root
 
 

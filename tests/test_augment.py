@@ -283,6 +283,32 @@ def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
         StrongAugment(**(PLAIN | settings))
 
 
+@pytest.mark.parametrize("jitter", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("value", "came"),
+    [
+        (255.0, "255"),
+        (2.01, "2.01"),
+        (-1.01, "-1.01"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (1e37, "1e+37"),
+    ],
+)
+def test_refuses_what_is_no_normalised_picture(value: float, came: str, jitter: float) -> None:
+    """Also on the steps on which nothing would be changed."""
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (MEAN, STD))
+    images = draw(2, 3, 8, 8)
+    images[1, 2, 3, 4] = value
+    with pytest.raises(
+        ValueError, match=r"^images must be pictures in \[0, 1\] that .*; divide pictures by 255, "
+    ) as error:
+        StrongAugment(mean=MEAN, std=STD, jitter=jitter, blur=0)((images - mean) / std)
+    assert came in str(error.value)
+    StrongAugment(mean=MEAN, std=STD, jitter=jitter, blur=0)((draw(2, 3, 8, 8) * 2.8 - 0.9 - mean) / std)
+
+
 @pytest.mark.parametrize(
     ("images", "got"),
     [

@@ -64,8 +64,8 @@ def test_expect_is_traced_without_a_break() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: as_classes([], 3), "classes must be ids in [0, 3), at least one, got []"),
-        (lambda: as_classes((0, 3), 3), "classes must be ids in [0, 3), at least one, got [0, 3]"),
+        (lambda: as_classes([], 3, 255), "classes must be ids in [0, 3), at least one, got []"),
+        (lambda: as_classes((0, 3), 3, 255), "classes must be ids in [0, 3), at least one, got [0, 3]"),
         (lambda: check_up_to(1, share=0.5, other=1.5), "other must be in [0, 1], got 1.5"),
         (lambda: check_up_to(1, share=float("nan")), "share must be in [0, 1], got nan"),
         (lambda: check_scale_and_stride(0.5, 4), "scale must be at least 1 and finite, got 0.5"),

@@ -97,7 +97,8 @@ def test_any_ignore_index(ignore_index: int) -> None:
     encoder = make_encoder()
     settings = {"num_classes": 4, "min_ratio": 0.6, "ignore_index": ignore_index}
     result = FeatureDistance(encoder, classes=None, **settings)(features, images, labels)
-    expected = oracle(features, encoder(images), labels, classes=[0, 1, 2, 3], **settings)
+    every = [label for label in range(4) if label != ignore_index]
+    expected = oracle(features, encoder(images), labels, classes=every, **settings)
     assert result.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -220,11 +221,25 @@ def test_linear_in_lambda_and_blind_to_batch_order(seed: int, weight: float) -> 
         ({"classes": []}, "classes must be ids in [0, 4), at least one, got []"),
         ({"classes": [1, 4]}, "classes must be ids in [0, 4), at least one, got [1, 4]"),
         ({"classes": [-1]}, "classes must be ids in [0, 4), at least one, got [-1]"),
+        (
+            {"classes": [1, 2], "ignore_index": 2},
+            "classes must be without the ignore_index 2, got [1, 2]; leave",
+        ),
+        ({"num_classes": 300}, "ignore_index 255 is one of the 300 classes"),
         ({"num_classes": 0}, "classes must be ids in [0, 0), at least one, got []"),
         ({"min_ratio": 1.5}, "min_ratio must be in [0, 1], got 1.5"),
         ({"min_ratio": -0.5}, "min_ratio must be in [0, 1], got -0.5"),
     ],
-    ids=["no class", "class above", "class below", "no classes at all", "ratio above", "ratio below"],
+    ids=[
+        "no class",
+        "class above",
+        "class below",
+        "class ignored",
+        "256 classes",
+        "no classes at all",
+        "ratio above",
+        "ratio below",
+    ],
 )
 def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -189,8 +189,24 @@ def test_refuses_a_negative_label() -> None:
 @pytest.mark.parametrize("num_classes", [256, 300])
 def test_uint8_target_of_many_classes(num_classes: int) -> None:
     target = torch.tensor([[[0, 1, 254, 255]]], dtype=torch.uint8)
-    loss = confidence_weighted_ce(torch.zeros(1, num_classes, 1, 4), target)
-    assert loss.item() == pytest.approx(3 / 4 * math.log(num_classes))
+    loss = confidence_weighted_ce(torch.zeros(1, num_classes, 1, 4), target, ignore_index=-1)
+    assert loss.item() == pytest.approx(math.log(num_classes))
+    with pytest.raises(ValueError, match=f"ignore_index 255 is one of the {num_classes} classes"):
+        confidence_weighted_ce(torch.zeros(1, num_classes, 1, 4), target)
+
+
+def test_a_class_that_is_ignored_is_not_learned() -> None:
+    logits = torch.zeros(1, 3, 1, 4, requires_grad=True)
+    target = torch.tensor([[[0, 1, 2, 1]]])
+    loss = confidence_weighted_ce(logits, target, ignore_index=1, normalize="valid")
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(3))
+    assert logits.grad.abs().sum(dim=1)[0, 0].tolist() == [pytest.approx(2 / 3), 0, pytest.approx(2 / 3), 0]
+
+
+def test_one_class_cannot_be_learned() -> None:
+    with pytest.raises(ValueError, match=r"^logits must have at least two classes, got one class, .*; use two classes"):
+        confidence_weighted_ce(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2).long())
 
 
 @pytest.mark.parametrize(
@@ -217,6 +233,9 @@ def test_uint8_target_of_many_classes(num_classes: int) -> None:
         ({"weight": torch.linspace(-0.5, 1, 48).view(2, 4, 6)}, "weight must be in [0, 1], got values from -0.5 to 1"),
         ({"weight": torch.full((2, 4, 6), math.nan)}, "weight must be in [0, 1], got values from nan to nan"),
         ({"class_weight": [1.0, 2.0]}, "class_weight must be one number a class (3,), got (2,)"),
+        ({"ignore_index": 1.0}, "ignore_index must be an int of 32 bits, got 1.0"),
+        ({"ignore_index": True}, "ignore_index must be an int of 32 bits, got True"),
+        ({"ignore_index": 2**40}, "ignore_index must be an int of 32 bits, got 1099511627776"),
         ({"normalize": "mean"}, "normalize must be one of ('all', 'valid', 'weight'), got 'mean'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

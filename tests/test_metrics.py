@@ -62,9 +62,37 @@ def test_ignore_index_beyond_uint8(ignore_index: int) -> None:
 @pytest.mark.parametrize("num_classes", [256, 300])
 def test_uint8_labels_of_many_classes(num_classes: int) -> None:
     prediction, target = (maps.clamp(max=254) for maps in draw(num_classes, None))
-    confusion = ConfusionMatrix(num_classes)
+    confusion = ConfusionMatrix(num_classes, ignore_index=-1)
     confusion.update(prediction.byte(), target.byte())
-    assert confusion.matrix.tolist() == loop(num_classes, prediction, target, 255)
+    assert confusion.matrix.tolist() == loop(num_classes, prediction, target, -1)
+
+
+def test_an_ignored_class_is_not_measured() -> None:
+    confusion = ConfusionMatrix(3, ignore_index=1)
+    prediction, target = torch.tensor([0, 0, 1, 2, 1, 0]), torch.tensor([0, 0, 0, 2, 1, 1])
+    confusion.update(prediction, target)
+    for absent in (math.nan, 0):
+        iou = confusion.iou(absent=absent)
+        assert iou.isnan().tolist() == [False, True, False]
+        assert iou[[0, 2]].tolist() == [pytest.approx(2 / 3), 1]  # the third pixel of class 0 is missed
+        assert confusion.mean_iou(absent=absent) == pytest.approx((2 / 3 + 1) / 2)
+    with pytest.raises(ValueError, match=re.escape("classes must be without the ignore_index 1, got [0, 1]; leave it")):
+        confusion.mean_iou([0, 1])
+    assert confusion.mean_iou([0, 2]) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_255_classes_are_the_most_with_the_usual_ignore_index() -> None:
+    ConfusionMatrix(255).update(torch.tensor([254]), torch.tensor([254]))
+    with pytest.raises(ValueError, match=r"^ignore_index 255 is one of the 256 classes, .*; choose another, -1"):
+        ConfusionMatrix(256)
+    confusion = ConfusionMatrix(300, ignore_index=-1)
+    confusion.update(torch.tensor([255, 0]), torch.tensor([255, -1]))
+    assert confusion.iou()[255] == 1
+
+
+def test_refuses_one_class() -> None:
+    with pytest.raises(ValueError, match=r"^num_classes must have at least two classes, got one class, .*; use two"):
+        ConfusionMatrix(1)
 
 
 def test_iou_of_absent_missed_and_wrongly_predicted_classes() -> None:

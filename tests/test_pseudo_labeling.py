@@ -141,6 +141,7 @@ def test_blind_to_logit_offset(seed: int, offset: float) -> None:
     [
         ({"logits": torch.zeros(3, 4, 5)}, "logits must be float (B, C, h, w), got torch.float32 (3, 4, 5)"),
         ({"logits": torch.zeros(2, 3, 4, 5).long()}, "logits must be float (B, C, h, w), got torch.int64 (2, 3, 4, 5)"),
+        ({"logits": torch.zeros(2, 1, 4, 5)}, "logits must have at least two classes, got one class, whose softmax"),
         ({"threshold": 1.5}, "threshold must be in [0, 1], got 1.5"),
         ({"threshold": -0.1}, "threshold must be in [0, 1], got -0.1"),
         ({"threshold": math.nan}, "threshold must be in [0, 1], got nan"),

@@ -145,7 +145,8 @@ def test_predict_any_size(size: tuple[int, int]) -> None:
     logits = net.predict(image)
     assert logits.shape == (1, CLASSES, *size)
     assert [m.training for m in net.modules()] == modes
-    assert torch.equal(net.predict(image, output="labels"), logits.argmax(1).byte())
+    assert torch.equal(net.predict(image, output="labels"), logits.argmax(1))
+    assert torch.equal(net.predict(image, output="labels", label_dtype=torch.uint8), logits.argmax(1).byte())
     torch.testing.assert_close(net.predict(image, output="probs"), logits.softmax(1))
     torch.testing.assert_close(net.predict(image, batch_size=None), logits, rtol=0, atol=1e-5)
 

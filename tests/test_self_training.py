@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from hrda_lib import (
+    ConfidenceWeightedCE,
     CropBox,
     EMATeacher,
     FeatureDistance,
@@ -228,11 +229,72 @@ def test_augment_sees_the_mixed_images_and_the_generator() -> None:
 def test_class_weight_counts_in_every_cross_entropy() -> None:
     net, x, y = student(), images(1), labels(2)
     kappa = torch.tensor([0.5, 1.0, 2.0, 0.0, 1.0])
-    loss, _ = setup(net, class_weight=kappa).source(x, y, box=SOURCE_BOX)
+    loss, _ = setup(net, criterion=ConfidenceWeightedCE(class_weight=kappa)).source(x, y, box=SOURCE_BOX)
     q = kappa[torch.where(y == 255, 0, y)]
     out = net(x, SOURCE_BOX)
     fused, detail = naive_ce(out.logits, y, q), naive_ce(out.detail_logits, crop(y, SOURCE_BOX), crop(q, SOURCE_BOX))
     torch.testing.assert_close(loss, 0.9 * fused + 0.1 * detail)
+
+
+def test_the_criterion_is_that_of_every_term() -> None:
+    seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def mean_logit(logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+        seen.append((logits, labels, weight))
+        return logits.mean() ** 2
+
+    net, x, y, xt = student(), images(1), labels(2).byte(), images(3)
+    training = setup(net, criterion=mean_logit, detail_weight=0.25)
+    pseudo, q = training.pseudo_label(xt)
+    mixed = training.mixed(x, y, xt, pseudo, q, classes=[[1], [2]], box=MIXED_BOX)
+    kept = torch.ones(2, 1, SIZE, SIZE, dtype=torch.bool)
+    masked = training.masked(xt, pseudo, q, mask=kept, box=MIXED_BOX)
+    for loss, parts in (training.source(x, y, box=SOURCE_BOX), mixed, masked):
+        torch.testing.assert_close(loss.detach(), 0.75 * parts["fused"] + 0.25 * parts["detail"])
+    assert [(tuple(a.shape[-2:]), tuple(b.shape[-2:])) for a, b, _ in seen] == [
+        ((8, 8), (32, 32)),
+        ((4, 4), (16, 16)),
+    ] * 3
+    assert {given.dtype for _, given, _ in seen} == {torch.int64}
+    assert [q is None for *_, q in seen] == [False] * 4 + [True] * 2
+    torch.testing.assert_close(masked[1]["fused"], (net(xt, MIXED_BOX).logits.mean() ** 2).detach())
+
+
+@pytest.mark.parametrize("ignored", [None, -1, 300])
+def test_another_ignored_label(ignored: int | None) -> None:
+    """A class that is ignored (None: one that the teacher says) is learned as little as a pixel that holds 255."""
+    net, x, y, xt = student(), images(1), labels(2), images(3)
+    y = torch.where(y == 255, 0, y)
+    usual = setup(net)
+    pseudo, q = usual.pseudo_label(xt)
+    gone = int(pseudo.mode().values[0, 0])
+    index = gone if ignored is None else ignored
+    training = setup(net, criterion=ConfidenceWeightedCE(ignore_index=index))
+    losses = []
+    for step, label in ((training, index), (usual, 255)):
+        source, target = (torch.where(given == gone, label, given) for given in (y, pseudo))
+        losses.append(step.mixed(x, source, xt, target, q, classes=[[1, label], [2]], box=MIXED_BOX)[0])
+        losses.append(step.source(x, source, box=SOURCE_BOX)[0])
+    assert torch.equal(torch.stack(losses[:2]), torch.stack(losses[2:]))
+
+
+def test_more_than_255_classes() -> None:
+    net, x = nn.Conv2d(3, 300, 1), images(1)
+    y = torch.full((2, SIZE, SIZE), 255)
+    with pytest.raises(ValueError, match="ignore_index 255 is one of the 300 classes"):
+        setup(net).source(x, y)
+    loss, _ = setup(net, criterion=ConfidenceWeightedCE(ignore_index=-1)).source(x, y)
+    assert loss > 3
+    assert setup(net).pseudo_label(x)[0].max() > 255
+
+
+@pytest.mark.parametrize("normalize", ["valid", "weight"])
+def test_the_divisor_is_a_choice(normalize: Any) -> None:
+    net, x, y = student(0.5), images(1), labels(2)
+    criterion = ConfidenceWeightedCE(normalize=normalize)
+    loss, _ = setup(net, criterion=criterion, detail_weight=0).source(x, y, box=SOURCE_BOX)
+    valid = (y != 255).float().mean()
+    torch.testing.assert_close(loss, naive_ce(net(x, SOURCE_BOX).logits, y) / valid)
 
 
 def test_the_generator_decides_everything() -> None:
@@ -280,6 +342,33 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "detail weight": (
         lambda: setup(detail_weight=1.5),
         "detail_weight must be in [0, 1], got 1.5",
+    ),
+    "criterion": (
+        lambda: setup(criterion=0.5),
+        "criterion must be callable, got 0.5; pass such as ConfidenceWeightedCE()",
+    ),
+    "another ignored label of the feature distance": (
+        lambda: setup(
+            criterion=ConfidenceWeightedCE(ignore_index=-1),
+            feature_distance=FeatureDistance(nn.Conv2d(3, 8, 4), classes=[0], num_classes=CLASSES),
+        ),
+        "feature_distance must have the criterion's ignore_index -1, got 255",
+    ),
+    "one logit": (
+        lambda: list(setup(nn.Conv2d(3, 1, 1)).losses(X, Y, X)),
+        "logits must have at least two classes, got one class, whose softmax is always 1; use two classes",
+    ),
+    "one logit of the teacher": (
+        lambda: SelfTraining(PLAIN, nn.Conv2d(3, 1, 1)).pseudo_label(X),
+        "logits must have at least two classes, got one class",
+    ),
+    "a criterion without reduction": (
+        lambda: setup(PLAIN, criterion=lambda x, y, q: cross_entropy(x, y, reduction="none")).source(X, Y),
+        "criterion must return a scalar float tensor, got torch.float32 (2, 32, 32); reduce it by .mean()",
+    ),
+    "a criterion that returns a number": (
+        lambda: setup(PLAIN, criterion=lambda x, y, q: 0.5).source(X, Y),
+        "criterion must return a scalar float tensor, got float",
     ),
     "per": (lambda: setup(per="class"), "per must be one of ('batch', 'image', 'pixel'), got 'class'"),
     "objective": (

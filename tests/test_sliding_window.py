@@ -252,18 +252,41 @@ def test_outputs() -> None:
 
     labels = SlidingWindowInferer(window, stride=stride, output="labels")(image, strided(2))
     assert labels.shape == (2, 7, 9)
-    assert labels.dtype == torch.uint8
+    assert labels.dtype == torch.int64
     np.testing.assert_array_equal(labels, logits.argmax(axis=1))
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(1, torch.uint8), (256, torch.uint8), (257, torch.int64)])
-def test_labels_are_as_small_as_the_classes_allow(classes: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [(2, torch.uint8), (256, torch.uint8), (2, torch.int64), (256, torch.int64), (257, torch.int64)],
+)
+def test_labels_are_of_the_dtype_asked_for(classes: int, dtype: torch.dtype) -> None:
     def last_class(windows: Tensor) -> Tensor:
         return torch.arange(classes).float().view(1, -1, 1, 1).expand(len(windows), classes, 1, 1)
 
-    labels = SlidingWindowInferer(4, output="labels")(torch.zeros(1, 3, 5, 6), last_class)
+    labels = SlidingWindowInferer(4, output="labels", label_dtype=dtype)(torch.zeros(1, 3, 5, 6), last_class)
     assert labels.dtype == dtype
     assert labels.unique().tolist() == [classes - 1]
+
+
+def test_refuses_classes_that_the_dtype_cannot_hold() -> None:
+    infer = SlidingWindowInferer(4, output="labels", label_dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"^label_dtype uint8 holds up to 256 classes, got 257; take torch\.int64$"):
+        infer(torch.zeros(1, 3, 5, 6), lambda x: x[:, :1].expand(-1, 257, -1, -1))
+    with pytest.raises(
+        ValueError, match=r"^label_dtype must be one of \(torch\.int64, torch\.uint8\), got torch\.int32"
+    ):
+        SlidingWindowInferer(4, output="labels", label_dtype=torch.int32)
+
+
+@pytest.mark.parametrize("output", ["probs", "labels"])
+def test_one_channel_has_logits_alone(output: Any) -> None:
+    image = random(1, 3, 5, 6)
+    assert SlidingWindowInferer(4)(image, lambda x: x[:, :1]).shape == (1, 1, 5, 6)
+    with pytest.raises(
+        ValueError, match=r"^predictor must have at least two classes, got one class, .*; use two classes"
+    ):
+        SlidingWindowInferer(4, output=output)(image, lambda x: x[:, :1])
 
 
 @pytest.mark.parametrize(("batch_size", "calls"), [(1, 18), (4, 5), (None, 1)])

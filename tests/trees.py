@@ -1,5 +1,6 @@
 """Data sets as they lie on a disk, small and drawn at random: every published layout and encoding."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -116,10 +117,10 @@ def list_file(root: Path) -> Path:
     return root
 
 
-def gta(root: Path, count: int = 2) -> Path:
+def gta(root: Path, count: int = 2, first: int = 1) -> Path:
     for i in range(count):
-        picture(root / "images" / f"{i + 1:05}.png", i)
-        save_palette(root / "labels" / f"{i + 1:05}.png", some_ignored(34, i))
+        picture(root / "images" / f"{i + first:05}.png", i)
+        save_palette(root / "labels" / f"{i + first:05}.png", some_ignored(34, i))
     return root
 
 
@@ -150,11 +151,12 @@ def acdc(root: Path) -> Path:
     return root
 
 
-def dark_zurich(root: Path) -> Path:
-    for split in ("train", "val", "test"):
+def dark_zurich(root: Path, splits: Sequence[str] = ("train", "val", "test")) -> Path:
+    for split in splits:
         picture(root / "rgb_anon" / split / "night" / f"{NIGHT}_rgb_anon.png", 0)
-    picture(root / "rgb_anon" / "train" / "day" / "GOPR0351" / "GOPR0351_frame_000001_rgb_ref_anon.png", 0)
-    saved(root / "gt" / "val" / "night" / f"{NIGHT}_gt_labelTrainIds.png", some_ignored(18, 0))
+        picture(root / "rgb_anon" / split / "day" / "GOPR0351" / "GOPR0351_frame_000001_rgb_ref_anon.png", 0)
+    if "val" in splits:
+        saved(root / "gt" / "val" / "night" / f"{NIGHT}_gt_labelTrainIds.png", some_ignored(18, 0))
     return root
 
 

@@ -15,6 +15,7 @@ from hrda_lib.data import (
     ResizedImages,
     UnlabeledImages,
     check_classes,
+    check_sizes,
     count_labels,
     open_dataset,
     read_published_counts,
@@ -63,6 +64,8 @@ def open_domains(
         counts = read_published_counts(stats, labeled.names)[:, : len(NAMES)]
     else:
         counts = count_classes(labeled, out / f"{source}_counts.json", on_error)
+    if on_error == "raise":
+        check_sizes(labeled, lambda x: tqdm(x, "reading labels' and images' sizes"))
     pixels = torch.zeros(1, 256, dtype=torch.int64)
     for i in tqdm(range(len(val)), "checking val"):  # images too: a broken one would be found after training
         pixels += val[i].label.flatten().bincount(minlength=256)

@@ -28,7 +28,7 @@ def palette(names: Sequence[str]) -> Picture:
     """A colour an id (256, 3): the official ones of Cityscapes' classes, else distinct ones; black where ignored."""
     colours = np.zeros((256, 3), np.uint8)
     official = {entry.name: entry.colour for entry in CITYSCAPES}
-    if official.keys() >= set(names):
+    if names and official.keys() >= set(names):
         colours[: len(names)] = [official[name] for name in names]
         return colours
     index = np.arange(len(names))

@@ -22,7 +22,7 @@ from support.networks import Network, NetworkSpec
 Weights = Literal["student", "teacher"]
 WEIGHTS = get_args(Weights)
 FILES = ("result.json", "last.pt", "metrics.jsonl", "panel.png", "curves.png", "config.json")  # of one run
-PACKAGES = ("hrda_lib", "torch", "torchvision", "timm", "numpy", "pillow")
+PACKAGES = ("hrda_lib", "torchvision", "timm", "numpy", "pillow")
 
 
 class RunFolder:
@@ -37,7 +37,7 @@ class RunFolder:
     def start(self, settings: Mapping[str, Any]) -> None:
         """A new ``config.json`` (settings, network and versions) and an empty ``metrics.jsonl``; an older run goes."""
         self.path.mkdir(parents=True, exist_ok=True)
-        versions = {"python": platform.python_version()}
+        versions = {"python": platform.python_version(), "torch": torch.__version__}  # with torch's build
         for package in PACKAGES:
             try:
                 versions[package] = importlib.metadata.version(package)

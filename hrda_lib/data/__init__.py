@@ -11,6 +11,7 @@ from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.data.relabeled import Relabeled
 from hrda_lib.data.resized import Resized, ResizedImages
 from hrda_lib.data.samples import LabelClass, LabeledImages, Sample, UnlabeledSample
+from hrda_lib.data.sizes import check_sizes
 from hrda_lib.data.skipping import OnError
 from hrda_lib.data.step_batches import StepBatches
 from hrda_lib.data.stored_colours import StoredColours
@@ -66,6 +67,7 @@ __all__ = [
     "UnlabeledSample",
     "channel_statistics",
     "check_classes",
+    "check_sizes",
     "count_ids",
     "count_labels",
     "image_files",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hrda_lib.data.samples import LabeledImages, Sample, count_of
+from hrda_lib.data.samples import LabeledImages, Sample, check_size_of, count_of
 
 
 class Concatenated:
@@ -42,6 +42,11 @@ class Concatenated:
         """Where the label of an image is expected."""
         dataset, inner = self._where[index]
         return dataset.label_file(inner)
+
+    def check_size(self, index: int) -> None:
+        """Compare the sizes of an image and its label as stored, by their headers, where the data set can."""
+        dataset, inner = self._where[index]
+        check_size_of(dataset, inner)
 
     def fingerprint(self) -> str:
         """Changes when any label of any part does."""

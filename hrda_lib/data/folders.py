@@ -1,12 +1,12 @@
 """Labelled images in two plain folders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hrda_lib.data.labeled_files import LabeledFiles
+from hrda_lib.data.layout import PICTURE_ENDINGS, is_clutter, pictures_in, proposal, shown, subfolders, tell_left_out
+from hrda_lib.data.pictures import is_plain_tiff
 from hrda_lib.data.readers import Reader, label_reader
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 class Folders(LabeledFiles):
@@ -23,6 +23,7 @@ class Folders(LabeledFiles):
         read_label: gives the label of a file, (H, W) uint8 with 255 ignored, as :class:`StoredColours` does: the label
             is then the one file of that name, whatever its ending. Cached counts tell functions apart by their name,
             not by their code.
+        max_pixels: as of :class:`LabeledFiles`.
 
     Raises:
         ValueError: there is no image, or ids to ignore and ``read_label`` are given; on reading, a file is missing,
@@ -37,38 +38,77 @@ class Folders(LabeledFiles):
         ignore: Sequence[int] = (),
         read_image: Reader | None = None,
         read_label: Reader | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.root, self.ignore = Path(root), list(ignore)
         reader, settings = label_reader(self.ignore, read_label)
-        images = image_files(self.root / "images", any_ending=read_image is not None)
+        images = _image_files(self.root / "images", _meant, any_ending=read_image is not None)
         names = [file.stem for file in images]
         labels = _label_files(self.root / "labels", names, any_ending=read_label is not None)
-        super().__init__(images, labels, names, read_image=read_image, read_label=reader, settings=settings)
+        super().__init__(
+            images,
+            labels,
+            names,
+            read_image=read_image,
+            read_label=reader,
+            settings=settings,
+            max_pixels=max_pixels,
+        )
 
 
 def image_files(folder: str | Path, *, any_ending: bool = False) -> list[Path]:
     """The image files of a folder, by name: a target's, for :class:`UnlabeledImages`.
 
+    Hidden files and what file managers write (``._a.png``, ``Thumbs.db``) are no images. Files that look like images
+    but are left out, for example ``a.gif`` or a TIFF of 16 bits, are counted and named by a warning of the log.
+
     Args:
         folder: where they lie.
-        any_ending: take every file that is not hidden, not only ``.png``, ``.jpg``, ``.jpeg``, ``.bmp`` and ``.webp``.
+        any_ending: take every file, not only ``.png``, ``.jpg``, ``.jpeg``, ``.bmp``, ``.webp``, and ``.tif`` and
+            ``.tiff`` of 8 bits a channel.
 
     Raises:
-        ValueError: the folder is missing, holds no image, or two images whose names differ in the ending only.
+        ValueError: the folder is missing, holds no image, or two images whose names differ in the ending only; where
+            a folder beside it seems to be meant, it is named.
     """
-    folder = Path(folder)
+    return _image_files(Path(folder), _near, any_ending=any_ending)
+
+
+def _image_files(folder: Path, advice: Callable[[Path], str], *, any_ending: bool) -> list[Path]:
     if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    if any_ending:
-        files = _visible(folder)
-    else:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
-        files = [file for file in files if not file.name.startswith(".")]
+        raise ValueError(f"{shown(folder)}: no such folder{advice(folder)}")
+    visible = _visible(folder)
+    files = visible if any_ending else list(filter(_is_picture, visible))
+    if not any_ending:
+        tell_left_out(folder, set(visible).difference(files))
     if not files:
-        wanted = "any file" if any_ending else ", ".join(IMAGE_ENDINGS)
-        raise ValueError(f"{folder}: no image in this folder (looked for {wanted})")
+        wanted = "any file" if any_ending else ", ".join(PICTURE_ENDINGS)
+        raise ValueError(f"{shown(folder)}: no image in this folder (looked for {wanted}){advice(folder)}")
     _check_stems(files)
     return files
+
+
+def _is_picture(file: Path) -> bool:
+    ending = file.suffix.lower()
+    return ending in PICTURE_ENDINGS and (ending not in (".tif", ".tiff") or is_plain_tiff(file))
+
+
+def _near(folder: Path) -> str:
+    """The end of a message: a folder inside, or the one around it, that holds images."""
+    for meant in (folder / "images", *subfolders(folder), folder.parent):
+        if count := pictures_in(meant):
+            return f"; {shown(meant)} holds {count} images: give {shown(meant)}"
+    return ""
+
+
+def _meant(images: Path) -> str:
+    """The end of a message: what was meant by a root whose folder ``images`` has none."""
+    if not images.is_dir() and (near := proposal(images)):
+        return near
+    if count := pictures_in(images.parent):
+        return f"; {shown(images.parent)} holds {count} images: move them to {shown(images)}"
+    deeper = next((folder for folder in subfolders(images) if pictures_in(folder)), None)
+    return f"; images lie in {shown(deeper)}, but folders inside are not searched" if deeper else ""
 
 
 def _label_files(folder: Path, names: Sequence[str], *, any_ending: bool) -> list[Path]:
@@ -82,12 +122,14 @@ def _label_files(folder: Path, names: Sequence[str], *, any_ending: bool) -> lis
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return sorted(file for file in folder.iterdir() if file.is_file() and not is_clutter(file))
 
 
 def _check_stems(files: Sequence[Path]) -> None:
     seen: dict[str, Path] = {}
     for file in files:
         if file.stem in seen:
-            raise ValueError(f"{file}: same name as {seen[file.stem].name}; a label could not be told apart")
+            raise ValueError(
+                f"{shown(file)}: same name as {shown(seen[file.stem].name)}; a label could not be told apart"
+            )
         seen[file.stem] = file

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hrda_lib.data.layout import log, plain, shown
 from hrda_lib.data.samples import LabeledImages, count_of
-from hrda_lib.data.skipping import OnError, Skipped, log
+from hrda_lib.data.skipping import OnError, Skipped
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -43,19 +44,21 @@ def count_labels(
     skipped = Skipped(len(dataset), on_error)
     path = None if cache is None else Path(cache)
     fingerprint = dataset.fingerprint() if path else ""
-    if path and (kept := _load(path, fingerprint)) is not None:
+    if path and (kept := _load(path, fingerprint, len(dataset))) is not None:
         return kept
     counts = _counted(dataset, skipped, progress, workers)
     left_out = len(skipped.indices())
     if left_out:
         log.warning("%d of %d labels cannot be read and are left out", left_out, len(dataset))
     if left_out == len(dataset):
-        raise ValueError(f"{dataset.label_file(0)}: neither this nor another of the {len(dataset)} labels can be read")
+        raise ValueError(
+            f"{shown(dataset.label_file(0))}: neither this nor another of the {len(dataset)} labels can be read"
+        )
     if path and not left_out:
         try:
             _save(path, fingerprint, counts)
         except OSError as error:  # the work is done: better no cache than no counts
-            log.warning("%s: cannot be written, labels will be counted again (%s)", path, error)
+            log.warning("%s: cannot be written, labels will be counted again (%s)", shown(path), plain(str(error)))
     return counts
 
 
@@ -98,13 +101,15 @@ def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
         name = next((stem[:end] for end in reversed(ends) if stem[:end] in index), None)
         if name is not None:
             if not 0 <= label < 255:
-                raise ValueError(f"{path}: label {label} of {stem} is no train id")
+                raise ValueError(f"{shown(path)}: label {label} of {shown(stem)} is no train id")
             if not 0 <= pixels < 2**40:
-                raise ValueError(f"{path}: {pixels} is no number of pixels of {stem}")
+                raise ValueError(f"{shown(path)}: {pixels} is no number of pixels of {shown(stem)}")
             counts[index[name], label] = pixels
     empty = (counts.sum(dim=1) == 0).nonzero().flatten()
     if len(empty):
-        raise ValueError(f"{path}: no entry for {names[int(empty[0])]} ({len(empty)} of {len(names)} images have none)")
+        raise ValueError(
+            f"{shown(path)}: no entry for {shown(names[int(empty[0])])} ({len(empty)} of {len(names)} images have none)"
+        )
     return counts
 
 
@@ -119,12 +124,20 @@ def _published_rows(path: Path) -> list[tuple[str, int, int]]:
         return [(Path(where.replace("\\", "/")).stem, int(label), int(pixels)) for where, label, pixels in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(
-            f"{path}: cannot be read as sample_class_stats.json or samples_with_class.json ({error})"
+            f"{shown(path)}: cannot be read as sample_class_stats.json or samples_with_class.json ({plain(str(error))})"
         ) from None
 
 
 def check_classes(dataset: LabeledImages, counts: Tensor, num_classes: int, *, ignore_index: int = 255) -> None:
-    """Refuse label ids outside [0, num_classes), other than ``ignore_index``.
+    """Refuse label ids outside [0, num_classes) other than ``ignore_index``, and labels of one class beside it.
+
+    Binary labels that are stored as 0 and 255 are the usual case: all of their foreground would be ignored.
+
+    Args:
+        dataset: labelled images, for messages.
+        counts: (N, 256) pixels of each id in each of its labels, or (1, 256) in all (:func:`count_labels`).
+        num_classes: how many classes there are.
+        ignore_index: the id that is no class.
 
     Raises:
         ValueError: names the first file and the id.
@@ -136,23 +149,38 @@ def check_classes(dataset: LabeledImages, counts: Tensor, num_classes: int, *, i
     if len(found):
         index, label = found[0].tolist()
         raise ValueError(
-            f"{dataset.label_file(index)}: label {label} is outside the {num_classes} classes 0..{num_classes - 1} "
-            f"(and not the ignored {ignore_index})"
+            f"{shown(dataset.label_file(index))}: label {label} is outside the {num_classes} classes "
+            f"0..{num_classes - 1} (and not the ignored {ignore_index})"
+        )
+    classes = counts.sum(dim=0).nonzero().flatten().tolist()
+    if len(classes) == 2 and ignore_index in classes:
+        only = sum(classes) - ignore_index
+        raise ValueError(
+            f"{shown(dataset.label_file(0))}: this and all other labels show class {only} and the ignored "
+            f"{ignore_index} alone, of which nothing can be learnt; where {ignore_index} is a class of its own, map it "
+            f"to one: read_label=StoredColours({{(0, 0, 0): 0, (255, 255, 255): 1}}) reads 0 and 255 as 0 and 1"
         )
 
 
-def _load(path: Path, fingerprint: str) -> Tensor | None:
-    """Counts of the same files, or None: a missing, older or broken cache is counted anew."""
+def _load(path: Path, fingerprint: str, count: int) -> Tensor | None:
+    """Counts of the same files, or None: a missing, older, broken or foreign cache is counted anew."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["fingerprint"] != fingerprint:
+        rows = kept["counts"]
+        if kept["fingerprint"] != fingerprint or len(rows) != count or not all(map(_is_row, rows)):
             return None
-        counts = torch.zeros(len(kept["counts"]), 256, dtype=torch.int64)
-        for row, pixels in zip(counts, kept["counts"], strict=True):
-            row[[int(label) for label in pixels]] = torch.tensor(list(pixels.values()), dtype=torch.int64)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
+        counts = torch.zeros(count, 256, dtype=torch.int64)
+        for row, pixels in zip(counts, rows, strict=True):
+            row[[int(label) for label in pixels]] = torch.tensor(list(pixels.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return counts
+
+
+def _is_row(pixels: dict[str, int]) -> bool:
+    """Whether this is what :func:`_save` writes of a label: at least one pixel, none of them of another id."""
+    known = all(label.isascii() and label == str(int(label)) and 0 <= int(label) < 256 for label in pixels)
+    return bool(pixels) and known and all(type(n) is int and 0 < n < 2**40 for n in pixels.values())
 
 
 def _save(path: Path, fingerprint: str, counts: Tensor) -> None:

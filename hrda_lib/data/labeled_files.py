@@ -6,9 +6,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from hrda_lib.data.layout import not_found, state_of
-from hrda_lib.data.readers import Reader, called, identity, image_of, label_of
+from hrda_lib.data.layout import not_found, shown, state_of
+from hrda_lib.data.pictures import check_max_pixels, picture_size
+from hrda_lib.data.readers import OneKind, Reader, called, identity, image_of, label_of
 from hrda_lib.data.samples import LabelClass, Sample
+from hrda_lib.data.stored_colours import StoredColours
 from hrda_lib.data.stored_ids import StoredIds, count_ids, ignoring
 from hrda_lib.data.unlabeled_images import UnlabeledImages
 
@@ -22,15 +24,19 @@ class LabeledFiles:
         images: image files.
         labels: their label files, in the same order.
         names: the samples' names, in the same order.
-        read_image: gives the image of a file, (K, H, W) uint8 or float32; None: pictures of 8 bits, as (3, H, W) uint8.
+        read_image: gives the image of a file, (K, H, W) uint8 or float32; None: pictures of 8 bits, as (3, H, W) uint8,
+            turned upright by their EXIF orientation.
         read_label: gives the (H, W) uint8 label of a file, with 255 ignored, as :class:`StoredColours` does; None: ids
-            are taken as they are stored.
+            are taken as they are stored, and palettes must agree on the colours of the ids that occur.
         settings: whatever the labels depend on besides the files, for the fingerprint.
         layout: where label files are expected, for messages.
+        max_pixels: larger pictures are refused before they are decoded; None: Pillow's own limit,
+            ``PIL.Image.MAX_IMAGE_PIXELS``. Readers of one's own, other than :class:`StoredColours`, have theirs.
 
     Raises:
-        ValueError: not as many labels or names as images; on reading, a file is missing, broken, of another kind, or
-            of another size than its image, or a reader fails. The message starts with the file.
+        ValueError: not as many labels or names as images; on reading, a file is missing, broken, too large, of another
+            kind than the first, or of another size than its image, a label has an EXIF orientation or another palette
+            than the set's first, or a reader fails. The message starts with the file.
     """
 
     margins: ClassVar[tuple[int, int, int, int]] = (0, 0, 0, 0)
@@ -38,6 +44,9 @@ class LabeledFiles:
 
     classes: ClassVar[tuple[LabelClass, ...]] = ()
     """The classes that labels name by their train id, or () where the data set does not know them."""
+
+    has_labels: bool = True
+    """False where the data set has no published labels for this split: its images are a target."""
 
     conditions: list[str]
     """The condition of each image, such as "night", where the data set knows it; else an empty list."""
@@ -52,32 +61,56 @@ class LabeledFiles:
         read_label: Reader | None = None,
         settings: str = "",
         layout: str = "",
+        max_pixels: int | None = None,
     ) -> None:
+        check_max_pixels(max_pixels)
         if not len(images) == len(labels) == len(names):
             raise ValueError(
                 f"images, labels and names must be equally many, got {len(images)}, {len(labels)} and {len(names)}"
             )
         self._images, self._labels, self._names = list(images), list(labels), list(names)
         self._read_image, self.conditions = read_image, []
-        self._read_label: Reader = read_label or StoredIds(ignoring(()))
+        self._read_label = _of_set(read_label or StoredIds(ignoring(())), self._labels, max_pixels)
+        self._max_pixels, self._kind = max_pixels, OneKind()
         self._settings, self._layout = settings or (identity(read_label) if read_label else ""), layout
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
-        image, label = image_of(self._images[index], self._read_image), self.label(index)
+        file = self._images[index]
+        image, label = image_of(file, self._read_image, self._max_pixels), self.label(index)
         if image.shape[1:] != label.shape:
             if image.shape[:2] == label.shape:
                 raise ValueError(
-                    f"{self._images[index]}: read_image must give (K, H, W), got (H, W, K) = {tuple(image.shape)}; "
+                    f"{shown(file)}: read_image must give (K, H, W), got (H, W, K) = {tuple(image.shape)}; "
                     "permute(2, 0, 1) turns it round"
                 )
-            raise ValueError(
-                f"{self.label_file(index)}: label must have its image's size {tuple(image.shape[1:])}, "
-                f"got {tuple(label.shape)}"
-            )
-        return Sample(image, label, self._names[index])
+            raise self._other_size(index, tuple(image.shape[1:]), tuple(label.shape))
+        return Sample(self._kind.checked(file, image), label, self._names[index])
+
+    def check_size(self, index: int) -> None:
+        """Compare the sizes of an image and its label by their headers; those that readers of one's own read are not.
+
+        Files that are missing or broken are named when they are read.
+
+        Raises:
+            ValueError: they differ, a picture is too large, or a label has an EXIF orientation; the message starts
+                with the file.
+        """
+        if self._read_image is not None or not getattr(self._read_label, "reads_pictures", False):
+            return
+        image = picture_size(self._images[index], self._max_pixels)
+        label = picture_size(self._labels[index], self._max_pixels, label=True)
+        if image is None or label is None or image == label:
+            return
+        if image == label[::-1]:
+            self[index]  # decides: EXIF may stand at the very end of a PNG
+        else:
+            raise self._other_size(index, image, label)
+
+    def _other_size(self, index: int, image: tuple[int, ...], label: tuple[int, ...]) -> ValueError:
+        return ValueError(f"{shown(self.label_file(index))}: label must have its image's size {image}, got {label}")
 
     def label(self, index: int) -> Tensor:
         """The label (H, W) uint8 alone, without reading the image."""
@@ -115,9 +148,16 @@ class LabeledFiles:
 
     def unlabeled(self) -> UnlabeledImages:
         """The same images without any label path."""
-        return UnlabeledImages(self._images, self._names, read_image=self._read_image)
+        return UnlabeledImages(self._images, self._names, read_image=self._read_image, max_pixels=self._max_pixels)
 
     def _check_file(self, file: Path) -> None:
         if not file.is_file():
             known = self._layout or file.is_symlink()
-            raise not_found(file, self._layout) if known else ValueError(f"{file}: no such file")
+            raise not_found(file, self._layout) if known else ValueError(f"{shown(file)}: no such file")
+
+
+def _of_set(reader: Reader, labels: Sequence[Path], max_pixels: int | None) -> Reader:
+    """A reader of ours with what it must know of the data set."""
+    if isinstance(reader, StoredIds):
+        return reader.of_set(labels, max_pixels)
+    return reader.within(max_pixels) if isinstance(reader, StoredColours) else reader

@@ -1,9 +1,12 @@
 """Images as networks take them: normalised channel by channel, and the numbers to do it with."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from hrda_lib._checks import check_finite
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 """Means of red, green and blue over ImageNet, in [0, 1]."""
@@ -24,7 +27,8 @@ def normalize(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
         The same shape in float32, or in float64 where images are.
 
     Raises:
-        ValueError: images are of another type or shape, the numbers are not one a channel, or ``std`` is not positive.
+        ValueError: images are of another type or shape, the numbers are not one a channel, ``std`` is not
+            positive, or a number or (on the CPU) a value is not finite.
 
     Example:
         >>> normalize(torch.full((3, 1, 1), 255, dtype=torch.uint8), mean=[0.5, 0.5, 1], std=[0.5, 1, 1]).flatten()
@@ -38,9 +42,14 @@ def normalize(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
         )
     if not all(value > 0 for value in std):
         raise ValueError(f"std must be positive, got {tuple(std)}; give a constant channel 1")
+    if not all(math.isfinite(value) and not isinstance(value, bool) for value in (*mean, *std)):
+        raise ValueError(f"mean and std must be finite numbers, got {tuple(mean)} and {tuple(std)}")
     values = _in_range(images, torch.float32)
     shift, scale = (torch.tensor(x, dtype=values.dtype, device=values.device).view(-1, 1, 1) for x in (mean, std))
-    return (values - shift) / scale
+    normal = (values - shift) / scale
+    if images.is_floating_point():
+        check_finite("images", normal)
+    return normal
 
 
 def channel_statistics(images: Iterable[Tensor]) -> tuple[list[float], list[float]]:

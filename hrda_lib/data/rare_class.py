@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import check_generator
+from hrda_lib._checks import check_finite, check_generator, is_number, readable
 
 
 class RareClasses:
@@ -39,7 +39,10 @@ class RareClasses:
             raise ValueError(f"counts must be (images, classes) and not empty, got {tuple(counts.shape)}")
         if counts.shape[1] > 255:
             raise ValueError(f"counts must be cut to the classes, counts[:, :num_classes], got {tuple(counts.shape)}")
-        if not temperature > 0 or min_pixels < 0:
+        check_finite("counts", counts)
+        if readable(counts) and counts.min() < 0:
+            raise ValueError(f"counts must not be negative, got {counts.min().item()}")
+        if not (is_number(temperature) and is_number(min_pixels)) or not temperature > 0 or min_pixels < 0:
             raise ValueError(
                 f"temperature must be positive and min_pixels not negative, got {temperature}, {min_pixels}"
             )
@@ -52,6 +55,10 @@ class RareClasses:
             )
         shares = counts.sum(dim=0).double() / counts.sum()
         self.probabilities = torch.where(shown, (1 - shares) / temperature, -torch.inf).softmax(dim=0)
+        if not self.probabilities.isfinite().all():
+            raise ValueError(
+                f"temperature {temperature} is too small, or counts are too large: no probability is finite"
+            )
 
     def draw(self, generator: torch.Generator | None = None) -> tuple[int, int]:
         """(image index, class)."""

@@ -6,26 +6,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hrda_lib.data.layout import plain, shown
 from hrda_lib.data.pictures import read_image
 from hrda_lib.data.stored_ids import StoredIds, ignoring
 
 Reader = Callable[[Path], Tensor]
 
 
-def image_of(file: Path, reader: Reader | None) -> Tensor:
+def image_of(file: Path, reader: Reader | None, max_pixels: int | None = None) -> Tensor:
     """The image of a file by ``reader``, or by :func:`read_image`.
 
     Raises:
         ValueError: starts with the file: it cannot be read, is no (K, H, W) of uint8 or float32, or is not finite.
     """
-    image = called(reader or read_image, file)
+    if reader is None:
+        return read_image(file, max_pixels)
+    image = called(reader, file)
     wanted = "read_image must give a tensor (K, H, W) of uint8 or float32"
     if not isinstance(image, Tensor):
-        raise ValueError(f"{file}: {wanted}, got {type(image).__name__}; torch.from_numpy makes one of an array")
+        raise ValueError(f"{shown(file)}: {wanted}, got {type(image).__name__}; torch.from_numpy makes one of an array")
     if image.dim() != 3 or not image.numel() or image.dtype not in (torch.uint8, torch.float32):
-        raise ValueError(f"{file}: {wanted}, got {tuple(image.shape)} of {image.dtype}")
+        raise ValueError(f"{shown(file)}: {wanted}, got {tuple(image.shape)} of {image.dtype}")
     if image.is_floating_point() and not image.isfinite().all():
-        raise ValueError(f"{file}: image holds values that are not finite; let read_image replace them")
+        raise ValueError(f"{shown(file)}: image holds values that are not finite; let read_image replace them")
     return image.detach()
 
 
@@ -38,7 +41,7 @@ def label_of(file: Path, reader: Reader) -> Tensor:
     label = called(reader, file)
     if not isinstance(label, Tensor) or label.dim() != 2 or label.dtype != torch.uint8:
         got = f"{tuple(label.shape)} of {label.dtype}" if isinstance(label, Tensor) else type(label).__name__
-        raise ValueError(f"{file}: read_label must give a tensor (H, W) of uint8, got {got}")
+        raise ValueError(f"{shown(file)}: read_label must give a tensor (H, W) of uint8, got {got}")
     return label
 
 
@@ -53,9 +56,12 @@ def called(reader: Reader, file: Path) -> Tensor:
     except MemoryError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(file)):
-            raise
-        raise ValueError(f"{file}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        if isinstance(error, ValueError) and str(error).startswith((str(file), shown(file))):
+            if str(error) == plain(str(error)):
+                raise
+            raise ValueError(plain(str(error).replace(str(file), shown(file)))) from error
+        text = " ".join(str(error).split())
+        raise ValueError(f"{shown(file)}: cannot be read ({type(error).__name__}: {plain(text)})") from error
 
 
 def label_reader(ignore: Sequence[int], read_label: Reader | None) -> tuple[Reader, str]:
@@ -75,3 +81,26 @@ def identity(reader: Reader) -> str:
     """A function of a module by its name, anything else by its ``repr``: in doubt, it differs from run to run."""
     name = getattr(reader, "__qualname__", "<")
     return repr(reader) if "<" in name or hasattr(reader, "__self__") else f"{reader.__module__}.{name}"
+
+
+class OneKind:
+    """All images of a data set have the channels and the type of the one that was read first."""
+
+    def __init__(self) -> None:
+        self._first: tuple[Path, int, torch.dtype] | None = None
+
+    def checked(self, file: Path, image: Tensor) -> Tensor:
+        """The image.
+
+        Raises:
+            ValueError: it is of another kind; names both files.
+        """
+        if self._first is None:
+            self._first = file, len(image), image.dtype
+        first, *kind = self._first
+        if kind != [len(image), image.dtype]:
+            raise ValueError(
+                f"{shown(file)}: image must have {kind[0]} channels of {kind[1]}, as {shown(first)} in the same data "
+                f"set, got {len(image)} of {image.dtype}"
+            )
+        return image

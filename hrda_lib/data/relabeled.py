@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrda_lib.data.samples import LabeledImages, Sample, count_of
+from hrda_lib.data.samples import LabeledImages, Sample, check_size_of, count_of
 from hrda_lib.data.stored_ids import renumbered
 
 
@@ -49,6 +49,10 @@ class Relabeled:
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""
         return self.dataset.label_file(index)
+
+    def check_size(self, index: int) -> None:
+        """Compare the sizes of an image and its label as stored, by their headers, where the data set can."""
+        check_size_of(self.dataset, index)
 
     def fingerprint(self) -> str:
         """Changes with the map, and when any label does."""

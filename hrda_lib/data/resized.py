@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hrda_lib._checks import pair
-from hrda_lib.data.samples import LabeledImages, Sample, UnlabeledSample
+from hrda_lib.data.samples import LabeledImages, Sample, UnlabeledSample, check_size_of
 from hrda_lib.data.unlabeled_images import UnlabeledImages
 
 
@@ -44,6 +44,10 @@ class Resized:
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected."""
         return self.dataset.label_file(index)
+
+    def check_size(self, index: int) -> None:
+        """Compare the sizes of an image and its label as stored, by their headers, where the data set can."""
+        check_size_of(self.dataset, index)
 
     def fingerprint(self) -> str:
         """Changes with the size, and when any label does."""

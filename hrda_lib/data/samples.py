@@ -40,7 +40,8 @@ class LabeledImages(Protocol):
     """What sampling needs of a labelled data set: any class with these methods is one.
 
     ``len(dataset)`` is the number of images, and ``dataset[index]`` gives a :class:`Sample`. A data set that
-    counts faster than it reads a label may also have ``count(index)``, the pixels of each id, (256,) int64.
+    counts faster than it reads a label may also have ``count(index)``, the pixels of each id, (256,) int64, and
+    ``check_size(index)``, which raises ValueError where headers give image and label other sizes.
     """
 
     def __len__(self) -> int: ...
@@ -59,3 +60,14 @@ def count_of(dataset: LabeledImages, index: int) -> Tensor:
     """Pixels of each id in a label, (256,) int64, by the data set's own ``count`` if it has one."""
     own: Callable[[int], Tensor] | None = getattr(dataset, "count", None)
     return own(index) if own else count_ids(dataset.label(index))
+
+
+def check_size_of(dataset: LabeledImages, index: int) -> None:
+    """Compare the sizes of an image and its label, by the data set's own ``check_size`` if it has one.
+
+    Raises:
+        ValueError: they differ.
+    """
+    own: Callable[[int], None] | None = getattr(dataset, "check_size", None)
+    if own:
+        own(index)

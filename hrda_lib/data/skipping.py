@@ -1,18 +1,18 @@
 """Images that cannot be read: an error, or left out, counted and logged."""
 
-import logging
 from collections.abc import Callable
 from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from hrda_lib.data.layout import log, plain
+
 OnError = Literal["raise", "skip"]
 """What a file does that cannot be read: it is an error, or it is left out and logged."""
 
 TRIES = 100
 
-log = logging.getLogger("hrda_lib.data")
 _Read = TypeVar("_Read")
 
 
@@ -38,7 +38,7 @@ class Skipped:
             raise error
         if not self._flags[index]:
             self._flags[index] = True
-            log.warning("left out: %s", error if str(error) else f"image {index} ({type(error).__name__})")
+            log.warning("left out: %s", plain(str(error)) or f"image {index} ({type(error).__name__})")
 
     def indices(self) -> list[int]:
         """Those noted so far."""

@@ -1,5 +1,6 @@
 """Labels that are stored as colours."""
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hrda_lib.data.pictures import open_image
+from hrda_lib.data.layout import shown
+from hrda_lib.data.pictures import check_max_pixels, open_label
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -22,6 +24,7 @@ class StoredColours:
 
     Args:
         colours: (red, green, blue) -> id, each in [0, 255]; the id 255 is ignored.
+        max_pixels: larger labels are refused; None: the limit of the data set, or Pillow's own.
 
     Call it with a file; it returns (H, W) uint8.
 
@@ -34,7 +37,11 @@ class StoredColours:
         StoredColours({(0, 0, 0): 255, (0, 0, 255): 1, (255, 0, 0): 0})
     """
 
-    def __init__(self, colours: Mapping[tuple[int, int, int], int]) -> None:
+    reads_pictures = True
+
+    def __init__(self, colours: Mapping[tuple[int, int, int], int], *, max_pixels: int | None = None) -> None:
+        check_max_pixels(max_pixels)
+        self.max_pixels = max_pixels
         for colour, label in colours.items():
             if len(colour) != 3 or any(not 0 <= value <= 255 for value in (*colour, label)):
                 raise ValueError(
@@ -54,11 +61,17 @@ class StoredColours:
     def __repr__(self) -> str:
         return f"StoredColours({self.colours})"
 
+    def within(self, max_pixels: int | None) -> "StoredColours":
+        """The same under a data set's limit, where it has none of its own."""
+        other = copy.copy(self)
+        other.max_pixels = max_pixels if self.max_pixels is None else self.max_pixels
+        return other
+
     def __call__(self, file: Path) -> Tensor:
         """The label, (H, W) uint8."""
-        with open_image(file) as image:
+        with open_label(file, self.max_pixels) as image:
             if image.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1") or ";16" in image.info["raw mode"]:
-                raise ValueError(f"{file}: colours of 8 bits a channel are expected, got mode {image.mode}")
+                raise ValueError(f"{shown(file)}: colours of 8 bits a channel are expected, got mode {image.mode}")
             if image.mode == "P":
                 packed = _of_palette(image)
             else:
@@ -67,7 +80,7 @@ class StoredColours:
             unknown = packed[ids == 255]
             unknown = unknown[~np.isin(unknown, self._ignored)]
             if len(unknown):
-                raise ValueError(f"{file}: {_advice(unknown, image.format)}")
+                raise ValueError(f"{shown(file)}: {_advice(unknown, image.format)}")
         return torch.from_numpy(ids)
 
 
@@ -94,7 +107,7 @@ def _advice(unknown: npt.NDArray[np.uint32], kind: str | None) -> str:
     value, pixels = int(values[counts.argmax()]), counts.max()
     others = f", and {len(values) - 1} more" if len(values) > 1 else ""
     advice = "name it, with 255 to ignore it"
-    if kind == "JPEG":
+    if kind in ("JPEG", "MPO"):
         advice = "JPEG changes colours, labels must be stored as PNG"
     colour = (value >> 16, value >> 8 & 255, value & 255)
     return f"colour {colour} of {pixels} pixels is not among those named{others}; {advice}"

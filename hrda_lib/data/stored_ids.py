@@ -9,7 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hrda_lib.data.pictures import open_image
+from hrda_lib.data.layout import shown
+from hrda_lib.data.palettes import Colours, FirstPalette, colours_of
+from hrda_lib.data.pictures import check_max_pixels, open_label
 
 if TYPE_CHECKING:
     import PIL.Image  # at run time where a file is opened
@@ -68,21 +70,36 @@ def counted(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     return counts
 
 
-Palette = Sequence[tuple[int, ...]]
-
-
 class StoredIds:
     """Reads labels that are stored as ids in grey or palette PNGs; the file is all that it takes.
 
     Args:
         table: for each stored id, 0..255, the id to give for it.
         check: (file, the stored ids that occur, the colours of the palette), raises ValueError where they are wrong.
+        official: ``check`` knows the colours, so that files of one set need not agree on those of other ids.
+        max_pixels: larger labels are refused; None: Pillow's own limit.
+        first: what the palettes of a set must agree with.
     """
 
+    reads_pictures = True
+
     def __init__(
-        self, table: npt.NDArray[np.uint8], check: Callable[[Path, list[int], Palette], None] | None = None
+        self,
+        table: npt.NDArray[np.uint8],
+        check: Callable[[Path, list[int], Colours], None] | None = None,
+        *,
+        official: bool = False,
+        max_pixels: int | None = None,
+        first: FirstPalette | None = None,
     ) -> None:
-        self.table, self.check = table, check
+        check_max_pixels(max_pixels)
+        self.table, self.check, self.official = table, check, official
+        self.max_pixels, self.first = max_pixels, first
+
+    def of_set(self, files: Sequence[Path], max_pixels: int | None) -> "StoredIds":
+        """The same for the labels of one data set, whose palettes must agree."""
+        first = None if self.official else FirstPalette(files, max_pixels)
+        return StoredIds(self.table, self.check, official=self.official, max_pixels=max_pixels, first=first)
 
     def __call__(self, file: Path) -> Tensor:
         """The label, (H, W) uint8."""
@@ -102,14 +119,16 @@ class StoredIds:
         return torch.zeros(256, dtype=torch.int64).index_add_(0, given, stored)
 
     def _opened(self, file: Path) -> "PIL.Image.Image":
-        image = open_image(file)
-        if image.format == "JPEG":
+        image = open_label(file, self.max_pixels)
+        if image.format in ("JPEG", "MPO"):
             image.close()
-            raise ValueError(f"{file}: JPEG changes ids, labels must be stored as PNG")
+            raise ValueError(f"{shown(file)}: JPEG changes ids, labels must be stored as PNG")
         if image.mode not in ("L", "P", "1") or image.info["raw mode"].endswith(("I", "IR")):  # inverted
             image.close()
+            advice = "; colours? see StoredColours" if image.mode.startswith("RGB") else ""
             raise ValueError(
-                f"{file}: label must be a single-channel 8-bit or palette PNG of ids, got mode {image.mode}"
+                f"{shown(file)}: label must be a single-channel 8-bit or palette PNG of ids, got mode {image.mode}"
+                f"{advice}"
             )
         return image
 
@@ -120,7 +139,11 @@ class StoredIds:
         return ids if spread == 1 else ids // spread
 
     def _checked(self, file: Path, image: "PIL.Image.Image", counts: npt.NDArray[np.int64]) -> None:
+        first = self.first if image.mode == "P" else None
+        if self.check is None and first is None:
+            return
+        ids, colours = np.flatnonzero(counts).tolist(), colours_of(image)
         if self.check is not None:
-            flat = image.getpalette() or []
-            palette = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))
-            self.check(file, np.flatnonzero(counts).tolist(), palette)
+            self.check(file, ids, colours)
+        if first is not None:
+            first.check(file, ids, colours)

@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
 from hrda_lib._checks import pair
+from hrda_lib.data.layout import shown
 from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.data.samples import LabeledImages
 from hrda_lib.data.skipping import OnError, Skipped, first_readable
@@ -142,7 +143,7 @@ class SourceCrops(Dataset[SourceCrop]):
         (image, label, name), wanted = first_readable(draw, self.dataset.__getitem__, self._skipped)
         if image.shape[1:] != label.shape:
             raise ValueError(
-                f"{name}: label must have its image's size {tuple(image.shape[1:])}, got {tuple(label.shape)}"
+                f"{shown(name)}: label must have its image's size {tuple(image.shape[1:])}, got {tuple(label.shape)}"
             )
         image, label = _padded(image, self.size, 0), _padded(label, self.size, 255)
         for _ in range(self.tries):
@@ -209,7 +210,9 @@ class TargetCrops(Dataset[TargetCrop]):
         top, bottom, left, right = self.margins
         height, width = image.shape[1:]
         if top + bottom >= height or left + right >= width:
-            raise ValueError(f"margins {self.margins} leave nothing of {name}, which has {(height, width)} pixels")
+            raise ValueError(
+                f"margins {self.margins} leave nothing of {shown(name)}, which has {(height, width)} pixels"
+            )
         valid = torch.zeros(height, width, dtype=torch.bool)
         valid[top : height - bottom, left : width - right] = True
         image, valid = _padded(image, self.size, 0), _padded(valid, self.size, 0)

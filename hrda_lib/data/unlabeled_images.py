@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hrda_lib.data.layout import state_of
-from hrda_lib.data.readers import Reader, image_of
+from hrda_lib.data.pictures import check_max_pixels
+from hrda_lib.data.readers import OneKind, Reader, image_of
 from hrda_lib.data.samples import UnlabeledSample
 
 
@@ -14,11 +15,14 @@ class UnlabeledImages:
     Args:
         files: image files, in the order in which they are indexed.
         names: the samples' names; None: the files' without ending.
-        read_image: gives the image of a file, (K, H, W) uint8 or float32; None: pictures of 8 bits, as (3, H, W) uint8.
+        read_image: gives the image of a file, (K, H, W) uint8 or float32; None: pictures of 8 bits, as (3, H, W) uint8,
+            turned upright by their EXIF orientation.
+        max_pixels: larger pictures are refused before they are decoded; None: Pillow's own limit. Readers of one's own
+            have theirs.
 
     Raises:
-        ValueError: on reading, a file is missing or broken, the reader fails, or gives something else. The message
-            starts with the file.
+        ValueError: on reading, a file is missing, broken or too large, the reader fails, or gives something else, or
+            an image of another kind than the first that was read. The message starts with the file.
     """
 
     def __init__(
@@ -27,7 +31,10 @@ class UnlabeledImages:
         names: Sequence[str] | None = None,
         *,
         read_image: Reader | None = None,
+        max_pixels: int | None = None,
     ) -> None:
+        check_max_pixels(max_pixels)
+        self._max_pixels, self._kind = max_pixels, OneKind()
         self._files, self._read_image = list(files), read_image
         self._names = [file.stem for file in files] if names is None else list(names)
 
@@ -41,11 +48,13 @@ class UnlabeledImages:
 
     def with_files(self, files: Sequence[Path]) -> "UnlabeledImages":
         """Other files, read in the same way; their samples are named by them."""
-        return UnlabeledImages(files, read_image=self._read_image)
+        return UnlabeledImages(files, read_image=self._read_image, max_pixels=self._max_pixels)
 
     def fingerprint(self) -> str:
         """Changes with any file's name, size or time, but not with where the folder lies; no file is opened."""
         return state_of(self._files)
 
     def __getitem__(self, index: int) -> UnlabeledSample:
-        return UnlabeledSample(image_of(self._files[index], self._read_image), self._names[index])
+        file = self._files[index]
+        image = self._kind.checked(file, image_of(file, self._read_image, self._max_pixels))
+        return UnlabeledSample(image, self._names[index])

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import expect
+from hrda_lib._checks import check_counts, check_finite, expect, is_number
 from hrda_lib._modules import in_eval_mode
 from hrda_lib.attention_head import ScaleAttentionHead
 from hrda_lib.models.daformer_head import DAFormerHead, Fusion
@@ -44,8 +44,9 @@ class EncoderDecoder(nn.Module):
         stride: int | tuple[int, int] | None = None,
         output: Output = "logits",
         batch_size: int | None = 1,
+        label_dtype: torch.dtype = torch.int64,
     ) -> Tensor:
-        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution.
+        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Args:
             images: (B, K, H, W) float.
@@ -53,14 +54,18 @@ class EncoderDecoder(nn.Module):
             stride: step between windows; None: half a window.
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
+            label_dtype: of labels: int64, or uint8 for up to 256 classes.
 
         Raises:
             ValueError: images are not float (B, K, H, W), or a setting is out of its range.
         """
         expect("images", images, "BKHW", kind="float")
+        check_finite("images", images)
         if window is None:
             window = (images.shape[-2], images.shape[-1])
-        infer = SlidingWindowInferer(window, stride=stride, batch_size=batch_size, output=output)
+        infer = SlidingWindowInferer(
+            window, stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype
+        )
         with in_eval_mode(self):
             return infer(images, self)
 
@@ -109,9 +114,9 @@ def hrda(
     """
     if not isinstance(attention_classwise, bool):
         raise ValueError(f"attention_classwise must be True or False, got {attention_classwise!r}")
-    number = isinstance(fixed_attention, (int, float)) and not isinstance(fixed_attention, bool)
-    if fixed_attention is not None and not (number and 0 <= fixed_attention <= 1):
+    if fixed_attention is not None and not (is_number(fixed_attention) and 0 <= fixed_attention <= 1):
         raise ValueError(f"fixed_attention must be a number in [0, 1] or None, got {fixed_attention!r}")
+    check_counts(attention_embed_dims=attention_embed_dims)
     widths = as_size(encoder).widths
     maps = num_classes if attention_classwise else 1
     return MultiResSegmenter(

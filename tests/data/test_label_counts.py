@@ -55,6 +55,76 @@ def test_a_broken_cache_is_counted_anew(tmp_path: Path, text: str) -> None:
     assert [file.name for file in tmp_path.iterdir() if file.name.endswith(".part")] == []
 
 
+FOREIGN: dict[str, Any] = {
+    "fewer": lambda rows: rows[:2],
+    "more": lambda rows: [*rows, rows[0]],
+    "no list": lambda rows: {str(i): row for i, row in enumerate(rows)},
+    "negative": lambda rows: [{"0": -768}, *rows[1:]],
+    "huge": lambda rows: [{"0": 10**30}, *rows[1:]],
+    "fractions": lambda rows: [{"0": 768.5}, *rows[1:]],
+    "text": lambda rows: [{"0": "768"}, *rows[1:]],
+    "truth": lambda rows: [{"0": True}, *rows[1:]],
+    "nothing counted": lambda rows: [{}, *rows[1:]],
+    "no such id": lambda rows: [{"256": 768}, *rows[1:]],
+    "an id below 0": lambda rows: [{"-1": 768}, *rows[1:]],
+    "ids of another kind": lambda rows: [{"road": 768}, *rows[1:]],
+    "an id twice": lambda rows: [{"0": 700, "00": 68}, *rows[1:]],
+    "other digits": lambda rows: [{"\u0663": 768}, *rows[1:]],
+    "rows of another kind": lambda rows: [[768], *rows[1:]],
+    "nulls": lambda rows: [None] * 3,
+    "deep": lambda rows: [eval("[" * 90 + "]" * 90), *rows[1:]],
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_foreign_cache_is_never_believed(tmp_path: Path, case: str) -> None:
+    folders, cache = Folders(write(tmp_path / "data")), tmp_path / "counts.json"
+    counts = count_labels(folders, cache=cache)
+    kept = json.loads(cache.read_text())
+    cache.write_text(json.dumps({**kept, "counts": FOREIGN[case](kept["counts"])}))
+    assert torch.equal(count_labels(folders, cache=cache), counts)
+    assert json.loads(cache.read_text()) == kept
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\0" * 99, b"[" * 100_000, b'{"fingerprint": NaN}', b"1e999"])
+def test_a_cache_that_is_none(tmp_path: Path, content: bytes) -> None:
+    folders, cache = Folders(write(tmp_path / "data")), tmp_path / "counts.json"
+    cache.write_bytes(content)
+    assert count_labels(folders, cache=cache).sum() == 3 * 768
+    cache.unlink()
+    cache.mkdir()
+    assert count_labels(folders, cache=cache).sum() == 3 * 768
+
+
+def test_one_class_beside_255_is_refused(tmp_path: Path) -> None:
+    data = Folders(write(tmp_path, 2))
+    for i in range(2):
+        Image.fromarray(255 * np.eye(24, 32, dtype=np.uint8)).save(tmp_path / "labels" / f"{i}.png")
+    counts = count_labels(data)
+    text = (
+        "labels/0.png: this and all other labels show class 0 and the ignored 255 alone, of which nothing can be learnt"
+    )
+    for some in (counts, counts.sum(dim=0, keepdim=True)):
+        with pytest.raises(ValueError, match=re.escape(text)):
+            check_classes(data, some, 19)
+    mapped = Folders(tmp_path, read_label=StoredColours({(0, 0, 0): 0, (255, 255, 255): 1}))
+    check_classes(mapped, count_labels(mapped), 2)
+    assert count_labels(mapped)[0, :2].tolist() == [24 * 31, 24]
+    Image.fromarray(np.full((24, 32), 1, np.uint8)).save(tmp_path / "labels" / "1.png")
+    check_classes(data, count_labels(data), 2)  # a class more in any label is enough
+
+
+def test_the_ignored_id_may_be_another(tmp_path: Path) -> None:
+    data = Folders(write(tmp_path))
+    counts = torch.zeros(3, 256, dtype=torch.int64)
+    counts[:, [1, 7]] = 9
+    check_classes(data, counts, 8)
+    with pytest.raises(ValueError, match="show class 1 and the ignored 7 alone"):
+        check_classes(data, counts, 8, ignore_index=7)
+    counts[:, 7] = 0
+    check_classes(data, counts, 8)  # one class, and nothing of it ignored
+
+
 def test_counting_in_threads(tmp_path: Path) -> None:
     data, seen = Folders(write(tmp_path, 9)), list[int]()
     one = count_labels(data, workers=1)

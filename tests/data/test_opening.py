@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trees
-from trees import every_id, gta, list_file, mapillary, saved, write
+from trees import COLOURS, every_id, gta, list_file, mapillary, picture, save_palette, saved, write
 
 from hrda_lib.data import (
     CITYSCAPES,
@@ -90,19 +90,112 @@ def test_a_name_of_gtas_in_plain_folders(tmp_path: Path) -> None:
     assert type(open_dataset(root, kind="gta")) is Gta
 
 
+@pytest.mark.parametrize("first", [2, 2501, 24964])
+def test_a_part_of_gta_is_gta(first: int, tmp_path: Path) -> None:
+    root = gta(tmp_path, 3, first)
+    saved(root / "labels" / f"{first:05}.png", every_id(33, 0))  # one was written again, without its palette
+    assert type(open_dataset(root)) is Gta
+    assert list(open_labeled_splits(root)) == ["gta"]
+
+
+OTHER = [(i, 7, 7) for i in range(256)]
+PLAIN: dict[str, Callable[[Path], Any]] = {
+    "other colours": lambda p: save_palette(p / "labels/00001.png", every_id(18, 0), OTHER),
+    "train ids in official colours": lambda p: save_palette(
+        p / "labels/00001.png", every_id(18, 0), [entry.colour for entry in CITYSCAPES]
+    ),
+    "a palette too short": lambda p: save_palette(p / "labels/00001.png", every_id(1, 0), COLOURS[:8]),
+    "grey": lambda p: saved(p / "labels/00001.png", every_id(18, 0)),
+    "no label": lambda p: (p / "labels").mkdir(),
+    "broken": lambda p: saved(p / "labels/0.png", every_id(1, 0)) or (p / "labels/00001.png").write_bytes(b"?"),
+    "other names": lambda p: (
+        save_palette(p / "labels/00001.png", every_id(33, 0)),
+        (p / "images/00001.png").rename(p / "images/aachen.png"),
+        (p / "labels/00001.png").rename(p / "labels/aachen.png"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_plain_folders_are_never_gta(case: str, tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "00001.png", 0)
+    PLAIN[case](tmp_path)
+    assert type(open_dataset(tmp_path)) is Folders
+
+
+def test_an_archive_of_dark_zurich_alone(tmp_path: Path) -> None:
+    root = trees.dark_zurich(tmp_path / "Dark_Zurich_val_anon", ["val"])
+    assert isinstance(open_dataset(root, "val"), DarkZurich)
+    found = open_labeled_splits(root)
+    assert list(found) == ["dark_zurich val"]
+    assert found["dark_zurich val"][0].label.shape == (14, 20)
+    with pytest.raises(ValueError, match=r"rgb_anon/train: no such folder; .*rgb_anon holds val; expected"):
+        open_dataset(root)
+    assert list(open_labeled_splits(trees.dark_zurich(tmp_path / "train", ["train"]))) == ["dark_zurich train"]
+
+
+def test_splits_know_whether_labels_are_published(tmp_path: Path) -> None:
+    root = trees.dark_zurich(tmp_path / "d")
+    assert [DarkZurich(root, split).has_labels for split in ("train", "val", "test")] == [False, True, False]
+    assert Acdc(trees.acdc(tmp_path / "a"), "val").has_labels
+    assert Bdd100k(trees.bdd100k(tmp_path / "b"), "val").has_labels
+    assert Mapillary(mapillary(tmp_path / "m"), "validation").has_labels
+    assert Gta(gta(tmp_path / "g")).has_labels
+
+
+def test_half_of_mapillary(tmp_path: Path) -> None:
+    data = open_dataset(mapillary(tmp_path), "val")
+    assert isinstance(data, Mapillary)
+    assert data.split == "validation"
+
+
+NEAR: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "the parent of sets": (
+        lambda p: gta(p / "GTA").parent if trees.cityscapes(p / "Cityscapes") else p,
+        "ROOT holds Cityscapes, GTA; ROOT/Cityscapes is of the kind cityscapes: give ROOT/Cityscapes; "
+        "ROOT/GTA is of the kind gta: give ROOT/GTA",
+    ),
+    "a folder of a set": (
+        lambda p: trees.cityscapes(p / "c") / "gtFine",
+        "ROOT/c/gtFine holds train, val; ROOT/c is of the kind cityscapes: give ROOT/c",
+    ),
+    "images of plain folders": (
+        lambda p: write(p / "a") / "images",
+        "ROOT/a/images holds 0.png, 1.png, 2.png; ROOT/a is of the kind folders: give ROOT/a",
+    ),
+    "images alone": (
+        lambda p: saved(p / "a" / "0.png", every_id(3, 0)) or p / "a",
+        "ROOT/a holds 0.png; 1 images lie in ROOT/a itself: plain folders have them in ROOT/a/images",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NEAR)
+def test_what_lies_beside_is_named(case: str, tmp_path: Path) -> None:
+    build, text = NEAR[case]
+    root = build(tmp_path)
+    for call in (open_dataset, open_labeled_splits):
+        with pytest.raises(ValueError, match=f"folders: images; {re.escape(text.replace('ROOT', str(tmp_path)))}$"):
+            call(root)
+
+
 def test_folders_of_night_alone_are_no_acdc(tmp_path: Path) -> None:
     assert isinstance(open_dataset(trees.dark_zurich(tmp_path)), DarkZurich)
 
 
 KNOWN = (
     "no data set is recognised here; one holds, for cityscapes: leftImg8bit; synthia: RGB, GT; acdc: rgb_anon/fog; "
-    "dark_zurich: rgb_anon/train/night; bdd100k: images/10k; mapillary: training/images; gta: images/00001.png; "
-    "folders: images"
+    "dark_zurich: rgb_anon/*/night; bdd100k: images/10k; mapillary: training/images | validation/images; "
+    "gta: images, labels; folders: images; ROOT holds "
 )
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "nothing": (open_dataset, f"ROOT: {KNOWN}"),
-    "nothing, all splits": (open_labeled_splits, f"ROOT: {KNOWN}"),
-    "one split of two": (lambda p: open_dataset(mapillary(p)), f"ROOT: {KNOWN}"),
+    "nothing": (open_dataset, f"ROOT: {KNOWN}nothing"),
+    "nothing, all splits": (open_labeled_splits, f"ROOT: {KNOWN}nothing"),
+    "one split of two": (
+        lambda p: open_dataset(mapillary(p)),
+        "ROOT/training: no such folder; ROOT holds validation; expected ROOT/training/images/*.jpg with "
+        "ROOT/training/labels/*.png",
+    ),
     "kind": (
         lambda p: open_dataset(p, kind="kitti"),
         f"kind must be one of {', '.join(DATASET_KINDS)}, got 'kitti'",

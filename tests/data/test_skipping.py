@@ -15,7 +15,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from trees import filled, saved, write
 
-from hrda_lib.data import Folders, RareClasses, SourceCrops, StepBatches, TargetCrops, UnlabeledImages, count_labels
+from hrda_lib.data import (
+    Folders,
+    RareClasses,
+    SourceCrops,
+    StepBatches,
+    TargetCrops,
+    UnlabeledImages,
+    count_labels,
+    pictures,
+)
 
 
 def truncated(file: Path) -> None:
@@ -130,14 +139,14 @@ def test_an_error_in_a_worker_names_the_file(tmp_path: Path) -> None:
 
 def no_permission(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
     """As for a user who may not read; tests may run as one who may read everything."""
-    real = Image.open
+    real = open
 
-    def opened(file: Path) -> Image.Image:
+    def opened(file: Path, mode: str) -> Any:
         if folder in str(file):
             raise PermissionError(13, "Permission denied", str(file))
-        return real(file)
+        return real(file, mode)
 
-    monkeypatch.setattr(Image, "open", opened)
+    monkeypatch.setattr(pictures, "open", opened, raising=False)
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

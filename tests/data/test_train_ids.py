@@ -136,7 +136,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "gta: a folder too high": (
         lambda p: Gta(gta(p / "gta").parent),
-        "ROOT/images: no such folder; ROOT holds gta; " + GTA_LAYOUT,
+        "ROOT/images: no such folder; ROOT holds gta; "
+        + GTA_LAYOUT
+        + "; ROOT/gta/images holds 2 images: give ROOT/gta",
     ),
     "gta: Cityscapes": (
         lambda p: Gta(cityscapes(p)),
@@ -191,7 +193,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "gta: colours": (
         lambda p: labelled(p, pixels(0)),
-        "ROOT/labels/00002.png: label must be a single-channel 8-bit or palette PNG of ids, got mode RGB",
+        "ROOT/labels/00002.png: label must be a single-channel 8-bit or palette PNG of ids, got mode RGB; "
+        "colours? see StoredColours",
     ),
     "gta: size": (
         lambda p: labelled(p, filled(7, (14, 19))),
@@ -236,7 +239,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "cityscapes: colours": (
         lambda p: street(p, pixels(0)),
-        f"ROOT/{VAL}: label must be a single-channel 8-bit or palette PNG of ids, got mode RGB",
+        f"ROOT/{VAL}: label must be a single-channel 8-bit or palette PNG of ids, got mode RGB; "
+        "colours? see StoredColours",
     ),
 }
 

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from trees import SIZE, arrays, cityscapes, gta, write
 
-from hrda_lib.data import Cityscapes, Folders, Gta, LabeledFiles, ResizedImages, TargetCrops, UnlabeledImages
+from hrda_lib.data import Cityscapes, Folders, Gta, LabeledFiles, ResizedImages, TargetCrops, UnlabeledImages, pictures
 
 KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], LabeledFiles], str]] = {
     "folders": (write, Folders, "labels"),
@@ -27,8 +26,8 @@ def test_a_target_never_opens_a_label(tmp_path: Path, kind: str, monkeypatch: py
     for file in (root / labels).rglob("*.png"):
         file.write_bytes(b"not an image")
     opened: list[str] = []
-    real = Image.open
-    monkeypatch.setattr(Image, "open", lambda file: opened.append(str(file)) or real(file))
+    real = pictures.opened
+    monkeypatch.setattr(pictures, "opened", lambda file, *limit: opened.append(str(file)) or real(file, *limit))
     target = open_tree(root).unlabeled()
     resized = ResizedImages(target, 12)
     crops = TargetCrops(resized, (8, 8), length=6)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import gta2cityscapes
 from hrda_lib.data import CITYSCAPES
 from support.networks import NetworkSpec
 from support.run_folder import RunFolder
@@ -38,3 +39,10 @@ def street_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp(request.param)
     RunFolder(folder, spec).save(model, None)
     return folder
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gta2cityscapes.py draws nothing, which takes longer than all else on small data."""
+    for name in ("draw_arms", "draw_classes", "draw_curves"):
+        monkeypatch.setattr(gta2cityscapes, name, lambda *_: None)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from chi_square import surprise
 from PIL import Image
-from scripts import EXAMPLES, run
+from scripts import EXAMPLES, main
 
 from hrda_lib.data import Folders, RareClasses, SourceCrops, TargetCrops, check_classes, count_labels
 
@@ -53,9 +53,19 @@ def test_one_adaptation_that_uses_them(tmp_path: Path) -> None:
     target = Folders(CAMVID / "dusk").unlabeled()
     assert TargetCrops(target, (192, 256))[0].image.shape == (3, 192, 256)
     arguments = ["--source", CAMVID / "day", "--target", CAMVID / "dusk", "--out", tmp_path / "run"]
-    arguments += ["--classes", EXAMPLES / "support" / "camvid_classes.txt", "--steps", 2, "--warmup", 2]
-    done = run("own_data.py", *arguments, "--crop", 192, 256)
-    assert done.returncode == 0, done.stderr
+    arguments += [
+        "--classes",
+        EXAMPLES / "support" / "camvid_classes.txt",
+        "--steps",
+        2,
+        "--warmup",
+        2,
+        "--crop",
+        192,
+        256,
+    ]
+    assert main("own_data.py", *arguments) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["network"]["class_names"] == NAMES[:VOID]
+    assert config["network"]["classes"] == NAMES[:VOID]
+    assert config["network"]["ignore"] == [VOID]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4

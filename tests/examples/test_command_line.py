@@ -1,12 +1,31 @@
-"""What the help of the scripts says, and which arms a call without --arms runs."""
+"""Settings from defaults, a recipe and the command line; what the help says; and how every script ends."""
 
 import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from scripts import main
 
 import ablation
 import gta2cityscapes
+from support.command_line import (
+    DEVICE,
+    RECIPES,
+    add_running,
+    add_settings,
+    read_running,
+    read_settings,
+    setting,
+)
+from support.data_file import read_data_file
+from support.ending import Stopped, reason, run_main
 
 
 def helped(script: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -39,3 +58,196 @@ def test_without_a_warm_up_the_arms_that_are_one_are_left_out() -> None:
     assert settings.warmup == 0
     assert settings.arms == ablation.ALL[1:]
     assert main("ablation.py", *arguments, "--arms", "source") == 2
+
+
+def test_a_file_of_data_is_read_twice_from_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/images/0.png").touch()
+    text = 'from hrda_lib.data import Folders\nsource = Folders("data")\ntarget = source.unlabeled()\nnames = ["a"]\n'
+    (tmp_path / "read_twice.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for file in (Path("read_twice.py"), Path("read_twice.py"), tmp_path / "read_twice.py"):
+        assert len(read_data_file(file).target) == 1
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/read_twice.py").write_text(text)
+    with pytest.raises(ValueError, match="another module is called read_twice"):
+        read_data_file(Path("other/read_twice.py"))
+
+
+# Settings
+
+
+@dataclass(frozen=True)
+class Few:
+    """One setting of each kind."""
+
+    name: str = setting("a", "a word", ("a", "b"))
+    steps: int = setting(3, "a number", lowest=-1)
+    lr: float = setting(0.5, "a share")
+    mix: float | None = setting(None, "nothing, or a share")
+    size: tuple[int, int] = setting((1, 2), "two sides")
+    arms: tuple[str, ...] = setting(("x", "y"), "any number of words")
+
+
+def given(*arguments: Any, recipe: str | None = None, but: Sequence[str] = ()) -> Few:
+    parser = argparse.ArgumentParser()
+    add_settings(parser, Few, but=but, recipe=recipe)
+    return read_settings(Few, recipe, vars(parser.parse_args([*map(str, arguments)])))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    file = tmp_path / "few.toml"
+    file.write_text('lr = 0.25\nsize = [5, 6]\narms = ["z"]\nname = "b"\n')
+    monkeypatch.setitem(RECIPES, "few", file)
+    return "few"
+
+
+def test_an_option_goes_before_a_recipe_and_a_recipe_before_defaults(recipe: str) -> None:
+    assert given() == Few()
+    assert given(recipe=recipe) == Few(name="b", lr=0.25, size=(5, 6), arms=("z",))
+    found = given("--lr", 0, "--size", 0, 0, "--name", "a", "--arms", "u", "v", "w", recipe=recipe)
+    assert found == Few(lr=0.0, size=(0, 0), arms=("u", "v", "w"))  # 0 is given too
+    found = given("--mix", 0, "--steps", "-1")
+    assert (found.mix, found.steps) == (0.0, -1)
+    assert [type(x) for x in (found.mix, found.steps, found.size)] == [float, int, tuple]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--name", "c"], "argument --name: invalid choice: 'c'"),
+        (["--steps", "1.5"], "argument --steps: invalid int value: '1.5'"),
+        (["--size", "1"], "argument --size: expected 2 arguments"),
+        (["--arms"], "argument --arms: expected at least one argument"),
+        (["--other", "1"], "unrecognized arguments: --other 1"),
+    ],
+)
+def test_what_the_parser_refuses(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        given(*arguments)
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--steps", "-2"], "--steps must be finite and at least -1, got -2"),
+        (["--lr", "-0.5"], "--lr must be finite and at least 0, got -0.5"),
+        (["--lr", "nan"], "--lr must be finite and at least 0, got nan"),
+        (["--mix", "inf"], "--mix must be finite and at least 0, got inf"),
+        (["--size", "1", "-1"], r"--size must be finite and at least 0, got \[1, -1\]"),
+    ],
+)
+def test_numbers_that_no_setting_can_be(arguments: list[str], text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{text}$"):
+        given(*arguments)
+
+
+def test_a_recipe_s_numbers_are_checked_too(recipe: str) -> None:
+    RECIPES[recipe].write_text("lr = -1\n")
+    with pytest.raises(ValueError, match=r"^--lr must be finite and at least 0, got -1$"):
+        given("--steps", 1, recipe=recipe)
+
+
+def test_settings_that_a_script_fixes_have_no_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        given("--lr", 1, but=("lr",))
+    assert "unrecognized arguments: --lr 1" in capsys.readouterr().err
+
+
+def test_what_changes_no_result(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_running(parser, "runs/x")
+    running = read_running(vars(parser.parse_args([])))
+    assert running == (Path("runs/x"), False, DEVICE, 0, "raise")
+    arguments = ["--out", str(tmp_path), "--overwrite", "--device", "meta", "--workers", "3", "--on-error", "skip"]
+    assert read_running(vars(parser.parse_args(arguments))) == (tmp_path, True, "meta", 3, "skip")
+    for option, text in (
+        ("--workers=-1", "--workers must not be negative, got -1"),
+        ("--device=foo", "Expected one of"),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=text):
+            read_running(vars(parser.parse_args([option])))
+    required = argparse.ArgumentParser()
+    add_running(required, None)
+    with pytest.raises(SystemExit):
+        required.parse_args([])
+
+
+# How a script ends
+
+
+def stopped_by(cause: BaseException) -> Stopped:
+    stop = Stopped("stopped at step 7: why")
+    stop.__cause__ = cause
+    return stop
+
+
+def one_line(text: str) -> ValueError:
+    """What a loader's process raises: ours, below a traceback."""
+    return ValueError(f"Caught ValueError in DataLoader worker process 0.\nTraceback ...\n  line\nValueError: {text}\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("lr must be positive"), 2, "lr must be positive"),
+        (ValueError("two\nlines"), 2, "two"),
+        (ValueError(), 2, "ValueError"),
+        (one_line("a.png: broken"), 2, "a.png: broken"),
+        (OSError(28, "No space left on device", "x"), 2, "[Errno 28] No space left on device: 'x'"),
+        (RuntimeError("CUDA out of memory\nmore"), 2, "CUDA out of memory"),
+        (AssertionError("Torch not compiled with CUDA enabled"), 2, "Torch not compiled with CUDA enabled"),
+        (MemoryError(), 2, "MemoryError"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (stopped_by(ValueError("why")), 1, "stopped at step 7: why"),
+        (stopped_by(KeyboardInterrupt()), 130, "stopped at step 7: why"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(
+    error: BaseException, status: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @run_main
+    def fails(arguments: None) -> int:
+        raise error
+
+    assert fails(None) == status
+    assert capsys.readouterr() == ("", f"test_command_line.py: {said}\n")
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback() -> None:
+    @run_main
+    def fails() -> int:
+        raise TypeError("ours")
+
+    with pytest.raises(TypeError, match="ours"):
+        fails()
+
+
+def test_its_own_status_is_passed_on_and_its_name_kept() -> None:
+    @run_main
+    def main(arguments: None = None) -> int:
+        """Text."""
+        return 1
+
+    assert main() == 1
+    assert (main.__name__, main.__doc__) == ("main", "Text.")
+
+
+def test_a_batch_system_s_stop_is_a_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
+    @run_main
+    def stops() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return 0
+
+    assert stops() == 130
+    assert capsys.readouterr().err == "test_command_line.py: interrupted\n"
+
+
+def test_the_reason_of_an_error() -> None:
+    assert reason(KeyboardInterrupt()) == "interrupted"
+    assert reason(StopIteration()) == "StopIteration"
+    assert reason(one_line("TypeError: not ours")) == "TypeError: not ours"

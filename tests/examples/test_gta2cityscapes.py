@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import main, run
+from scripts import FAST_STREETS, main, run, write_streets
 from torch import Tensor
+from trees import One, saved
 
 import gta2cityscapes
 import support.domains
-from hrda_lib import EMATeacher, SelfTraining, StrongAugment
+from hrda_lib import EMATeacher, SelfTraining, StrongAugment, data
 from hrda_lib.models import daformer, to_reference_state_dict
 from hrda_lib.optim import parameter_groups, warmup_poly
+from support.command_line import Running
 from support.ending import Stopped
 from support.networks import NetworkSpec
 from support.run_folder import RunFolder, load, read_metrics
-from toy import streets
 from toy.data import write_toy_data
 
 Size = tuple[int, int]
-FAST = ["--recipe", "demo", "--warmup", 2, "--steps", 2, "--crop", 64, 128, "--min-pixels", 20, "--min-crop-pixels", 10]
 ARMS = ("source", "control", "hrda")
 
 
@@ -37,28 +37,11 @@ def few(root: Path, *, seed: int) -> dict[str, str | int]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy data, a third as high and wide."""
-    root, draw = tmp_path_factory.mktemp("toy") / "data", streets.draw
-
-    def small(domain: str, seed: int, index: int) -> streets.Street:
-        street = draw(domain, seed, index)
-        return street._replace(image=street.image[::3, ::3], label=street.label[::3, ::3])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streets, "draw", small)
-        write_toy_data(root, seed=7, train=4, val=3)
-    return root
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is drawn, which takes longer than everything else."""
-    for name in ("draw_arms", "draw_classes", "draw_curves"):
-        monkeypatch.setattr(gta2cityscapes, name, lambda *_: None)
+    return write_streets(tmp_path_factory.mktemp("toy") / "data")
 
 
 def call(root: Path, out: Path, *arguments: Any) -> list[Any]:
-    return ["--gta", root / "gta", "--cityscapes", root / "cityscapes", "--out", out, *FAST, *arguments]
+    return ["--gta", root / "gta", "--cityscapes", root / "cityscapes", "--out", out, *FAST_STREETS, *arguments]
 
 
 def start(root: Path, out: Path, *arguments: Any) -> int:
@@ -272,6 +255,33 @@ def test_source_images_keep_their_colours_where_that_is_asked_for(tmp_path: Path
     assert losses[0] != losses[1]
 
 
+def test_batches_are_what_the_settings_say(tmp_path: Path) -> None:
+    labeled, counts = One((40, 60)), torch.tensor([[50, 7, 30]])
+    for i in range(3):
+        saved(tmp_path / f"{i}.png", np.random.default_rng(i).integers(256, size=(30, 40, 3)).astype(np.uint8))
+    images = data.UnlabeledImages(sorted(tmp_path.glob("*.png")))
+    changes = {"batch_size": 2, "crop": (16, 16), "source_size": (32, 48), "target_size": (20, 30)}
+    changes |= {"margins": (3, 0, 0, 2), "temperature": 0.5, "min_pixels": 10, "min_crop_pixels": 4}
+    settings, running = tiny(steps=2, **changes), Running(tmp_path, False, "cpu", 0, "raise")
+    source, target = gta2cityscapes.batches(labeled, counts, images, settings, running, adapts=True)
+    rare = data.RareClasses(counts, temperature=0.5, min_pixels=10)
+    small = data.Resized(labeled, (32, 48))
+    first = data.SourceCrops(small, (16, 16), seed=5, rare_classes=rare, min_crop_pixels=4)
+    fitted = data.ResizedImages(images, (20, 30))
+    second = data.TargetCrops(fitted, (16, 16), seed=5, margins=(3, 0, 0, 2))
+    assert target is not None
+    for found, expected in ((source, first), (target, second)):
+        for step, batch in enumerate(found):
+            for i, x in enumerate(batch):
+                assert torch.equal(x, torch.stack([expected[2 * step + k][i] for k in range(2)]))
+        assert step == 1
+    assert not next(iter(second))[1].all()  # the margins
+    plain = tiny(steps=2, **changes, rare_classes=0)
+    alone, none = gta2cityscapes.batches(labeled, counts, images, plain, running, adapts=False)
+    assert none is None
+    assert torch.equal(next(alone)[0][0], data.SourceCrops(small, (16, 16), seed=5)[0].image)
+
+
 def fault(case: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Something goes wrong after one step; returns what is said."""
     if case == "a broken file":
@@ -482,6 +492,7 @@ def test_damaged_data_is_one_line_and_exit_2(
         (["--arms", "nothing"], "invalid choice: 'nothing'"),
         (["--arms", "source", "--warmup", "0"], "--arms source is the warm-up, which takes --warmup 0 steps"),
         (["--model", "daformer", "--arms", "hrda"], "--arms hrda needs two scales, which --model daformer has not"),
+        (["--balance", "0.5"], "unrecognized arguments: --balance 0.5"),
         (["--seed", "-1"], "--seed must be finite and at least 0, got -1"),
         (["--warmup", "-1"], "--warmup must not be negative, got -1"),
         (["--steps", "0"], "--steps must be finite and at least 1, got 0"),
@@ -494,7 +505,7 @@ def test_damaged_data_is_one_line_and_exit_2(
         (["--crop", "100", "384"], "detail_size must be a multiple of scale * output_stride = 8, got (50, 192)"),
         (["--per", "patch"], "per must be one of ('batch', 'image', 'pixel'), got 'patch'"),
         (["--ema-decay", "1"], "decay must be in [0, 1), got 1.0"),
-        (["--threshold", "1.5"], "threshold must be in [0, 1], got 0.1 and 1.5"),
+        (["--threshold", "1.5"], "threshold must be in [0, 1], got 1.5"),
         (["--workers", "-1"], "--workers must not be negative, got -1"),
         (["--source-size", "100", "0"], "--source-size must be two sides, or 0 0, got (100, 0)"),
         (["--target-size", "0", "5"], "--target-size must be two sides, or 0 0, got (0, 5)"),

@@ -127,6 +127,24 @@ def test_what_a_server_takes(kind: str, street_run: Path, images: Path, tmp_path
             assert np.array_equal(written, table[predicted(street_run, images / f"{name}.jpg")])
 
 
+@pytest.mark.parametrize("flip", [[], ["--flip"]])
+def test_what_the_server_of_dark_zurich_takes(flip: list[str], street_run: Path, images: Path, tmp_path: Path) -> None:
+    arguments = [street_run, images / "odd.jpg", "--out", tmp_path / "out", "--server", "dark_zurich", "--zip", *flip]
+    assert main("predict.py", *arguments) == 0
+    folders = ("labelTrainIds", "labelTrainIds_invalid", "confidence")
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        assert archive.namelist() == [f"{folder}/odd.png" for folder in folders]
+    labels, valid, confidence = (picture(tmp_path / "out" / folder / "odd.png") for folder in folders)
+    assert np.array_equal(labels, picture(tmp_path / "out" / "odd.png"))
+    assert np.array_equal(valid, labels)
+    assert (labels.dtype, confidence.dtype, confidence.shape) == (np.uint8, np.uint16, (61, 83))
+    model, x = load(street_run)[0], normalize(image_of(images / "odd.jpg")[None])
+    probs = model.predict(x).softmax(dim=1)
+    if flip:
+        probs = (probs + model.predict(x.flip(-1)).softmax(dim=1).flip(-1)) / 2
+    assert np.abs(confidence / 65535 - probs[0].amax(dim=0).numpy()).max() < 1e-4
+
+
 def test_a_zip_holds_what_this_call_predicted(images: Path, tmp_path: Path) -> None:
     folder = small_run(tmp_path / "run")
     saved(tmp_path / "images" / "0.png", pixels(0))
@@ -195,6 +213,10 @@ def test_mistakes(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([tmp_path, images], f"{tmp_path}/last.pt: no such file; a run folder of own_data.py, or an arm of "),
         ([folder, tmp_path], f"{tmp_path}: no image in this folder"),
         ([folder, images, "--weights", "teacher"], f"{folder}/last.pt: holds no teacher, which a run keeps only if"),
+        (
+            [folder, images, "--server", "dark_zurich"],
+            "--server is for the 19 classes of Cityscapes, which this run has not",
+        ),
         ([folder, images, "--ids", "labelIds"], "--ids is for the 19 classes of Cityscapes, which this run has not"),
         ([folder, images, "--data", tmp_path / "no.py"], f"{tmp_path}/no.py: no such file"),
         ([bands, images], needs),

@@ -174,12 +174,6 @@ FAST += ["--source-size", 0, 0, "--feature-distance", 0]
 SMALL = ["--model", "small", "--encoder", "mini", "--warmup", 0]
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("draw_arms", "draw_classes", "draw_curves"):
-        monkeypatch.setattr(gta2cityscapes, name, lambda *_: None)
-
-
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(
     ("recipe", "data", "settings"),

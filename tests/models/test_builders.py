@@ -150,7 +150,8 @@ def test_one_scale_predicts_whole_images() -> None:
         expected = nn.functional.interpolate(model.eval()(images), size=(50, 70), mode="bilinear")
     assert torch.allclose(logits, expected, atol=1e-6)
     assert not logits.requires_grad
-    assert torch.equal(model.predict(images, output="labels"), expected.argmax(1).to(torch.uint8))
+    assert torch.equal(model.predict(images, output="labels"), expected.argmax(1))
+    assert torch.equal(model.predict(images, output="labels", label_dtype=torch.uint8), expected.argmax(1).byte())
     left, right = (model.predict(images[..., start : start + 50]) for start in (0, 20))
     windows = model.predict(images, window=(50, 50), stride=(50, 20))
     assert torch.allclose(windows[..., :20], left[..., :20], atol=1e-6)

@@ -22,6 +22,7 @@ class Acdc(LabeledFiles):
         root: the folder that holds ``rgb_anon`` and ``gt``.
         split: "train", "val" or "test".
         condition: "fog", "night", "rain" or "snow"; None: all four.
+        max_pixels: as of :class:`~hrda_lib.data.LabeledFiles`.
 
     Raises:
         ValueError: there is no such split, condition or image; on reading, a file is missing, broken, of another size
@@ -30,7 +31,9 @@ class Acdc(LabeledFiles):
 
     classes = CITYSCAPES
 
-    def __init__(self, root: str | Path, split: str, condition: str | None = None) -> None:
+    def __init__(
+        self, root: str | Path, split: str, condition: str | None = None, *, max_pixels: int | None = None
+    ) -> None:
         self.root, self.split = Path(root), split
         folder = self.root / "rgb_anon"
         chosen = CONDITIONS if condition is None else (condition,)
@@ -45,5 +48,14 @@ class Acdc(LabeledFiles):
             self.root / "gt" / kind / split / file.parent.name / f"{name}{LABEL}"
             for kind, file, name in zip(conditions, images, names, strict=True)
         ]
-        super().__init__(images, labels, names, read_label=STORED_TRAIN_IDS, settings="train ids", layout=layout)
+        super().__init__(
+            images,
+            labels,
+            names,
+            read_label=STORED_TRAIN_IDS,
+            settings="train ids",
+            layout=layout,
+            max_pixels=max_pixels,
+        )
         self.conditions = conditions
+        self.has_labels = split != "test"

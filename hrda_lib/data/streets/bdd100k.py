@@ -19,6 +19,7 @@ class Bdd100k(LabeledFiles):
     Args:
         root: the folder that holds ``images`` and ``labels``.
         split: "train", "val" or "test".
+        max_pixels: as of :class:`~hrda_lib.data.LabeledFiles`.
 
     Raises:
         ValueError: there is no such split or image; on reading, a file is missing, broken, of another size than its
@@ -27,7 +28,7 @@ class Bdd100k(LabeledFiles):
 
     classes = CITYSCAPES
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, *, max_pixels: int | None = None) -> None:
         self.root, self.split = Path(root), split
         folder, masks = self.root / "images" / "10k", self.root / "labels" / "sem_seg" / "masks" / split
         check_choice("split", split, SPLITS, folder)
@@ -35,4 +36,13 @@ class Bdd100k(LabeledFiles):
         images = find(folder / split, "*.jpg", layout)
         names = [file.stem for file in images]
         labels = [masks / f"{name}.png" for name in names]
-        super().__init__(images, labels, names, read_label=STORED_TRAIN_IDS, settings="train ids", layout=layout)
+        super().__init__(
+            images,
+            labels,
+            names,
+            read_label=STORED_TRAIN_IDS,
+            settings="train ids",
+            layout=layout,
+            max_pixels=max_pixels,
+        )
+        self.has_labels = split != "test"

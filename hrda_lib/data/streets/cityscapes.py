@@ -20,6 +20,7 @@ class Cityscapes(LabeledFiles):
     Args:
         root: the folder that holds ``leftImg8bit`` and ``gtFine``.
         split: "train", "val" or "test" (whose published labels are all ignored).
+        max_pixels: as of :class:`~hrda_lib.data.LabeledFiles`.
 
     Raises:
         ValueError: there is no such split or no image; on reading, a file is missing, broken, of another size than its
@@ -32,7 +33,7 @@ class Cityscapes(LabeledFiles):
     classes = CITYSCAPES
     margins = (30, 240, 30, 30)
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, *, max_pixels: int | None = None) -> None:
         self.root, self.split = Path(root), split
         check_choice("split", split, SPLITS, self.root / "leftImg8bit")
         image, label = "_leftImg8bit.png", "_gtFine_labelIds.png"
@@ -42,4 +43,6 @@ class Cityscapes(LabeledFiles):
         cities = [self.root / "gtFine" / split / file.parent.name for file in images]
         labels = [city / f"{name}{label}" for city, name in zip(cities, names, strict=True)]
         read = cityscapes_ids("Cityscapes", 33)
-        super().__init__(images, labels, names, read_label=read, settings="Cityscapes", layout=layout)
+        super().__init__(
+            images, labels, names, read_label=read, settings="Cityscapes", layout=layout, max_pixels=max_pixels
+        )

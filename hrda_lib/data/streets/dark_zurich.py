@@ -18,6 +18,7 @@ class DarkZurich(LabeledFiles):
     Args:
         root: the folder that holds ``rgb_anon`` and ``gt``.
         split: "train", "val" or "test".
+        max_pixels: as of :class:`~hrda_lib.data.LabeledFiles`.
 
     Raises:
         ValueError: there is no such split or image; on reading, a file is missing, broken, of another size than its
@@ -26,7 +27,7 @@ class DarkZurich(LabeledFiles):
 
     classes = CITYSCAPES
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, *, max_pixels: int | None = None) -> None:
         self.root, self.split = Path(root), split
         check_choice("split", split, SPLITS, self.root / "rgb_anon")
         layout = (
@@ -38,4 +39,13 @@ class DarkZurich(LabeledFiles):
             self.root / "gt" / split / "night" / file.parent.name / f"{name}{LABEL}"
             for file, name in zip(images, names, strict=True)
         ]
-        super().__init__(images, labels, names, read_label=STORED_TRAIN_IDS, settings="train ids", layout=layout)
+        super().__init__(
+            images,
+            labels,
+            names,
+            read_label=STORED_TRAIN_IDS,
+            settings="train ids",
+            layout=layout,
+            max_pixels=max_pixels,
+        )
+        self.has_labels = split == "val"

@@ -16,6 +16,7 @@ class Gta(LabeledFiles):
 
     Args:
         root: the folder that holds ``images`` and ``labels``.
+        max_pixels: as of :class:`~hrda_lib.data.LabeledFiles`.
 
     Raises:
         ValueError: there is no image; on reading, a file is missing, broken, of another size than its image, or not of
@@ -24,10 +25,18 @@ class Gta(LabeledFiles):
 
     classes = CITYSCAPES
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, max_pixels: int | None = None) -> None:
         self.root = Path(root)
         layout = f"{self.root}/images/00001.png with {self.root}/labels/00001.png"
         images = find(self.root / "images", "*.png", layout)
         labels = [self.root / "labels" / file.name for file in images]
         read = cityscapes_ids("GTA", 34)
-        super().__init__(images, labels, [file.stem for file in images], read_label=read, settings="GTA", layout=layout)
+        super().__init__(
+            images,
+            labels,
+            [file.stem for file in images],
+            read_label=read,
+            settings="GTA",
+            layout=layout,
+            max_pixels=max_pixels,
+        )

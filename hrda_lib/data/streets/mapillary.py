@@ -29,6 +29,7 @@ class Mapillary(LabeledFiles):
     Args:
         root: the folder that holds ``training``, ``validation`` and ``testing``.
         split: one of these three.
+        max_pixels: as of :class:`~hrda_lib.data.LabeledFiles`.
 
     Raises:
         ValueError: there is no such split or image; on reading, a file is missing, broken, of another size than its
@@ -37,7 +38,7 @@ class Mapillary(LabeledFiles):
 
     classes = CITYSCAPES
 
-    def __init__(self, root: str | Path, split: str) -> None:
+    def __init__(self, root: str | Path, split: str, *, max_pixels: int | None = None) -> None:
         self.root, self.split = Path(root), split
         check_choice("split", split, SPLITS, self.root)
         folder = self.root / split
@@ -46,4 +47,7 @@ class Mapillary(LabeledFiles):
         images = find(folder / "images", "*.jpg", layout)
         names = [file.stem for file in images]
         labels = [masks / f"{name}.png" for name in names]
-        super().__init__(images, labels, names, read_label=_READ, settings="Mapillary", layout=layout)
+        super().__init__(
+            images, labels, names, read_label=_READ, settings="Mapillary", layout=layout, max_pixels=max_pixels
+        )
+        self.has_labels = split != "testing"

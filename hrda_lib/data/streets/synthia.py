@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hrda_lib.data.labeled_files import LabeledFiles
-from hrda_lib.data.layout import find
+from hrda_lib.data.layout import find, shown
+from hrda_lib.data.pictures import picture_size
 from hrda_lib.data.streets.classes import CITYSCAPES
 from hrda_lib.data.streets.train_ids import train_id_table
 
@@ -32,6 +33,7 @@ class Synthia(LabeledFiles):
 
     Args:
         root: the folder that holds ``RGB`` and ``GT``.
+        max_pixels: as of :class:`~hrda_lib.data.LabeledFiles`.
 
     Raises:
         ValueError: there is no image; on reading, a file is missing, broken, of another size than its image, not of
@@ -40,32 +42,53 @@ class Synthia(LabeledFiles):
 
     classes = CITYSCAPES
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, max_pixels: int | None = None) -> None:
         self.root = Path(root)
         layout = f"{self.root}/RGB/0000000.png with {self.root}/GT/LABELS/0000000.png"
         images = find(self.root / "RGB", "*.png", layout)
         labels = [self.root / "GT" / "LABELS" / file.name for file in images]
         names = [file.stem for file in images]
-        super().__init__(images, labels, names, read_label=_read, settings="SYNTHIA", layout=layout)
+        super().__init__(
+            images,
+            labels,
+            names,
+            read_label=_StoredDeep(max_pixels),
+            settings="SYNTHIA",
+            layout=layout,
+            max_pixels=max_pixels,
+        )
 
 
-def _read(file: Path) -> Tensor:
-    try:
-        import cv2
-    except ImportError:
-        raise ValueError(f"{file}: SYNTHIA's 16-bit labels need OpenCV: pip install 'hrda_lib[synthia]'") from None
-    pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED) if file.stat().st_size else None
-    if pixels is None:
-        raise ValueError(f"{file}: cannot be read as an image")
-    if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(
-            f"{file}: SYNTHIA's labels are PNGs of three channels of 16 bits, got {pixels.dtype} {pixels.shape}"
-        )
-    ids = pixels[..., 2]  # OpenCV's order is blue, green, red
-    if ids.max() > 22:
-        raise ValueError(f"{file}: label {ids.max()} is outside SYNTHIA's 0..22")
-    if not ids.any():
-        raise ValueError(
-            f"{file}: every pixel is 0 (void); was it written by a program that cannot read 16 bits? Download it again"
-        )
-    return torch.from_numpy(_TRAIN_IDS[ids])
+class _StoredDeep:
+    """Reads RGB PNGs of 16 bits, whose first channel is SYNTHIA's id, as train ids."""
+
+    reads_pictures = True
+
+    def __init__(self, max_pixels: int | None) -> None:
+        self.max_pixels = max_pixels
+
+    def __call__(self, file: Path) -> Tensor:
+        try:
+            import cv2
+        except ImportError:
+            raise ValueError(
+                f"{shown(file)}: SYNTHIA's 16-bit labels need OpenCV: pip install 'hrda_lib[synthia]'"
+            ) from None
+        size = picture_size(file, self.max_pixels, label=True)  # what is too large or lies on its side is not decoded
+        pixels = None if size is None else cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            raise ValueError(f"{shown(file)}: cannot be read as an image")
+        if pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(
+                f"{shown(file)}: SYNTHIA's labels are PNGs of three channels of 16 bits, got {pixels.dtype} "
+                f"{pixels.shape}"
+            )
+        ids = pixels[..., 2]  # OpenCV's order is blue, green, red
+        if ids.max() > 22:
+            raise ValueError(f"{shown(file)}: label {ids.max()} is outside SYNTHIA's 0..22")
+        if not ids.any():
+            raise ValueError(
+                f"{shown(file)}: every pixel is 0 (void); was it written by a program that cannot read 16 bits? "
+                "Download it again"
+            )
+        return torch.from_numpy(_TRAIN_IDS[ids])

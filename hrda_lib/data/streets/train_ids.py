@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hrda_lib.data.layout import shown
+from hrda_lib.data.palettes import Colours
 from hrda_lib.data.samples import LabelClass
-from hrda_lib.data.stored_ids import Palette, StoredIds, ignoring
+from hrda_lib.data.stored_ids import StoredIds, ignoring
 from hrda_lib.data.streets.classes import CITYSCAPES
 
 _BY_COLOUR: dict[tuple[int, ...], LabelClass] = {entry.colour: entry for entry in CITYSCAPES}
@@ -35,21 +37,28 @@ def cityscapes_ids(kind: str, highest: int) -> StoredIds:
         kind: whose ids, for messages.
         highest: the largest id.
     """
-    return StoredIds(_TRAIN_IDS, partial(_check_ids, kind=kind, highest=highest))
+    return StoredIds(_TRAIN_IDS, partial(_check_ids, kind=kind, highest=highest), official=True)
 
 
-def _check_ids(file: Path, ids: list[int], palette: Palette, *, kind: str, highest: int) -> None:
+def is_drawn_officially(colours: Colours) -> bool:
+    """Whether a palette gives the ids of the classes their official colours, as far as it goes."""
+    known = [entry for entry in CITYSCAPES if entry.id < len(colours)]
+    return len(known) > 2 and all(colours[entry.id] == entry.colour for entry in known)
+
+
+def _check_ids(file: Path, ids: list[int], palette: Colours, *, kind: str, highest: int) -> None:
     expected = f"{kind} ids are expected, from {CITYSCAPES[0].id} for road to {CITYSCAPES[-1].id} for bicycle"
     for index in ids:
         drawn = _BY_COLOUR.get(palette[index]) if index < len(palette) else None
         if drawn and drawn.id != index and (index, drawn.name) not in _SAME_COLOUR:
             raise ValueError(
-                f"{file}: palette index {index} has the colour of {drawn.name}, whose id is {drawn.id}; {expected}"
+                f"{shown(file)}: palette index {index} has the colour of {drawn.name}, whose id is {drawn.id}; "
+                f"{expected}"
             )
         check_range(file, [index], palette, highest=highest, expected=expected)
 
 
-def check_range(file: Path, ids: list[int], palette: Palette, *, highest: int, expected: str) -> None:
+def check_range(file: Path, ids: list[int], palette: Colours, *, highest: int, expected: str) -> None:
     """Refuse ids outside 0..``highest`` and 255.
 
     Raises:
@@ -57,7 +66,9 @@ def check_range(file: Path, ids: list[int], palette: Palette, *, highest: int, e
     """
     for index in ids:
         if highest < index < 255:
-            raise ValueError(f"{file}: label {index} is outside 0..{highest} (and not the ignored 255); {expected}")
+            raise ValueError(
+                f"{shown(file)}: label {index} is outside 0..{highest} (and not the ignored 255); {expected}"
+            )
 
 
 STORED_TRAIN_IDS = StoredIds(ignoring(()), partial(check_range, highest=18, expected="train ids are expected"))
