@@ -145,15 +145,15 @@ def train(
                 loss.backward()
                 values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
 
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip or float("inf"))
-            if not norm.isfinite():
-                raise ValueError("gradients are not finite; choose a smaller --lr")
+            clip(student, settings.clip or float("inf"))
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if target and watch and (step % 100 == 0 or step == settings.steps - 1):
                 values |= watch(training, teacher)
             run.log(**values)
+            if target and step == 99:
+                remind(run, settings)
         if not all(parameter.isfinite().all() for parameter in student.parameters()):
             raise ValueError("weights are not finite; choose a smaller --lr")
     except (Exception, KeyboardInterrupt) as error:
@@ -161,6 +161,24 @@ def train(
     finally:  # a second Ctrl-C waits
         run.save(student, teacher.module if target else None)
     return teacher
+
+
+def clip(student: Network, limit: float) -> None:
+    """Limit the norm of all gradients.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    if not torch.nn.utils.clip_grad_norm_(student.parameters(), limit).isfinite():
+        raise ValueError("gradients are not finite; choose a smaller --lr, or look at the images: check_data.py")
+
+
+def remind(run: RunFolder, settings: Settings) -> None:
+    """Say so where the teacher trusted hardly any pixel of the target: nothing was learnt from it."""
+    trusted = sum(line["confidence"] for line in read_metrics(run.path)[-100:]) / 100
+    if trusted < 0.01:
+        text = f"100 steps of adaptation: only {100 * trusted:.2f} % of the target's pixels are trusted enough to teach"
+        tqdm.write(f"{text}; a longer --warmup or a lower --threshold than {settings.threshold} helps", file=sys.stderr)
 
 
 def assemble(
@@ -228,7 +246,32 @@ def try_out(spec: NetworkSpec, settings: Settings) -> None:
     student = spec.build(settings.encoder_weights).to("meta")
     assemble(student, settings)
     data.StepBatches(settings.batch_size, settings.steps)
-    student(torch.empty(settings.batch_size, spec.channels, *settings.crop, device="meta"))
+    shape = settings.batch_size, spec.channels, *settings.crop
+    try:
+        student(torch.empty(shape, device="meta"))
+    except ValueError:
+        raise
+    except Exception:  # not every encoder of timm can be run so
+        run_once(spec, torch.zeros(shape))
+
+
+def run_once(spec: NetworkSpec, images: Tensor) -> None:
+    """With memory.
+
+    Raises:
+        ValueError: the encoder does not take images of the size of either crop.
+    """
+    try:
+        with torch.no_grad():
+            spec.build()(images)
+    except ValueError:
+        raise
+    except Exception as error:
+        height, width = spec.detail_size
+        raise ValueError(
+            f"--encoder {spec.encoder}: takes no context and detail crops of {height} x {width} ({reason(error)}); "
+            "choose another --crop or --encoder"
+        ) from None
 
 
 def to_pretrained(student: Network, settings: Settings, device: str) -> FeatureDistance | None:
@@ -412,8 +455,9 @@ def parse(
         settings = replace(settings, arms=tuple(name for name in settings.arms if arms[name].start))
     if problem := contradiction(settings, folders, options["recipe"], arms):
         parser.error(problem)
-    if settings.feature_distance and not settings.encoder_weights:
-        print("without --encoder-weights: random weights, and no feature distance", file=sys.stderr)
+    if not settings.encoder_weights and (settings.feature_distance or settings.encoder != "mini"):
+        lacking = ", and no feature distance" if settings.feature_distance else ""
+        print(f"without --encoder-weights: random weights{lacking}", file=sys.stderr)
     return settings, read_running(options), folders, options
 
 

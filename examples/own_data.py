@@ -16,7 +16,7 @@ Methods, all with the same network, the same number of steps and rare-class samp
     hrda        source-aug for the warm-up, then self-training on the target images as well
 """
 
-from support.ending import Stopped, reason, run_main  # first: it catches Ctrl-C from here on
+from support.ending import Stopped, printable, reason, run_main  # first: it catches Ctrl-C from here on
 
 # isort: split
 import argparse
@@ -56,7 +56,7 @@ def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) ->
         lines = classes.read_text(encoding="utf-8-sig").strip().splitlines() if classes else []
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{classes}: cannot be read as class names ({error})") from None
-    names = [line.strip() for line in lines]
+    names = [printable(line.strip()) for line in lines]
     ignore = tuple(i for i, name in enumerate(names) if name.lower() in VOID)
     while names and names[-1].lower() in VOID:
         names.pop()
@@ -105,13 +105,29 @@ def some(images: Any, count: int, on_error: data.OnError) -> Iterator[Tensor]:
         except ValueError as error:
             if on_error == "raise":
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            print(printable(f"left out: {error}"), file=sys.stderr)
             problem = str(error)
         else:
             found += 1
             yield image
     if not found:
         raise ValueError(f"none of {count} images can be read; the last: {problem}")
+
+
+def crop_of(image: Tensor, settings: Settings) -> tuple[int, int]:
+    """The crop that is asked for, or four fifths of an image."""
+    asked, (height, width) = settings.crop, image.shape[1:]
+    return asked[0] or min(512, height * 4 // 5) // 16 * 16, asked[1] or min(512, width * 4 // 5) // 16 * 16
+
+
+def try_encoder(found: DataFile, settings: Settings, init: Path | None, on_error: data.OnError) -> None:
+    """Before a label is read, refuse an encoder that there is not, or that takes no crops; two classes will do."""
+    image = next(some(found.target, 10, on_error))
+    height, width = (max(side, 16) for side in crop_of(image, settings))
+    spec = NetworkSpec(("a", "b"), (height // 2, width // 2), encoder=settings.encoder, channels=len(image))
+    try_out(spec, replace(settings, crop=(height, width)))
+    if settings.encoder != "mini" and not (settings.encoder_weights or init):
+        print(f"encoder {settings.encoder}: random weights; --encoder-weights takes a file", file=sys.stderr)
 
 
 def look(
@@ -127,10 +143,7 @@ def look(
         if (len(image), image.dtype) != kind:
             wanted, got = (f"{channels} channels of {dtype}" for channels, dtype in (kind, (len(image), image.dtype)))
             raise ValueError(f"images of source and target must have {wanted}, as the first has, got {got}")
-    sides = (
-        side or min(512, own * 4 // 5) // 16 * 16 for side, own in zip(settings.crop, shown[0].shape[1:], strict=True)
-    )
-    height, width = sides
+    height, width = crop_of(shown[0], settings)
     settings = replace(settings, crop=(height, width))
     spec = NetworkSpec(tuple(names), (height // 2, width // 2), encoder=settings.encoder, ignore=ignore)
     if count > 1:
@@ -195,6 +208,7 @@ def run_on(
 ) -> None:
     """Look through the data, train, and draw how it went."""
     out, method = running.out, options["method"]
+    try_encoder(found, settings, options["init"], running.on_error)
     cache, file = out / "label_counts.json", options["data"]
     counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
     rare = rare_classes(settings, counts)

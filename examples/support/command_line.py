@@ -1,6 +1,7 @@
 """Settings from a dataclass, a recipe and the command line, in this order."""
 
 import argparse
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import torch
 
 from hrda_lib.data import OnError
+from support.ending import similar
 
 Settings = TypeVar("Settings")
 RECIPES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
@@ -62,7 +64,7 @@ def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
 
 def read_settings(settings: type[Settings], recipe: str | None, options: Mapping[str, Any]) -> Settings:
     """Defaults, over them a recipe, over it the options that were given."""
-    values = tomllib.loads(RECIPES[recipe].read_text()) if recipe else {}
+    values = read_recipe(settings, RECIPES[recipe]) if recipe else {}
     for entry in fields(settings):  # type: ignore[arg-type]
         name, lowest = entry.name, entry.metadata["lowest"]
         value = values.get(name, entry.default) if options.get(name) is None else options[name]
@@ -71,6 +73,36 @@ def read_settings(settings: type[Settings], recipe: str | None, options: Mapping
         if not all(lowest <= x < float("inf") for x in numbers):  # narrower ranges are checked where they matter
             raise ValueError(f"--{name.replace('_', '-')} must be finite and at least {lowest}, got {value}")
     return settings(**values)
+
+
+def read_recipe(settings: type[Any], file: Path) -> dict[str, Any]:
+    """The settings in a file.
+
+    Raises:
+        ValueError: it cannot be read, or holds a setting that there is not, of another type or none of the choices.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: cannot be read as settings ({error})") from None
+    known = {entry.name: entry for entry in fields(settings)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{file}: there is no setting {name!r}{similar(name, known)}")
+        default, choices = known[name].default, known[name].metadata["choices"]
+        if not _alike(value, default):
+            raise ValueError(f"{file}: {name} must be like {json.dumps(default or 0.5)}, got {value!r}")
+        if choices and value not in choices:
+            raise ValueError(f"{file}: {name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    return values
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value has the type of a default (None: of a number), and as many parts unless they are words."""
+    if isinstance(default, tuple):
+        long = isinstance(value, list) and (len(value) == len(default) or (bool(value) and isinstance(default[0], str)))
+        return long and all(_alike(x, default[0]) for x in value)
+    return type(value) in ((int, float) if default is None or isinstance(default, float) else (type(default),))
 
 
 def read_running(options: Mapping[str, Any]) -> Running:

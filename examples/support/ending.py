@@ -1,11 +1,12 @@
 """How a script ends: with one line and an exit status."""
 
+import difflib
 import functools
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -55,6 +56,8 @@ def reason(error: BaseException) -> str:
     """The line of an error that says what is wrong; one from a loader's worker ends with it."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if "weights_only" in str(error):  # torch advises to run the code in the file
+        return "it holds more than weights, or is none of torch.save"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1].removeprefix(f"{type(error).__name__}: ") if lines[0].startswith("Caught ") else lines[0]
 
@@ -62,6 +65,12 @@ def reason(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Text of others, such as a file's name, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def similar(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not among those known: which are close to it."""
+    found = difflib.get_close_matches(name, list(known))
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 @contextmanager

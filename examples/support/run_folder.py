@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import os
-import pickle
 import platform
 import tempfile
 import zipfile
@@ -86,13 +85,14 @@ class RunFolder:
         """
         try:
             kept: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-            whole = kept["settings"] and kept["steps"] and kept["seconds"] and kept["classes"]["fused"]
             read_metrics(self.path)
             load(self.path)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError):
             return None
-        if not whole or kept["settings"] == json.loads(json.dumps(settings)):
-            return kept if whole else None
+        if not _is_result(kept):
+            return None
+        if kept["settings"] == json.loads(json.dumps(settings)):
+            return kept
         if not overwrite:
             raise ValueError(
                 f"{self.path}: holds a run of other settings or data; choose another --out, or --overwrite"
@@ -192,9 +192,35 @@ def _alive(pid: int) -> bool:
     return pid != os.getpid()  # an earlier process had this number
 
 
+def _is_result(kept: Any) -> bool:
+    """Whether tables can be made of it."""
+    try:
+        heads = list(kept["classes"].values())
+        numbers = [x for values in heads for x in values.values() if x is not None]
+        numbers += [kept["steps"] or None, kept["seconds"] or None]
+        shown = any(x is not None for x in kept["classes"]["fused"].values())
+        alike = all(values.keys() == kept["classes"]["fused"].keys() for values in heads)
+        return bool(kept["settings"]) and shown and alike and all(type(x) in (int, float) for x in numbers)
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """The lines of ``metrics.jsonl``.
+
+    Raises:
+        ValueError: one holds something else than numbers.
+    """
+    file, rows = run / "metrics.jsonl", []
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict) or "step" not in row or any(type(x) not in (int, float) for x in row.values()):
+            raise ValueError(f"{file}: line {number} is none of a step and numbers")
+        rows.append(row)
+    return rows
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -226,6 +252,10 @@ def load(run: Path, weights: Weights = "student") -> tuple[Network, NetworkSpec]
         spec = NetworkSpec(**kept["network"])
         if ":" in spec.encoder:
             raise ValueError(f"encoder {spec.encoder!r} is no name of timm's own; a file must not ask a hub")
+        if not all(isinstance(name, str) and name.isprintable() for name in spec.classes):
+            raise ValueError(f"class names must be text, got {spec.classes!r}")
+        if not len(spec.mean) == len(spec.std) == spec.channels:
+            raise ValueError(f"mean and std must be {spec.channels} numbers, got {spec.mean!r} and {spec.std!r}")
         state = kept["model"] if weights == "student" else kept.get("teacher")
         model = spec.build()
         if state is not None:
@@ -240,7 +270,7 @@ def load(run: Path, weights: Weights = "student") -> tuple[Network, NetworkSpec]
 
 
 def _unreadable(file: Path, error: Exception) -> ValueError:
-    if isinstance(error, pickle.UnpicklingError):  # its own text advises to run the code in the file
+    if "weights_only" in str(error):  # torch's text advises to run the code in the file
         return ValueError(f"{file}: cannot be loaded, for it holds more than weights, or is none of torch.save")
     text = " ".join(str(error).split()) or "it ends too early"
     return ValueError(f"{file}: cannot be loaded ({type(error).__name__}: {text})")

@@ -309,7 +309,7 @@ def fault(case: str, monkeypatch: pytest.MonkeyPatch) -> str:
             "clip_grad_norm_",
             lambda *a: norm(*a) * (torch.nan if next(count) else 1),
         )
-        return "gradients are not finite; choose a smaller --lr"
+        return "gradients are not finite; choose a smaller --lr, or look at the images: check_data.py"
     raise AssertionError(case)
 
 
