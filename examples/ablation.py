@@ -7,6 +7,9 @@
 Options are those of gta2cityscapes.py. What is complete is kept: a call that adds arms or seeds trains only these.
 """
 
+from support.ending import run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import sys
 from collections.abc import Sequence
@@ -14,7 +17,6 @@ from typing import Any
 
 import gta2cityscapes
 from gta2cityscapes import Arm, parse, run
-from support.command_line import run_main
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "context": ("context alone", {"objective": "context", "fixed_attention": 0.0}),

@@ -10,6 +10,9 @@ looked at without. Printed are sizes, the share of each class, and how often rar
 NAME.png, a dozen images with their labels, and NAME_classes.png, the shares as bars.
 """
 
+from support.ending import run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import logging
 import sys
@@ -30,7 +33,6 @@ from hrda_lib.data import (
     count_ids,
     open_labeled_splits,
 )
-from support.command_line import run_main
 from support.data_file import read_data_file
 from support.plots import display, draw_grid, draw_shares, paint
 from support.tables import share_table, unseen

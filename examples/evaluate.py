@@ -11,6 +11,9 @@ folder whose labels are PNGs of the same names in DIR, and FILE.py what own_data
 conditions, as ACDC, those of each condition too.
 """
 
+from support.ending import run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import sys
 from collections import defaultdict
@@ -35,7 +38,7 @@ from hrda_lib.data import (
     image_files,
     open_dataset,
 )
-from support.command_line import DEVICE, run_main
+from support.command_line import DEVICE
 from support.data_file import read_data_file
 from support.networks import CELL, HEADS, Network, NetworkSpec, heads
 from support.run_folder import WEIGHTS, load

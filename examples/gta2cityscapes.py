@@ -8,6 +8,9 @@ Each arm is kept in OUT/seedN/ARM; with the same settings it is not trained agai
 without labels, except by the arm "oracle". ablation.py has further arms, and runs several seeds.
 """
 
+from support.ending import Stopped, reason, run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import sys
 import time
@@ -28,19 +31,16 @@ from hrda_lib.optim import parameter_groups, warmup_poly
 from support.command_line import (
     RECIPES,
     Running,
-    Stopped,
     add_running,
     add_settings,
     read_running,
     read_settings,
-    reason,
-    run_main,
     setting,
 )
 from support.domains import KINDS, NAMES, Domains, count_classes, fitted, open_domains
 from support.networks import MODELS, Network, NetworkSpec, jitter_and_blur
 from support.plots import draw_arms, draw_classes, draw_curves
-from support.run_folder import RunFolder, load, load_weights, read_metrics
+from support.run_folder import RunFolder, load, load_weights, locked, read_metrics
 from support.tables import Result, arm_table, class_numbers, class_table, share_table, unseen
 
 Batches = Iterator[tuple[Tensor, Tensor]]
@@ -145,22 +145,40 @@ def train(
                 loss.backward()
                 values |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
 
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip or float("inf"))
-            if not norm.isfinite():
-                raise ValueError("gradients are not finite; choose a smaller --lr")
+            clip(student, settings.clip or float("inf"))
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if target and watch and (step % 100 == 0 or step == settings.steps - 1):
                 values |= watch(training, teacher)
             run.log(**values)
+            if target and step == 99:
+                remind(run, settings)
         if not all(parameter.isfinite().all() for parameter in student.parameters()):
             raise ValueError("weights are not finite; choose a smaller --lr")
     except (Exception, KeyboardInterrupt) as error:
         raise Stopped(f"stopped at step {run.steps}: {reason(error)}") from error
-    finally:
+    finally:  # a second Ctrl-C waits
         run.save(student, teacher.module if target else None)
     return teacher
+
+
+def clip(student: Network, limit: float) -> None:
+    """Limit the norm of all gradients.
+
+    Raises:
+        ValueError: it is not finite.
+    """
+    if not torch.nn.utils.clip_grad_norm_(student.parameters(), limit).isfinite():
+        raise ValueError("gradients are not finite; choose a smaller --lr, or look at the images: check_data.py")
+
+
+def remind(run: RunFolder, settings: Settings) -> None:
+    """Say so where the teacher trusted hardly any pixel of the target: nothing was learnt from it."""
+    trusted = sum(line["confidence"] for line in read_metrics(run.path)[-100:]) / 100
+    if trusted < 0.01:
+        text = f"100 steps of adaptation: only {100 * trusted:.2f} % of the target's pixels are trusted enough to teach"
+        tqdm.write(f"{text}; a longer --warmup or a lower --threshold than {settings.threshold} helps", file=sys.stderr)
 
 
 def assemble(
@@ -228,7 +246,32 @@ def try_out(spec: NetworkSpec, settings: Settings) -> None:
     student = spec.build(settings.encoder_weights).to("meta")
     assemble(student, settings)
     data.StepBatches(settings.batch_size, settings.steps)
-    student(torch.empty(settings.batch_size, spec.channels, *settings.crop, device="meta"))
+    shape = settings.batch_size, spec.channels, *settings.crop
+    try:
+        student(torch.empty(shape, device="meta"))
+    except ValueError:
+        raise
+    except Exception:  # not every encoder of timm can be run so
+        run_once(spec, torch.zeros(shape))
+
+
+def run_once(spec: NetworkSpec, images: Tensor) -> None:
+    """With memory.
+
+    Raises:
+        ValueError: the encoder does not take images of the size of either crop.
+    """
+    try:
+        with torch.no_grad():
+            spec.build()(images)
+    except ValueError:
+        raise
+    except Exception as error:
+        height, width = spec.detail_size
+        raise ValueError(
+            f"--encoder {spec.encoder}: takes no context and detail crops of {height} x {width} ({reason(error)}); "
+            "choose another --crop or --encoder"
+        ) from None
 
 
 def to_pretrained(student: Network, settings: Settings, device: str) -> FeatureDistance | None:
@@ -245,20 +288,57 @@ def run_arm(
     """Train and measure an arm, and before it the arm that it starts from; or read what an earlier call kept."""
     arm, place = arms[name], folder / name
     start = arm.start if settings.warmup else None
-    earlier = run_arm(arms, start, settings, domains, folder, running) if start else None
+    earlier = run_arm(arms, start, settings, domains, folder, running) if start else {"steps": 0, "seconds": 0}
     settings = replace(settings, arms=(name,), **arm.changes)
     run = RunFolder(place, network(settings))
     chosen = {**asdict(settings), **arm._asdict(), "on_error": running.on_error, "data": domains.key}
-    if kept := run.kept_result(chosen, overwrite=running.overwrite):
-        return kept
+    with locked(place):
+        if kept := run.kept_result(chosen, overwrite=running.overwrite):
+            return kept
+        student, distance = build(arm, run.spec, settings)
+        if start:
+            load_weights(student, folder / start / "last.pt")
+        for file in ("panel.png", "curves.png", "../table.md", "../classes.png"):  # they show another run of this arm
+            (folder / file).unlink(missing_ok=True)
+        run.start(chosen)
+        began = time.monotonic()
+        steps = train_arm(arm, student, distance, settings, domains, folder, run, running)
+        seconds = time.monotonic() - began
+        images = fitted(domains.val.unlabeled(), settings.target_size)
+        confusion, attention = measure(student, run.spec, domains.val, images=images)
+        result = {
+            "settings": chosen,
+            "classes": class_numbers(confusion, attention, NAMES, MEASURED[settings.classes]),
+            "steps": steps + earlier["steps"],
+            "seconds": seconds + earlier["seconds"],
+        }
+        run.keep_result(result)
+    return result
+
+
+def build(arm: Arm, spec: NetworkSpec, settings: Settings) -> tuple[Network, FeatureDistance | None]:
+    """The network at its start, and what keeps its features near those that its encoder starts with."""
     torch.manual_seed(settings.seed)
-    student = run.spec.build(settings.encoder_weights)
-    distance = to_pretrained(student, settings, running.device) if arm.adapts else None
-    if start:
-        load_weights(student, folder / start / "last.pt")
+    student, weight = spec.build(settings.encoder_weights), settings.feature_distance
+    if not (arm.adapts and weight and settings.encoder_weights):
+        return student, None
+    return student, FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight)
+
+
+def train_arm(
+    arm: Arm,
+    student: Network,
+    distance: FeatureDistance | None,
+    settings: Settings,
+    domains: Domains,
+    folder: Path,
+    run: RunFolder,
+    running: Running,
+) -> int:
+    """How many steps it took."""
     student.to(running.device).to(memory_format=torch.channels_last).train()
-    run.start(chosen)
-    began = time.monotonic()
+    if distance is not None:
+        distance.to(running.device)
     steps = round(arm.length * (settings.steps if arm.start else settings.warmup))
     seed = 2 * settings.seed + (arm.start is not None)  # further steps see other crops and colours than the first ones
     counts, labeled = domains.counts, domains.source
@@ -272,16 +352,7 @@ def run_arm(
     val_images = fitted(domains.val.unlabeled(), settings.target_size)
     look = partial(label_quality, spec=run.spec, dataset=domains.val, images=val_images)
     train(student, source, target, settings, run, feature_distance=distance, watch=look)
-    seconds = time.monotonic() - began
-    confusion, attention = measure(student, run.spec, domains.val, images=val_images)
-    result = {
-        "settings": chosen,
-        "classes": class_numbers(confusion, attention, NAMES, MEASURED[settings.classes]),
-        "steps": steps + (earlier["steps"] if earlier else 0),
-        "seconds": seconds + (earlier["seconds"] if earlier else 0),
-    }
-    run.keep_result(result)
-    return result
+    return steps
 
 
 def run(
@@ -295,32 +366,47 @@ def run(
     """Every arm on every seed; then tables and pictures of them."""
     began, out = time.monotonic(), running.out
     try_out(network(settings), settings)
-    results: dict[str, list[Result]] = {name: [] for name in settings.arms}
     shown = [name for name in settings.arms if name in Settings.arms] or list(settings.arms)
-    for seed in range(settings.seed, settings.seed + seeds):
-        settings, folder = replace(settings, seed=seed), out / f"seed{seed}"
-        kinds = settings.source, settings.target
-        domains = open_domains(*kinds, folders, out, seed=seed, stats=stats, on_error=running.on_error)
-        if running.on_error == "raise" and "oracle" in settings.arms:
-            domains.target.check_files()
-        if folders:
-            rare, measured = rare_classes(settings, domains.counts), MEASURED[settings.classes]
-            print(share_table(NAMES, domains.counts, rare.probabilities if rare else None))
-            if missing := unseen([NAMES[i] for i in measured], domains.counts[:, measured]):
-                print(f"no label of {settings.source} shows {', '.join(missing)}: only the oracle can learn it")
-        for name in settings.arms:
-            results[name].append(run_arm(arms, name, settings, domains, folder, running))
-        images = fitted(domains.val.unlabeled(), settings.target_size)
-        draw_arms(folder / "panel.png", {name: load(folder / name) for name in shown}, domains.val, images)
-        draw_curves(folder / "curves.png", {name: read_metrics(folder / name) for name in shown})
-    chosen = {name: results[name] for name in shown}
-    text = class_table(chosen) + arm_table(results, {name: arm.title for name, arm in arms.items()})
-    (out / "table.md").write_text(text, encoding="utf-8")
-    draw_classes(out / "classes.png", chosen)
+    with locked(out):
+        results = [
+            run_seed(arms, replace(settings, seed=seed), running, folders, stats, shown)
+            for seed in range(settings.seed, settings.seed + seeds)
+        ]
+        together = {name: [of_seed[name] for of_seed in results] for name in settings.arms}
+        chosen = {name: together[name] for name in shown}
+        text = class_table(chosen) + arm_table(together, {name: arm.title for name, arm in arms.items()})
+        (out / "table.md").write_text(text, encoding="utf-8")
+        draw_classes(out / "classes.png", chosen)
     print(text)
     print(f"{out}: table.md, classes.png; seed*/: panel.png, curves.png, and a folder for each arm")
     print(f"{(time.monotonic() - began) / 60:.1f} minutes in all, with drawing and evaluation")
     return 0
+
+
+def run_seed(
+    arms: Mapping[str, Arm],
+    settings: Settings,
+    running: Running,
+    folders: Mapping[str, Path],
+    stats: Path | None,
+    shown: Sequence[str],
+) -> dict[str, Result]:
+    """Every arm on one seed, and pictures of those that are shown."""
+    out, folder = running.out, running.out / f"seed{settings.seed}"
+    kinds = settings.source, settings.target
+    domains = open_domains(*kinds, folders, out, seed=settings.seed, stats=stats, on_error=running.on_error)
+    if running.on_error == "raise" and "oracle" in settings.arms:
+        domains.target.check_files()
+    if folders:
+        rare, measured = rare_classes(settings, domains.counts), MEASURED[settings.classes]
+        print(share_table(NAMES, domains.counts, rare.probabilities if rare else None))
+        if missing := unseen([NAMES[i] for i in measured], domains.counts[:, measured]):
+            print(f"no label of {settings.source} shows {', '.join(missing)}: only the oracle can learn it")
+    results = {name: run_arm(arms, name, settings, domains, folder, running) for name in settings.arms}
+    images = fitted(domains.val.unlabeled(), settings.target_size)
+    draw_arms(folder / "panel.png", {name: load(folder / name) for name in shown}, domains.val, images)
+    draw_curves(folder / "curves.png", {name: read_metrics(folder / name) for name in shown})
+    return results
 
 
 def contradiction(settings: Settings, folders: Mapping[str, Path], recipe: str | None, arms: Mapping[str, Arm]) -> str:
@@ -369,8 +455,9 @@ def parse(
         settings = replace(settings, arms=tuple(name for name in settings.arms if arms[name].start))
     if problem := contradiction(settings, folders, options["recipe"], arms):
         parser.error(problem)
-    if settings.feature_distance and not settings.encoder_weights:
-        print("without --encoder-weights: random weights, and no feature distance", file=sys.stderr)
+    if not settings.encoder_weights and (settings.feature_distance or settings.encoder != "mini"):
+        lacking = ", and no feature distance" if settings.feature_distance else ""
+        print(f"without --encoder-weights: random weights{lacking}", file=sys.stderr)
     return settings, read_running(options), folders, options
 
 

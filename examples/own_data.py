@@ -16,9 +16,12 @@ Methods, all with the same network, the same number of steps and rare-class samp
     hrda        source-aug for the warm-up, then self-training on the target images as well
 """
 
+from support.ending import Stopped, printable, reason, run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,18 +34,15 @@ from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import ConfidenceWeightedCE, MultiResSegmenter, data
 from support.command_line import (
     Running,
-    Stopped,
     add_running,
     add_settings,
     read_running,
     read_settings,
-    reason,
-    run_main,
 )
 from support.data_file import DataFile, read_data_file
 from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
-from support.run_folder import RunFolder, load_weights, read_metrics
+from support.run_folder import RunFolder, load_weights, locked, read_metrics
 from support.tables import share_table, unseen
 
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
@@ -56,7 +56,7 @@ def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) ->
         lines = classes.read_text(encoding="utf-8-sig").strip().splitlines() if classes else []
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{classes}: cannot be read as class names ({error})") from None
-    names = [line.strip() for line in lines]
+    names = [printable(line.strip()) for line in lines]
     ignore = tuple(i for i, name in enumerate(names) if name.lower() in VOID)
     while names and names[-1].lower() in VOID:
         names.pop()
@@ -105,13 +105,29 @@ def some(images: Any, count: int, on_error: data.OnError) -> Iterator[Tensor]:
         except ValueError as error:
             if on_error == "raise":
                 raise
-            print(f"left out: {error}", file=sys.stderr)
+            print(printable(f"left out: {error}"), file=sys.stderr)
             problem = str(error)
         else:
             found += 1
             yield image
     if not found:
         raise ValueError(f"none of {count} images can be read; the last: {problem}")
+
+
+def crop_of(image: Tensor, settings: Settings) -> tuple[int, int]:
+    """The crop that is asked for, or four fifths of an image."""
+    asked, (height, width) = settings.crop, image.shape[1:]
+    return asked[0] or min(512, height * 4 // 5) // 16 * 16, asked[1] or min(512, width * 4 // 5) // 16 * 16
+
+
+def try_encoder(found: DataFile, settings: Settings, init: Path | None, on_error: data.OnError) -> None:
+    """Before a label is read, refuse an encoder that there is not, or that takes no crops; two classes will do."""
+    image = next(some(found.target, 10, on_error))
+    height, width = (max(side, 16) for side in crop_of(image, settings))
+    spec = NetworkSpec(("a", "b"), (height // 2, width // 2), encoder=settings.encoder, channels=len(image))
+    try_out(spec, replace(settings, crop=(height, width)))
+    if settings.encoder != "mini" and not (settings.encoder_weights or init):
+        print(f"encoder {settings.encoder}: random weights; --encoder-weights takes a file", file=sys.stderr)
 
 
 def look(
@@ -127,10 +143,7 @@ def look(
         if (len(image), image.dtype) != kind:
             wanted, got = (f"{channels} channels of {dtype}" for channels, dtype in (kind, (len(image), image.dtype)))
             raise ValueError(f"images of source and target must have {wanted}, as the first has, got {got}")
-    sides = (
-        side or min(512, own * 4 // 5) // 16 * 16 for side, own in zip(settings.crop, shown[0].shape[1:], strict=True)
-    )
-    height, width = sides
+    height, width = crop_of(shown[0], settings)
     settings = replace(settings, crop=(height, width))
     spec = NetworkSpec(tuple(names), (height // 2, width // 2), encoder=settings.encoder, ignore=ignore)
     if count > 1:
@@ -175,14 +188,27 @@ def adapt(
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
     settings, running, options = parse(arguments)
+    out = running.out
+    with locked(out):
+        if (out / "last.pt").exists() and not running.overwrite:
+            raise ValueError(
+                f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
+            )
+        ignore: tuple[int, ...] = ()
+        if options["data"]:
+            found = read_data_file(options["data"])
+        else:
+            found, ignore = open_folders(options["source"], options["target"], options["classes"])
+        run_on(found, ignore, settings, running, options)
+    return 0
+
+
+def run_on(
+    found: DataFile, ignore: tuple[int, ...], settings: Settings, running: Running, options: Mapping[str, Any]
+) -> None:
+    """Look through the data, train, and draw how it went."""
     out, method = running.out, options["method"]
-    if (out / "last.pt").exists() and not running.overwrite:
-        raise ValueError(f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite")
-    ignore: tuple[int, ...] = ()
-    if options["data"]:
-        found = read_data_file(options["data"])
-    else:
-        found, ignore = open_folders(options["source"], options["target"], options["classes"])
+    try_encoder(found, settings, options["init"], running.on_error)
     cache, file = out / "label_counts.json", options["data"]
     counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
     rare = rare_classes(settings, counts)
@@ -209,10 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw_panel(out / "panel.png", student, spec, images, threshold=settings.threshold)
     except (ValueError, OSError) as error:  # perhaps of the image that stopped the training
         stopped = stopped or Stopped(reason(error))
-    print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
+    if (out / "last.pt").exists():
+        print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
     if stopped:
         raise stopped
-    return 0
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str, Any]]:

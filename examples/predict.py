@@ -5,11 +5,15 @@
     python examples/predict.py RUN INPUT... --out DIR --server dark_zurich --zip    for that of Dark Zurich
 
 RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an image or a folder of images. For each
-image, DIR gets NAME.png (class ids, or what --ids says) and NAME_overlay.png (colours). A file that cannot be read is
-reported, the rest go on, and the exit status is 1. Images that are no RGB pictures are read as the target of the
-FILE.py that the run was trained with: give it by --data, for a run never says what code to execute.
+image, DIR gets NAME.png (class ids under a palette of their colours, or what --ids says) and NAME_overlay.png. A file
+that cannot be read, or is too large for the memory, is reported, the rest go on, and the exit status is 1. Images that
+are no RGB pictures are read as the target of the FILE.py that the run was trained with: give it by --data, for a run
+never says what code to execute.
 """
 
+from support.ending import held, printable, reason, run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
 import argparse
 import os
 import sys
@@ -25,10 +29,10 @@ from tqdm import tqdm
 
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
-from support.command_line import DEVICE, run_main
+from support.command_line import DEVICE
 from support.data_file import read_data_file
 from support.networks import Network, NetworkSpec, heads
-from support.plots import Picture, display, paint
+from support.plots import Picture, display, paint, palette
 from support.run_folder import WEIGHTS, load
 
 IDS = {
@@ -72,10 +76,47 @@ def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
     return files
 
 
-def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec) -> Picture:
-    """Class colours over an image."""
-    picture: Picture = (0.5 * display(image) + 0.5 * paint(labels, spec.classes)).astype(np.uint8)
+def label_picture(labels: Tensor, spec: NetworkSpec, ids: str | None) -> Image.Image:
+    """What NAME.png holds: ids under a palette of their colours, or what a server wants."""
+    if ids:
+        return Image.fromarray(IDS[ids][labels.numpy()])
+    picture = Image.fromarray(labels.numpy())
+    picture.putpalette(palette(spec.classes).tobytes())
     return picture
+
+
+def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec, *, alpha: float = 0.5, contours: bool = False) -> Picture:
+    """Class colours, ``alpha`` of them, over an image; ``contours``: with white lines in between."""
+    picture: Picture = ((1 - alpha) * display(image) + alpha * paint(labels, spec.classes)).astype(np.uint8)
+    if contours:
+        picture[borders(labels).numpy()] = 255
+    return picture
+
+
+def borders(labels: Tensor) -> Tensor:
+    """(H, W) pixels beside, above or below one of another class."""
+    edges = torch.zeros_like(labels, dtype=torch.bool)
+    for axis, length in enumerate(labels.shape):
+        places = [(axis, start, length - 1) for start in (0, 1)]
+        first, second = (labels.narrow(*place) for place in places)
+        for place in places:
+            edges.narrow(*place).logical_or_(first != second)
+    return edges
+
+
+def problem(error: Exception, file: Path) -> str:
+    """What is wrong with a file; torch says much about memory, and Python nothing."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return "too large for the memory; make it smaller, or cut it"
+    return reason(error).removeprefix(f"{file}: ")
+
+
+def pack(archive: Path, files: Sequence[Path], folders: Sequence[str]) -> None:
+    """A ZIP file of results, and of those of the same names in folders beside them."""
+    with zipfile.ZipFile(archive, "w") as opened:
+        for folder in folders:
+            for file in files:
+                opened.write(file.parent / folder / file.name, f"{folder}/{file.name}".lstrip("/"))
 
 
 @run_main
@@ -90,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError("--save-attention: this network has one scale, and no attention")
     if not (spec.takes_pictures or options.data):
         raise ValueError("this run's images are no RGB pictures; give the FILE.py of its training by --data")
+    if not 0 <= options.alpha <= 1:
+        raise ValueError(f"--alpha must be in [0, 1], got {options.alpha}")
     files = find(options.inputs, options.out, any_ending=bool(options.data))
     images = read_data_file(options.data).target.with_files(files) if options.data else UnlabeledImages(files)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -100,22 +143,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             image = images[i].image
             x, place = spec.feed(image[None], options.device), options.out / file.stem
             labels = predict(model, x, flip=options.flip)[0].cpu()
-            written = IDS[options.ids][labels.numpy()] if options.ids else labels.numpy()
-            Image.fromarray(written).save(f"{place}.png")
-            Image.fromarray(overlay(image, labels, spec)).save(f"{place}_overlay.png")
-            if options.server:
-                write_dark_zurich(place, model, x, labels, flip=options.flip)
+            shown = overlay(image, labels, spec, alpha=options.alpha, contours=options.contours)
+            pictures = {"": label_picture(labels, spec, options.ids), "_overlay": Image.fromarray(shown)}
             if options.save_attention:
                 paid = 255 * heads(model, x)["attention"][0, 0]
-                Image.fromarray(paid.byte().cpu().numpy()).save(f"{place}_attention.png")
+                pictures["_attention"] = Image.fromarray(paid.byte().cpu().numpy())
+            if options.server:
+                write_dark_zurich(place, model, x, labels, flip=options.flip)
+            with held():
+                for ending, picture in pictures.items():
+                    picture.save(f"{place}{ending}.png")
             done.append(Path(f"{place}.png"))
-        except (ValueError, OSError) as error:
-            tqdm.write(f"predict.py: {file}: {str(error).removeprefix(f'{file}: ')}", file=sys.stderr)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            tqdm.write(printable(f"predict.py: {file}: {problem(error, file)}"), file=sys.stderr)
     if options.zip:
-        with zipfile.ZipFile(f"{options.out}.zip", "w") as archive:
-            for folder in DARK_ZURICH if options.server else ("",):
-                for file in done:
-                    archive.write(file.parent / folder / file.name, f"{folder}/{file.name}".lstrip("/"))
+        pack(Path(f"{options.out}.zip"), done, DARK_ZURICH if options.server else ("",))
     print(f"{options.out}: {len(done)} of {len(files)} images")
     return 0 if len(done) == len(files) else 1
 
@@ -130,6 +172,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
     parser.add_argument("--server", choices=("dark_zurich",), help="write the folders that it takes; --zip packs them")
     parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
+    parser.add_argument("--alpha", type=float, default=0.5, help="share of colours in overlays (default: %(default)s)")
+    parser.add_argument("--contours", action="store_true", help="draw white borders of the classes into overlays")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
     parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
     parser.add_argument("--device", default=DEVICE)

@@ -1,27 +1,21 @@
-"""Settings from a dataclass, a recipe and the command line, in this order; and what every script ends with."""
+"""Settings from a dataclass, a recipe and the command line, in this order."""
 
 import argparse
-import functools
-import signal
-import sys
+import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 
 from hrda_lib.data import OnError
+from support.ending import similar
 
-P = ParamSpec("P")
 Settings = TypeVar("Settings")
 RECIPES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-class Stopped(Exception):
-    """Something ended a run whose work was kept; the cause is the error."""
 
 
 class Running(NamedTuple):
@@ -32,34 +26,6 @@ class Running(NamedTuple):
     device: str
     workers: int
     on_error: OnError
-
-
-def run_main(main: Callable[P, int]) -> Callable[P, int]:
-    """A script's main, with exit status 1 after a fault that left something, 2 if refused, 130 if interrupted."""
-
-    @functools.wraps(main)
-    def run(*arguments: P.args, **named: P.kwargs) -> int:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a batch system's stop is a Ctrl-C
-        try:
-            return main(*arguments, **named)
-        except Stopped as stop:
-            problem, status = str(stop), 130 if isinstance(stop.__cause__, KeyboardInterrupt) else 1
-        except KeyboardInterrupt:
-            problem, status = "interrupted", 130
-        except (ValueError, OSError, RuntimeError, AssertionError, OverflowError, MemoryError) as error:
-            problem, status = reason(error), 2
-        print(f"{Path(main.__code__.co_filename).name}: {problem}", file=sys.stderr)
-        return status
-
-    return run
-
-
-def reason(error: BaseException) -> str:
-    """The line of an error that says what is wrong; one from a loader's worker ends with it."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].removeprefix(f"{type(error).__name__}: ") if lines[0].startswith("Caught ") else lines[0]
 
 
 def setting(default: Any, text: str, choices: Sequence[Any] | None = None, *, lowest: int = 0) -> Any:
@@ -98,7 +64,7 @@ def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
 
 def read_settings(settings: type[Settings], recipe: str | None, options: Mapping[str, Any]) -> Settings:
     """Defaults, over them a recipe, over it the options that were given."""
-    values = tomllib.loads(RECIPES[recipe].read_text()) if recipe else {}
+    values = read_recipe(settings, RECIPES[recipe]) if recipe else {}
     for entry in fields(settings):  # type: ignore[arg-type]
         name, lowest = entry.name, entry.metadata["lowest"]
         value = values.get(name, entry.default) if options.get(name) is None else options[name]
@@ -107,6 +73,36 @@ def read_settings(settings: type[Settings], recipe: str | None, options: Mapping
         if not all(lowest <= x < float("inf") for x in numbers):  # narrower ranges are checked where they matter
             raise ValueError(f"--{name.replace('_', '-')} must be finite and at least {lowest}, got {value}")
     return settings(**values)
+
+
+def read_recipe(settings: type[Any], file: Path) -> dict[str, Any]:
+    """The settings in a file.
+
+    Raises:
+        ValueError: it cannot be read, or holds a setting that there is not, of another type or none of the choices.
+    """
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: cannot be read as settings ({error})") from None
+    known = {entry.name: entry for entry in fields(settings)}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{file}: there is no setting {name!r}{similar(name, known)}")
+        default, choices = known[name].default, known[name].metadata["choices"]
+        if not _alike(value, default):
+            raise ValueError(f"{file}: {name} must be like {json.dumps(default or 0.5)}, got {value!r}")
+        if choices and value not in choices:
+            raise ValueError(f"{file}: {name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    return values
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value has the type of a default (None: of a number), and as many parts unless they are words."""
+    if isinstance(default, tuple):
+        long = isinstance(value, list) and (len(value) == len(default) or (bool(value) and isinstance(default[0], str)))
+        return long and all(_alike(x, default[0]) for x in value)
+    return type(value) in ((int, float) if default is None or isinstance(default, float) else (type(default),))
 
 
 def read_running(options: Mapping[str, Any]) -> Running:

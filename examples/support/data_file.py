@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hrda_lib.data import LabeledImages, UnlabeledImages
+from support.ending import printable
 
 
 class DataFile(NamedTuple):
@@ -57,4 +58,4 @@ def read_data_file(file: Path) -> DataFile:
     for wanted in ("source", "validation"):
         if not hasattr(getattr(module, wanted, module.source), "label_file"):
             raise ValueError(f"{file}: {wanted} must be labelled images, such as Folders(...)")
-    return DataFile(module.source, module.target, tuple(names), getattr(module, "validation", None))
+    return DataFile(module.source, module.target, tuple(map(printable, names)), getattr(module, "validation", None))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hrda_lib import MultiResSegmenter, ScaleAttentionHead, gaussian_blur, resize
 from hrda_lib.data import IMAGENET_MEAN, IMAGENET_STD, normalize
 from hrda_lib.models import EncoderDecoder, TimmEncoder, daformer, deeplab_v2, hrda, load_encoder_weights
+from support.ending import reason, similar
 
 Network = MultiResSegmenter | EncoderDecoder
 MODELS = ("small", "hrda", "daformer", "deeplab_v2")
@@ -74,11 +75,18 @@ class NetworkSpec:
             if weights:
                 _load(encoder, weights)
         else:
-            encoder = FromStrideFour(TimmEncoder(self.encoder, weights=weights or None, in_channels=self.channels))
+            encoder = FromStrideFour(self._of_timm(weights))
         count, widths = len(self.classes), encoder.channels
         decoder = PyramidDecoder(widths, count)
         attention = ScaleAttentionHead(widths, count, embed_dims=16) if self.attention is None else self.attention
         return MultiResSegmenter(encoder, decoder, attention, detail_size=self.detail_size)
+
+    def _of_timm(self, weights: str | Path | None) -> TimmEncoder:
+        try:
+            return TimmEncoder(self.encoder, weights=weights or None, in_channels=self.channels)
+        except ValueError as error:
+            known = _names_of_timm()
+            raise ValueError(f"{error}{'' if self.encoder in known else similar(self.encoder, known)}") from None
 
     def feed(self, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """(B, K, H, W) as data sets give them, to what the network takes.
@@ -197,10 +205,18 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dilati
     )
 
 
+def _names_of_timm() -> list[str]:
+    try:
+        import timm
+    except ImportError:  # as the error before says
+        return ["mini"]
+    return ["mini", *timm.list_models()]
+
+
 def _load(encoder: nn.Module, weights: str | Path, *, beside: tuple[str, ...] = ()) -> None:
     """Entries whose names start with one of ``beside`` are left out."""
     try:
         entries = torch.load(weights, map_location="cpu", weights_only=True)
         encoder.load_state_dict({name: x for name, x in entries.items() if not name.startswith(beside or "\0")})
     except Exception as error:
-        raise ValueError(f"{weights}: not a state dict of this encoder ({error})") from None
+        raise ValueError(f"{weights}: not a state dict of this encoder ({reason(error)})") from None

@@ -116,11 +116,14 @@ def draw_grid(
 def _save(figure: Any, file: Path) -> None:
     """256 colours: a third of the size, and no difference that one sees."""
     part = file.with_name(f"{file.name}.part")
-    figure.savefig(part, dpi=90, format="png")
-    plt.close(figure)
-    with Image.open(part) as image:
-        image.convert("RGB").quantize(256).save(part, format="png", optimize=True)
-    part.replace(file)
+    try:
+        figure.savefig(part, dpi=90, format="png")
+        plt.close(figure)
+        with Image.open(part) as image:
+            image.convert("RGB").quantize(256).save(part, format="png", optimize=True)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def draw_shares(file: Path, names: Sequence[str], counts: Tensor, probabilities: Tensor | None) -> None:

@@ -18,16 +18,14 @@ import gta2cityscapes
 from support.command_line import (
     DEVICE,
     RECIPES,
-    Stopped,
     add_running,
     add_settings,
     read_running,
     read_settings,
-    reason,
-    run_main,
     setting,
 )
 from support.data_file import read_data_file
+from support.ending import Stopped, reason, run_main
 
 
 def helped(script: str, capsys: pytest.CaptureFixture[str]) -> str:

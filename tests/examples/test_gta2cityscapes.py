@@ -20,7 +20,8 @@ import support.domains
 from hrda_lib import EMATeacher, SelfTraining, StrongAugment, data
 from hrda_lib.models import daformer, to_reference_state_dict
 from hrda_lib.optim import parameter_groups, warmup_poly
-from support.command_line import Running, Stopped
+from support.command_line import Running
+from support.ending import Stopped
 from support.networks import NetworkSpec
 from support.run_folder import RunFolder, load, read_metrics
 from toy.data import write_toy_data
@@ -310,7 +311,7 @@ def fault(case: str, monkeypatch: pytest.MonkeyPatch) -> str:
             "clip_grad_norm_",
             lambda *a: norm(*a) * (torch.nan if next(count) else 1),
         )
-        return "gradients are not finite; choose a smaller --lr"
+        return "gradients are not finite; choose a smaller --lr, or look at the images: check_data.py"
     raise AssertionError(case)
 
 

@@ -1,0 +1,352 @@
+"""Faults of the machine: disks that are full, keys that are pressed, runs that meet in one folder."""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripts import EXAMPLES, FAST, main, write
+
+import own_data
+from support import ending, run_folder
+from support.ending import Stopped, held
+from support.networks import NetworkSpec
+from support.run_folder import RunFolder, load, locked, read_metrics
+
+SPEC = NetworkSpec(("a", "b", "c"), (32, 32))
+HOST = platform.node()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    root = tmp_path_factory.mktemp("data")
+    return ["--source", write(root / "source"), "--target", write(root / "target", labels=False), *FAST]
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("draw_curves", "draw_panel"):
+        monkeypatch.setattr(own_data, name, lambda *_, **__: None)
+
+
+@pytest.fixture(autouse=True)
+def keys_interrupt() -> Iterator[None]:
+    """A shell may start the tests with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def started(folder: Path) -> RunFolder:
+    run = RunFolder(folder, SPEC)
+    run.start({"seed": 1})
+    return run
+
+
+# Weights are kept
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Whatever is saved into these folders ends in the middle."""
+    save = torch.save
+
+    def fails(kept: Any, file: Any) -> None:
+        if Path(file.name).parent in folders:
+            file.write(b"PK")
+            raise OSError(28, "No space left on device")
+        save(kept, file)
+
+    monkeypatch.setattr(torch, "save", fails)
+
+
+@pytest.mark.parametrize("case", ["deleted", "full", "a file"])
+def test_weights_are_saved_beside_a_folder_that_takes_none(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, model = started(tmp_path / "run"), SPEC.build()
+    if case == "full":
+        full_disk(monkeypatch, tmp_path / "run")
+    else:
+        shutil.rmtree(tmp_path / "run")
+        if case == "a file":
+            (tmp_path / "run").write_text("")
+    with pytest.raises(Stopped, match=r"^stopped at step 0: .*run/last.pt cannot be written") as stopped:
+        run.save(model, model)
+    (file,) = tmp_path.glob("*.last.pt")
+    assert f"; the weights are in {file}, which predict.py takes as RUN" in str(stopped.value)
+    assert not list(tmp_path.rglob("*.part"))
+    found, spec = load(file, "teacher")
+    assert spec == SPEC
+    assert all(torch.equal(x, found.state_dict()[name]) for name, x in model.state_dict().items())
+
+
+def test_weights_are_saved_in_the_temporary_folder_at_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    run = started(tmp_path / "runs" / "run")
+    full_disk(monkeypatch, tmp_path / "runs" / "run", tmp_path / "runs")
+    with pytest.raises(Stopped, match=r"No space left on device.*; the weights are in .*/tmp/run"):
+        run.save(SPEC.build(), None)
+    (file,) = (tmp_path / "tmp").iterdir()
+    load(file)
+    full_disk(monkeypatch, tmp_path / "runs" / "run", tmp_path / "runs", tmp_path / "tmp")
+    with pytest.raises(Stopped, match="the weights are lost"):
+        run.save(SPEC.build(), None)
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_run_says_where_its_weights_are(
+    interrupted: bool,
+    folders: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = RunFolder.log
+
+    def pressed(run: RunFolder, **values: Any) -> dict[str, float]:
+        numbers = log(run, **values)
+        if interrupted and run.steps == 1:
+            signal.raise_signal(signal.SIGINT)
+        return numbers
+
+    monkeypatch.setattr(RunFolder, "log", pressed)
+    full_disk(monkeypatch, tmp_path / "run")
+    assert main("own_data.py", *folders, "--out", tmp_path / "run", "--warmup", 0) == 1
+    printed = capsys.readouterr()
+    (file,) = tmp_path.glob("*.last.pt")
+    steps = 1 if interrupted else 2
+    assert printed.err.splitlines()[-1].startswith(
+        f"own_data.py: stopped at step {steps}: {tmp_path}/run/last.pt cannot"
+    )
+    assert f"the weights are in {file}" in printed.err
+    assert "last.pt, metrics.jsonl" not in printed.out
+    assert torch.load(file, weights_only=True)["step"] == steps
+
+
+# Keys
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_key_pressed_while_weights_are_saved_waits(
+    number: int, before: bool, folders: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, log = torch.save, RunFolder.log
+
+    def slow(kept: Any, file: Any) -> None:
+        for _ in range(3):
+            signal.raise_signal(number)
+        monkeypatch.setattr(ending.time, "monotonic", lambda: 1e9)  # an hour later
+        signal.raise_signal(number)
+        save(kept, file)
+
+    def pressed(run: RunFolder, **values: Any) -> dict[str, float]:
+        numbers = log(run, **values)
+        if before:
+            signal.raise_signal(number)
+        return numbers
+
+    monkeypatch.setattr(torch, "save", slow)
+    monkeypatch.setattr(RunFolder, "log", pressed)
+    assert main("own_data.py", *folders, "--out", tmp_path / "run", "--warmup", 0) == 130
+    load(tmp_path / "run")
+    assert len(read_metrics(tmp_path / "run")) == (1 if before else 2)
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_held_signals_come_at_the_end() -> None:
+    done = []
+
+    def work(*, fails: bool) -> None:
+        with held():
+            signal.raise_signal(signal.SIGINT)
+            done.append(1)
+            with held():
+                signal.raise_signal(signal.SIGINT)
+            done.append(2)
+            if fails:
+                raise ValueError("what matters")
+
+    with pytest.raises(KeyboardInterrupt):
+        work(fails=False)
+    with pytest.raises(ValueError, match="what matters"):
+        work(fails=True)
+    assert done == [1, 2, 1, 2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def wait_for_the_script(pid: int) -> None:
+    """Until it has begun: it is Python that answers a signal before."""
+    caught = 0
+    while not caught >> (signal.SIGTERM - 1) & 1:
+        time.sleep(0.005)
+        text = Path(f"/proc/{pid}/status").read_text()
+        caught = int(text.partition("SigCgt:")[2].split()[0], 16)
+
+
+MOMENTS = [("own_data.py", x) for x in (0.0, 0.6, 2.5, 4.0)] + [("gta2cityscapes.py", 4.0), ("predict.py", 1.3)]
+
+
+@pytest.mark.parametrize(("script", "moment"), MOMENTS)
+def test_ctrl_c_at_any_moment_is_one_line(script: str, moment: float, folders: list[Any], tmp_path: Path) -> None:
+    arguments = {
+        "own_data.py": [*folders, "--out", tmp_path / "run", "--steps", 20],
+        "gta2cityscapes.py": ["--out", tmp_path / "run"],
+        "predict.py": [run_of(tmp_path / "model"), folders[3] / "images", "--out", tmp_path / "out"],
+    }[script]
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        wait_for_the_script(process.pid)
+        time.sleep(moment)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=100)
+    assert "Traceback" not in errors
+    assert process.returncode in (130, 0)
+    if process.returncode:
+        assert errors.splitlines()[-1].startswith(f"{script}: ")
+        assert errors.rstrip().endswith("interrupted")
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def run_of(folder: Path) -> Path:
+    folder.mkdir()
+    RunFolder(folder, SPEC).save(SPEC.build(), None)
+    return folder
+
+
+# One run a folder
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_folder_that_another_run_writes_into_is_refused(
+    folders: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    lock = out / "run.lock"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for content, words in {
+        f"{os.getppid()} {HOST}\n": f"{out}: another run writes into it (process {os.getppid()} on {HOST});",
+        f"{dead.pid} elsewhere\n": f"(process {dead.pid} on elsewhere); choose another --out, or, if there is no such ",
+        "": f"remove {lock}",
+        "\x1b[2Jx": "(process \\x1b[2Jx on )",
+    }.items():
+        lock.write_text(content)
+        assert main("own_data.py", *folders, "--out", out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"own_data.py: {out}: another run")
+        assert words in line
+        assert [file.name for file in out.iterdir()] == ["run.lock"]
+        assert lock.read_text() == content
+    lock.write_text(f"{os.getppid()} {HOST}\n")
+    assert main("gta2cityscapes.py", "--out", out) == 2
+    assert "another run writes into it" in capsys.readouterr().err.splitlines()[-1]
+    for pid in (dead.pid, os.getpid(), 10**30):
+        lock.write_text(f"{pid} {HOST}\n")
+        assert main("own_data.py", *folders, "--out", out, "--overwrite") == 0
+        assert not list(out.glob("run.lock*"))
+
+
+def test_a_lock_is_given_back(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+
+    def fail() -> None:
+        with locked(folder):
+            assert (folder / "run.lock").read_text() == f"{os.getpid()} {HOST}\n"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not folder.exists()  # what was refused leaves nothing
+    with locked(folder):
+        (folder / "kept").write_text("")
+        (folder / "run.lock").write_text("another's")
+    assert (folder / "run.lock").read_text() == "another's"
+    (folder / "run.lock").unlink()
+    (folder / "run.lock.new").write_text("")
+    with locked(folder):
+        pass
+    (folder / "run.lock").write_text(f"{2**22 - 1} {HOST}")
+    with pytest.raises(ValueError, match=r"another run begins in it; .*remove .*run.lock.new"), locked(folder):
+        pass
+
+
+RACE = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from support.run_folder import locked
+print("ready", flush=True)
+sys.stdin.read()
+try:
+    with locked(Path(sys.argv[2])):
+        print("mine", flush=True)
+        time.sleep(1)
+except ValueError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_several_that_want_a_folder_one_gets_it(stale: bool, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    if stale:
+        (tmp_path / "run" / "run.lock").write_text(f"{2**22 - 1} {HOST}")
+    command = [sys.executable, "-c", RACE, str(EXAMPLES), str(tmp_path / "run")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.close()
+    answers = [process.stdout.read().strip() for process in processes]
+    for process in processes:
+        process.stdout.close()
+        assert process.wait() == 0
+    assert sorted(answers) == ["mine", *["refused"] * 3]
+
+
+def test_what_lies_in_a_folder_is_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = started(tmp_path)
+    run.log(loss=1.0)
+    run.save(SPEC.build(), None)
+    run.keep_result({"steps": 1})
+    (tmp_path / "panel.png").write_text("")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            RunFolder(tmp_path, SPEC).start({"seed": 2})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    replace, seen = Path.replace, list[set[str]]()
+
+    def look(self: Path, target: Path) -> Path:
+        seen.append({file.name for file in tmp_path.iterdir()} - {self.name})
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    RunFolder(tmp_path, SPEC).start({"seed": 2})
+    assert seen == [set()]  # when the new settings come, all of the older run is gone
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl"}
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 2
+    assert read_metrics(tmp_path) == []
