@@ -96,6 +96,12 @@ class MultiResSegmenter(nn.Module):
         detail_stride: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(part, nn.Module):
+                raise ValueError(
+                    f"{name} must be a torch.nn.Module, got {type(part).__name__}: a function's weights would neither "
+                    "be trained nor copied for a teacher; put it into a module's forward"
+                )
         if not isinstance(attention, nn.Module) and not (isinstance(attention, (int, float)) and 0 <= attention <= 1):
             raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
         # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from hrda_lib._modules import unwrap
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.geometry import CropBox, check_generator, check_tensor, crop
 from hrda_lib.losses import confidence_weighted_ce
@@ -15,7 +16,6 @@ from hrda_lib.masking import patch_mask
 from hrda_lib.mixing import class_mix, sample_class_mask
 from hrda_lib.pseudo_labeling import Per, pseudo_labels
 from hrda_lib.segmenter import SegmenterOutput
-from hrda_lib.teacher import unwrap
 
 Objective = Literal["fused", "context", "detail", "separate"]
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]

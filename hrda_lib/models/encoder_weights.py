@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hrda_lib._modules import unwrap
 from hrda_lib.models.mix_transformer import MixTransformer
 from hrda_lib.models.weight_files import copy_entries, first_line, read_entries, renamed
-from hrda_lib.teacher import unwrap
 
 # what a part of our names is called in the published files, applied from top to bottom
 ENCODER_NAMES = [

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hrda_lib._modules import unwrap
 from hrda_lib.fusion import ScaleAttentionHead
 from hrda_lib.models.daformer_head import DAFormerHead
 from hrda_lib.models.encoder_weights import ENCODER_NAMES
 from hrda_lib.models.mix_transformer import MixTransformer
 from hrda_lib.models.weight_files import copy_entries, read_entries, renamed
-from hrda_lib.teacher import unwrap
 
 # what a part of a head's names is called in the published files, applied from top to bottom
 _HEAD_NAMES = [
