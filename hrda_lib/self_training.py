@@ -34,7 +34,8 @@ class SelfTraining:
 
     Args:
         student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
-            ``box`` and ``generator`` where its ``forward`` takes them.
+            ``box`` and ``generator`` where its ``forward`` takes them; of a wrapper whose ``forward`` takes any
+            arguments (Fabric, DeepSpeed, FSDP, PEFT), the network inside is asked.
         teacher: images -> what the student returns, without gradient (:class:`hrda_lib.EMATeacher`).
         feature_distance: adds :math:`L_{FD}` to the source loss. It needs a SegmenterOutput, or a plain student whose
             ``forward`` takes ``return_features`` and then returns (logits, features), as
@@ -52,7 +53,7 @@ class SelfTraining:
     255 ignored, weights (B, H, W) in [0, 1].
 
     Raises:
-        ValueError: settings or shapes do not fit each other.
+        ValueError: settings or shapes do not fit each other, or ``student.forward`` does not name its arguments.
 
     The caller runs ``teacher.update(student)`` at the start of every step but the first.
 
@@ -94,7 +95,7 @@ class SelfTraining:
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
         self.augment, self.generator, self.class_weight = augment, generator, class_weight
-        parameters = inspect.signature(unwrap(student).forward).parameters.keys()
+        parameters = _arguments_of_forward(student)
         self._takes_box, self._returns_features = {"box", "generator"} <= parameters, "return_features" in parameters
 
     def source(self, images: Tensor, labels: Tensor, *, box: CropBox | None = None) -> tuple[Tensor, Parts]:
@@ -247,6 +248,33 @@ class SelfTraining:
         size = output.detail_logits.shape[-2:]
         context = interpolate(output.context_logits, size=size, mode="bilinear", align_corners=False)
         return (context + output.detail_logits) / 2
+
+
+def _arguments_of_forward(student: nn.Module) -> set[str]:
+    """Their names; those of the network inside where wrappers (Fabric, DeepSpeed, FSDP, PEFT) take anything."""
+    module = unwrap(student)
+    while True:
+        try:
+            parameters = dict(inspect.signature(module.forward).parameters)
+        except ValueError:  # TorchScript
+            parameters = {}
+        takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+        if {"box", "generator"} <= parameters.keys() or (parameters and not takes_any):
+            return set(parameters)
+        inner = _wrapped(module)
+        if inner is None:
+            raise ValueError(
+                f"student's forward must name its arguments, got {type(module).__name__}, which takes any: whether it "
+                "takes box and generator is hidden; pass a module whose forward names them, forward(self, images, "
+                "box=None, generator=None), or forward(self, images) for a student that takes neither"
+            )
+        module = unwrap(inner)
+
+
+def _wrapped(module: Any) -> nn.Module | None:
+    base = getattr(module, "base_model", None)
+    inner = (getattr(module, "module", None), getattr(module, "_forward_module", None), getattr(base, "model", None))
+    return next((part for part in inner if isinstance(part, nn.Module) and part is not module), None)
 
 
 def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
