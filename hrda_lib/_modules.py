@@ -204,7 +204,7 @@ def _held_by_function(function: FunctionType) -> Iterator[Held]:
             yield f" -> {name}", cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    yield " -> default", (function.__defaults__, function.__kwdefaults__)
+    yield from ((" -> default", values) for values in (function.__defaults__, function.__kwdefaults__))
     yield "", vars(function)
     if _library(function.__module__) != "torch":
         names = _globals_of(function.__code__) & function.__globals__.keys()
