@@ -9,7 +9,7 @@ import torch
 import verify
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md"]
+PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md", "api/teacher.md"]
 
 
 @pytest.fixture
