@@ -44,7 +44,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def copied(module: nn.Module, name: str, way_out: str, shared: Iterable[nn.Parameter] = ()) -> nn.Module:
-    """A deep copy that holds all its weights itself.
+    """A frozen deep copy that holds all its weights itself.
 
     Of the forward and backward hooks come along: methods of what is copied, and those of ``LIBRARIES``.
 
@@ -63,7 +63,7 @@ def copied(module: nn.Module, name: str, way_out: str, shared: Iterable[nn.Param
     kept = _hooks_to_keep(module, name, way_out)
     memo.update({id(old): OrderedDict() for old, _ in kept})
     try:
-        own = copy.deepcopy(module, memo)
+        own: nn.Module = copy.deepcopy(module, memo).requires_grad_(False)  # TorchScript cannot
         for old, hooks in kept:
             memo[id(old)].update(copy.deepcopy(hooks, memo))
     except torch.cuda.OutOfMemoryError:
@@ -88,34 +88,32 @@ def check_own(own: nn.Module, original: nn.Module, name: str, way_out: str, shar
 
     A closure, for example, is not copied with the module that holds it: it still sees the original's weights.
     """
-    ours = {id(part) for part in (*own.modules(), *own.parameters(), *shared)}
-    theirs = {id(part) for part in (*original.modules(), *original.parameters())}
+    ours = {id(part) for part in (*own.modules(), *own.parameters())}
+    theirs = {id(part) for part in (*original.modules(), *original.parameters())} - {id(part) for part in shared}
     for path, value in _reachable(own):
-        if id(value) not in ours and (id(value) in theirs or _is_trainable(value)):
+        if id(value) in theirs or (id(value) not in ours and _is_trainable(value)):
             raise ValueError(
-                f"{name} reaches a {type(value).__name__} that is not its own, by {path.lstrip('.')}; "
+                f"{name} reaches a {type(value).__name__} that is not its own, by {path.lstrip('.') or 'itself'}; "
                 f"make it a submodule of the module that uses it, or {way_out}"
             )
 
 
 def _hooks_to_keep(module: nn.Module, name: str, way_out: str) -> list[tuple[Hooks, Hooks]]:
     """Each dictionary of hooks, and what of it is part of the network."""
-    inside = {id(value): value for _, value in _reachable(module, hooks=False)}
+    found = [(part, vars(part)[kind]) for part in module.modules() for kind in HOOKS if vars(part).get(kind)]
+    inside = {id(value): value for _, value in _reachable(module, hooks=False)} if found else {}
     theirs = {id(part) for part in (*module.modules(), *module.parameters())}
-    found = []
-    for path, part in module.named_modules():
-        for hooks in (vars(part).get(kind) for kind in HOOKS):
-            if hooks:
-                kept = {key: hook for key, hook in hooks.items() if _is_part(hook, inside)}
-                for hook in (hook for key, hook in hooks.items() if key not in kept):
-                    if any(id(value) in theirs for _, value in _reachable(hook)):
-                        raise ValueError(
-                            f"{name} cannot be copied: the hook {getattr(hook, '__qualname__', hook)} of its "
-                            f"{path or type(part).__name__} reaches modules of the {name}, and would in the copy too; "
-                            f"make it a method of the module, remove it before, or {way_out}"
-                        )
-                found.append((hooks, kept))
-    return found
+    kept = []
+    for part, hooks in found:
+        kept.append((hooks, {key: hook for key, hook in hooks.items() if _is_part(hook, inside)}))
+        for hook in (hook for key, hook in hooks.items() if key not in kept[-1][1]):
+            if any(id(value) in theirs for _, value in _reachable(hook)):
+                raise ValueError(
+                    f"{name} cannot be copied: the hook {getattr(hook, '__qualname__', hook)} of its "
+                    f"{type(part).__name__} reaches modules of the {name}, and would in the copy too; make it a "
+                    f"method of the module, remove it before, or {way_out}"
+                )
+    return kept
 
 
 def _is_part(hook: Any, inside: dict[int, Any]) -> bool:
@@ -131,14 +129,14 @@ def _is_part(hook: Any, inside: dict[int, Any]) -> bool:
 
 
 def _library(module: str | None) -> str:
-    return (module or "").split(".")[0]
+    return str(module).split(".")[0]
 
 
 def _why(module: nn.Module, error: Exception) -> str:
     for words, meaning, remedy in KNOWN_REASONS:
         if words in str(error):
             return f"{meaning}; {remedy}"
-    return f"{_culprit(module)}{type(error).__name__} {error}; drop it before the copy"
+    return f"{_culprit(module)}{type(error).__name__} {error}; drop it before"
 
 
 def _culprit(module: nn.Module) -> str:
@@ -146,7 +144,7 @@ def _culprit(module: nn.Module) -> str:
     memo: dict[int, Any] = {id(parameter): parameter for parameter in module.parameters()}
     for path, part in module.named_modules():
         for key, value in vars(part).items():
-            if key not in ("_modules", *HOOKS):
+            if key not in ("_modules", "_parameters", *HOOKS):
                 try:
                     copy.deepcopy(value, memo)
                 except Exception:

@@ -70,7 +70,7 @@ class FeatureDistance(nn.Module):
                 "its head, or leave the feature distance out"
             )
         way_out = "pass one that copy.deepcopy can copy"
-        self.reference_encoder = copied(reference_encoder, "reference_encoder", way_out).requires_grad_(False)
+        self.reference_encoder = copied(reference_encoder, "reference_encoder", way_out)
         selected = torch.zeros(num_classes + 1, dtype=torch.bool)  # the last entry stands for the ignored pixels
         selected[chosen] = True
         self.register_buffer("selected", selected, persistent=False)

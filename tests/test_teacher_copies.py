@@ -117,6 +117,16 @@ def test_a_copy_that_reaches_weights_which_are_not_its_own_is_refused(name: str)
     assert str(caught.value).endswith(WAY_OUT)
 
 
+def test_a_part_that_refuses_to_be_copied_is_refused() -> None:
+    class Single(nn.Conv2d):
+        def __deepcopy__(self, memo: dict) -> "Single":
+            return self
+
+    student = nn.Sequential(nn.Conv2d(3, 3, 1), Single(3, 2, 1).requires_grad_(False))
+    with pytest.raises(ValueError, match="the copy reaches a Single that is not its own, by 1;"):
+        EMATeacher(student)
+
+
 class Bound(nn.Module):
     """Holds its own parts in many ways that a copy follows."""
 
@@ -272,7 +282,9 @@ def hooked(hook: Callable[[nn.Module], Any]) -> nn.Module:
     ],
 )
 def test_a_hook_that_reaches_modules_of_the_student_is_refused(hook: Callable[[nn.Module], Any]) -> None:
-    message = r"^student cannot be copied: the hook .* of its 0 reaches modules of the student, .* make it a method"
+    message = (
+        r"^student cannot be copied: the hook .* of its Conv2d reaches modules of the student, .* make it a method"
+    )
     with pytest.raises(ValueError, match=message) as caught:
         EMATeacher(hooked(hook))
     assert str(caught.value).endswith(WAY_OUT)
@@ -323,11 +335,11 @@ GRAPH = "it holds a tensor with a graph, such as a kept activation or old weight
 UNCOPYABLE = {
     "a lock": (
         lambda: nn.Sequential(with_(nn.Conv2d(3, 2, 1), logger={"lock": threading.Lock()})),
-        "its 0.logger raises TypeError cannot pickle '_thread.lock' object; drop it before the copy",
+        "its 0.logger raises TypeError cannot pickle '_thread.lock' object; drop it before",
     ),
     "a generator": (
         lambda: with_(nn.Conv2d(3, 2, 1), batches=iter(x for x in [1])),
-        "its batches raises TypeError cannot pickle 'generator' object; drop it before the copy",
+        "its batches raises TypeError cannot pickle 'generator' object; drop it before",
     ),
     "a lazy layer": (lambda: nn.Sequential(nn.LazyConv2d(4, 1)), "it has lazy layers, 0.weight has no shape yet; run"),
     "a lazy buffer": (
@@ -406,9 +418,9 @@ STUDENT = make()
     ("module", "message"),
     [
         (lambda: make, "module must be a torch.nn.Module, a copy of the student, got function"),
-        (lambda: STUDENT, "module must share no tensor with the student, but 0.weight does"),
-        (lambda: copy.copy(STUDENT), "module must share no tensor with the student, but 0.weight does"),
-        (lambda: shares_one("parameter"), "module must share no tensor with the student, but 0.weight does"),
+        (lambda: STUDENT, "module reaches a Sequential that is not its own, by itself; make it a submodule"),
+        (lambda: copy.copy(STUDENT), "module reaches a Conv2d that is not its own, by 0; make it a submodule"),
+        (lambda: shares_one("parameter"), "module reaches a Parameter that is not its own, by 0.weight;"),
         (
             lambda: with_(make(), first=[STUDENT[0]]),
             "module reaches a Conv2d that is not its own, by first[0]; make it",
@@ -445,6 +457,6 @@ def test_a_copy_of_ones_own_may_share_what_is_frozen() -> None:
     student[0].requires_grad_(False)
     module = make()
     module[0].weight = student[0].weight
-    with pytest.raises(ValueError, match=r"share no tensor with the student, but 0\.weight does"):
+    with pytest.raises(ValueError, match=r"reaches a Parameter that is not its own, by 0\.weight"):
         EMATeacher(student, module=module)
     assert EMATeacher(student, module=module, share_frozen=True).module[0].weight is student[0].weight
