@@ -122,10 +122,9 @@ def _is_part(hook: Any, inside: dict[int, Any]) -> bool:
     if isinstance(hook, FunctionType):
         return _library(hook.__module__) in LIBRARIES
     owner = hook.__self__ if isinstance(hook, MethodType) else hook
-    of_torch = any(
-        base.__module__.startswith("torch.nn.utils.") for base in type(owner).__mro__
-    )  # pruning of one's own
-    return id(owner) in inside or of_torch or _library(type(owner).__module__) in LIBRARIES
+    kinds = [base.__module__ for base in type(owner).__mro__]
+    pruning = any(kind.startswith("torch.nn.utils.") for kind in kinds)  # a method of one's own
+    return id(owner) in inside or pruning or _library(kinds[0]) in LIBRARIES
 
 
 def _library(module: str | None) -> str:
@@ -148,7 +147,7 @@ def _culprit(module: nn.Module) -> str:
                 try:
                     copy.deepcopy(value, memo)
                 except Exception:
-                    return f"its {path}.{key} raises ".replace("its .", "its ")
+                    return f"its {f'{path}.' if path else ''}{key} raises "
     return ""
 
 

@@ -105,7 +105,6 @@ class EMATeacher(nn.Module):
         """Move the average towards ``student``, on whatever device and in whatever dtype it is."""
         student = unwrap(student)
         _reshard(self.module)
-        _reshard(student)
         parameters = _matched_parameters(self.module, student)
         buffers = [] if self.buffer_policy == "keep" else _matched_buffers(self.module, student)
         _check_precision(parameters)

@@ -62,6 +62,14 @@ def default(head: nn.Module) -> Callable[[Tensor], Tensor]:
     return function
 
 
+def attribute(head: nn.Module) -> Callable[[Tensor], Tensor]:
+    def function(x: Tensor) -> Tensor:
+        return x
+
+    function.head = head
+    return function
+
+
 def patched_forward() -> nn.Module:
     student = nn.Sequential(nn.Conv2d(3, 2, 1))
     original = student.forward
@@ -91,6 +99,7 @@ def on_the_inside(x: Tensor) -> Tensor:
 REACHING = {
     "a closure": (lambda: Calls(closure(nn.Conv2d(3, 2, 1))), "a Conv2d that is not its own, by function -> head;"),
     "a default": (lambda: Calls(default(nn.Conv2d(3, 2, 1))), "Conv2d that is not its own, by function -> default[0];"),
+    "a function's attribute": (lambda: Calls(attribute(nn.Conv2d(3, 2, 1))), "by function['head'];"),
     "a global": (lambda: Calls(lambda x: HEAD(x)), "a Conv2d that is not its own, by function -> HEAD;"),
     "a global in a comprehension": (lambda: Calls(on_the_inside), "by function -> HEAD;"),
     "a partial of a closure": (lambda: Calls(functools.partial(closure(HEAD))), "by function -> head;"),
@@ -309,6 +318,17 @@ def test_torchs_own_hooks_are_kept() -> None:
             parameter.mul_(2.0)
         assert not torch.equal(teacher(IMAGES), before)  # computed anew, by the copy's hooks
         assert torch.equal(student(IMAGES), before)
+
+
+def test_functions_that_a_library_installs_are_part_of_its_network() -> None:
+    def double(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return 2 * output
+
+    double.__module__ = "transformers.utils.output_capturing"
+    student = nn.Conv2d(3, 4, 1)
+    student.register_forward_hook(double)
+    with torch.no_grad():
+        assert torch.equal(EMATeacher(student)(IMAGES), student(IMAGES))
 
 
 # what deepcopy cannot copy
