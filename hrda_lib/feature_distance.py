@@ -1,6 +1,5 @@
 """Keep the student's features of things close to frozen ImageNet features."""
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from hrda_lib._checks import (
     expect,
     is_id,
 )
+from hrda_lib._modules import copied
 
 
 class FeatureDistance(nn.Module):
@@ -31,7 +31,7 @@ class FeatureDistance(nn.Module):
     is chosen (DAFormer, arXiv 2111.14887, section 3.3). 0, not NaN, where no cell is.
 
     Args:
-        reference_encoder: images -> features; copied, frozen and always in eval mode.
+        reference_encoder: images -> features; copied, frozen and always in eval mode. It must have parameters.
         classes: chosen class ids (the paper: things); None chooses all but the ignored one.
         num_classes: number of classes of the labels.
         weight: :math:`\lambda`.
@@ -43,7 +43,7 @@ class FeatureDistance(nn.Module):
     int64. A cell covers W // w pixels a side; a rest at the bottom and right is left out, as in the released code.
 
     Raises:
-        ValueError: settings, shapes or types differ from the above.
+        ValueError: settings, shapes or types differ from the above, or the encoder cannot be copied.
 
     Example:
         >>> encoder = nn.Conv2d(3, 8, 4, stride=4)
@@ -77,7 +77,14 @@ class FeatureDistance(nn.Module):
         check_up_to(math.inf, weight=weight)
         self.num_classes, self.weight, self.min_ratio = num_classes, weight, min_ratio
         self.ignore_index = ignore_index
-        self.reference_encoder = copy.deepcopy(reference_encoder).requires_grad_(False)
+        if next(reference_encoder.parameters(), None) is None:
+            raise ValueError(
+                f"reference_encoder must have parameters, got {type(reference_encoder).__name__} without any: it says "
+                "the same before and after training, so the distance would be 0 for ever; take an encoder apart from "
+                "its head, or leave the feature distance out"
+            )
+        way_out = "pass one that copy.deepcopy can copy"
+        self.reference_encoder = copied(reference_encoder, "reference_encoder", way_out)
         selected = torch.zeros(num_classes + 1, dtype=torch.bool)  # the last entry stands for the ignored pixels
         selected[chosen] = True
         self.register_buffer("selected", selected, persistent=False)

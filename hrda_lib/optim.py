@@ -22,7 +22,7 @@ def parameter_groups(
         model: a module with an ``encoder`` attribute.
 
     Raises:
-        ValueError: the model has no module ``encoder``, or a number is negative or not finite.
+        ValueError: the model has no module ``encoder``, or one without parameters; a number is negative or not finite.
 
     Example:
         >>> model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "head": nn.Linear(2, 2)})
@@ -33,6 +33,11 @@ def parameter_groups(
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"model must have a module named encoder, got {type(model).__name__}; make the groups by hand")
+    if next(encoder.parameters(), None) is None:
+        raise ValueError(
+            f"model.encoder must have parameters, got {type(encoder).__name__} without any: all would learn at "
+            f"{head_factor} times lr; make the groups by hand"
+        )
     norms = {id(p) for m in encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     in_encoder = {id(p) for p in encoder.parameters()}
     groups: list[dict[str, Any]] = [

@@ -98,6 +98,12 @@ class MultiResSegmenter(nn.Module):
         detail_stride: int | tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        for name, part in (("encoder", encoder), ("decoder", decoder)):
+            if not isinstance(part, nn.Module):
+                raise ValueError(
+                    f"{name} must be a torch.nn.Module, got {type(part).__name__}: a function's weights would neither "
+                    "be trained nor copied for a teacher; put it into a module's forward"
+                )
         if not isinstance(attention, nn.Module) and not (is_number(attention) and 0 <= attention <= 1):
             raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
         check_scale_and_stride(scale, output_stride)

@@ -44,7 +44,8 @@ class SelfTraining:
 
     Args:
         student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
-            ``box`` and ``generator`` where its ``forward`` takes them.
+            ``box`` and ``generator`` where its ``forward`` takes them; of a wrapper whose ``forward`` takes any
+            arguments (Fabric, DeepSpeed, FSDP, PEFT), the network inside is asked.
         teacher: images -> what the student returns, without gradient (:class:`hrda_lib.EMATeacher`).
         criterion: CE of every term: (logits at the network's resolution, int64 labels (B, H, W), weight or None) ->
             scalar, upsampling inside. None: :class:`hrda_lib.ConfidenceWeightedCE`, which divides by all pixels,
@@ -64,7 +65,8 @@ class SelfTraining:
     255, or the criterion's ignore_index, ignored, weights (B, H, W) in [0, 1].
 
     Raises:
-        ValueError: settings or shapes do not fit each other, or the criterion returns no scalar tensor.
+        ValueError: settings or shapes do not fit each other, ``student.forward`` does not name its arguments, or the
+            criterion returns no scalar tensor.
 
     The caller runs ``teacher.update(student)`` at the start of every step but the first.
 
@@ -113,7 +115,7 @@ class SelfTraining:
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
         self.augment, self.generator = augment, generator
         self.criterion = ConfidenceWeightedCE() if criterion is None else criterion
-        parameters = inspect.signature(unwrap(student).forward).parameters.keys()
+        parameters = _arguments_of_forward(student)
         takes_box = {"box", "generator"} <= parameters
         self._segment = self._segment_at_box if takes_box else self._segment_whole
         asked = "return_features" in parameters and not takes_box
@@ -273,6 +275,33 @@ class SelfTraining:
         if self.objective == "detail":
             return output.detail_logits
         return (resize(output.context_logits, output.detail_logits.shape[-2:]) + output.detail_logits) / 2
+
+
+def _arguments_of_forward(student: nn.Module) -> set[str]:
+    """Their names; those of the network inside where wrappers (Fabric, DeepSpeed, FSDP, PEFT) take anything."""
+    module = unwrap(student)
+    while True:
+        try:
+            parameters = dict(inspect.signature(module.forward).parameters)
+        except ValueError:  # TorchScript
+            parameters = {}
+        takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+        if {"box", "generator"} <= parameters.keys() or (parameters and not takes_any):
+            return set(parameters)
+        inner = _wrapped(module)
+        if inner is None:
+            raise ValueError(
+                f"student's forward must name its arguments, got {type(module).__name__}, which takes any: whether it "
+                "takes box and generator is hidden; pass a module whose forward names them, forward(self, images, "
+                "box=None, generator=None), or forward(self, images) for a student that takes neither"
+            )
+        module = unwrap(inner)
+
+
+def _wrapped(module: Any) -> nn.Module | None:
+    base = getattr(module, "base_model", None)
+    inner = (getattr(module, "module", None), getattr(module, "_forward_module", None), getattr(base, "model", None))
+    return next((part for part in inner if isinstance(part, nn.Module) and part is not module), None)
 
 
 def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:

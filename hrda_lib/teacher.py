@@ -1,8 +1,5 @@
 """The mean teacher: an exponential moving average of the student."""
 
-import copy
-import warnings
-from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,11 +7,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hrda_lib._checks import check_choice
-from hrda_lib._modules import unwrap
+from hrda_lib._modules import check_not_lazy, check_own, copied, unwrap
 
-Buffers = Literal["keep", "copy", "average"]
+Buffers = Literal["follow", "keep", "average"]
 BatchNormMode = Literal["train", "eval"]
-Named = Iterable[tuple[str, Tensor]]
+Pair = tuple[Tensor, Tensor]  # the teacher's, the student's
+Place = tuple[nn.Module, nn.Module, str]  # of a buffer: its owner in the teacher and in the student, its name there
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+WRAPPERS = ("", "_orig_mod", "_checkpoint_wrapped_module")  # parts of a name that wrappers inside a network add
+WAY_OUT = "pass EMATeacher(student, module=a copy of yours)"
 
 
 class EMATeacher(nn.Module):
@@ -30,16 +32,33 @@ class EMATeacher(nn.Module):
         student: the module to copy and follow; ``DistributedDataParallel`` and ``torch.compile`` are unwrapped.
         decay: :math:`\alpha` in [0, 1).
         warmup: False uses :math:`\alpha` from the first update.
-        buffers: "keep" the teacher's own (the paper), "copy" the student's at each update, or "average" them too.
+        buffers: "follow": at each update every buffer is the student's, but for the running statistics of batch norm
+            layers that run on statistics of the batch at that moment, which are the teacher's own (the paper);
+            "keep": all the teacher's own; "average": floating-point buffers are averaged like parameters, others
+            follow.
         batch_norm: what batch norm layers use after ``train()`` (the state after construction): statistics of
-            the "train" batch (the paper) or, with "eval", the running ones. Every Dropout and DropPath is always off.
+            the "train" batch (the paper) or, with "eval", the running ones. A layer that is frozen in the student (in
+            eval mode while the student trains, at construction or at an update) is frozen here too.
+        share_frozen: True shares the student's frozen parameters (``requires_grad`` False) in place of copying them.
+            One that is unfrozen later gets a copy at the next update.
+        module: a copy of yours in place of ``copy.deepcopy``'s, for students that cannot be copied, or in another
+            dtype. It must have the student's parameter names and shapes and share none (but frozen ones with
+            ``share_frozen``); parameters and buffers are set to the student's.
 
-    ``eval()`` is pure inference and leaves all buffers alone. Calls run without gradient and return whatever the
-    student returns; ``.module`` is the averaged copy. The step counter and the settings are part of ``state_dict``
-    and come back with ``load_state_dict``; to change a setting after a resume, set the attribute.
+    ``eval()`` is pure inference and leaves all buffers alone. Every Dropout and DropPath is always off. Calls run
+    without gradient and return whatever the student returns; ``.module`` is the averaged copy. ``state_dict`` holds
+    tensors only: the module's and the step counter; settings are the constructor's.
+
+    Of the student's forward and backward hooks the copy gets its methods and those that torch, torchvision, timm or
+    transformers installed. Any other is left out: it would see the teacher's passes. Plain attributes stay as copied.
+
+    Students of ``fully_shard`` (FSDP2): build the teacher before, or pass ``module``. A whole teacher gathers the
+    student's parameters at each update, a sharded one averages its shards; all processes call :meth:`update`.
 
     Raises:
-        ValueError: a setting is unknown, or a student's names or shapes differ from the teacher's.
+        ValueError: a setting is unknown; the student cannot be copied, or its copy would reach weights that aren't its
+            own (closures, hooks, lists of modules); a trainable parameter is float16 or bfloat16 in the teacher; or a
+            student's names or shapes differ from the teacher's.
 
     Example:
         >>> student = nn.BatchNorm2d(2)  # weight 1, bias 0
@@ -57,8 +76,10 @@ class EMATeacher(nn.Module):
         *,
         decay: float = 0.999,
         warmup: bool = True,
-        buffers: Buffers = "keep",
+        buffers: Buffers = "follow",
         batch_norm: BatchNormMode = "train",
+        share_frozen: bool = False,
+        module: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= decay < 1:
@@ -66,29 +87,32 @@ class EMATeacher(nn.Module):
         check_choice("buffers", buffers, get_args(Buffers))
         check_choice("batch_norm", batch_norm, get_args(BatchNormMode))
         self.decay, self.warmup, self.buffer_policy, self.batch_norm = decay, warmup, buffers, batch_norm
-        self.step = 0
-        self.module = _copied(unwrap(student)).requires_grad_(False)
+        self.share_frozen, self.step = share_frozen, 0
+        student = unwrap(student)
+        shared = [p for p in student.parameters() if share_frozen and not p.requires_grad]
+        if module is None:
+            _check_precision([(parameter, parameter) for parameter in student.parameters()])
+            module = copied(student, "student", WAY_OUT, shared)
+        else:
+            _check_given(module, student, shared)
+            _set_to(module, student)
+        self.module = module.requires_grad_(False)
+        self._frozen = _frozen_batch_norms(student)
         self.train()
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """Move the average towards ``student``, on whatever device and in whatever dtype it is."""
         student = unwrap(student)
-        parameters = _matched(self.module.named_parameters(), student.named_parameters(), "parameters")
-        keep = self.buffer_policy == "keep"
-        buffers = [] if keep else _matched(self.module.named_buffers(), student.named_buffers(), "buffers")
+        _reshard(self.module)
+        parameters = _matched_parameters(self.module, student)
+        buffers = [] if self.buffer_policy == "keep" else _matched_buffers(self.module, student)
+        _check_precision(parameters)
         decay = min(1 - 1 / (self.step + 2), self.decay) if self.warmup else self.decay
-        _warn_of_rounding([mine for mine, _ in parameters], decay)
-        floats = [(mine, new) for mine, new in parameters if mine.is_floating_point() or mine.is_complex()]
-        if floats:
-            torch._foreach_lerp_([mine for mine, _ in floats], [new for _, new in floats], 1 - decay)
-        for mine, new in parameters:
-            if not (mine.is_floating_point() or mine.is_complex()):
-                mine.copy_(new)
-        for mine, new in buffers:
-            averaged = self.buffer_policy == "average" and mine.is_floating_point()
-            # equal values stay: the mean of two infinities would be nan
-            mine.copy_(torch.where(mine == new, new, mine.lerp(new, 1 - decay)) if averaged else new)
+        _average([pair for pair in parameters if pair[0] is not pair[1]], 1 - decay)
+        self._copy_what_trains_now()
+        self._freeze_with(student)
+        self._update_buffers(buffers, student, 1 - decay)
         self.step += 1
 
     @torch.no_grad()
@@ -98,59 +122,213 @@ class EMATeacher(nn.Module):
     def train(self, mode: bool = True) -> "EMATeacher":
         super().train(mode)
         self.module.eval()
-        for layer in self.module.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.training = mode and self.batch_norm == "train"
+        for path, layer in _batch_norms(self.module):
+            layer.training = self._on_batch(path)
         return self
 
-    def get_extra_state(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "decay": self.decay,
-            "warmup": self.warmup,
-            "buffers": self.buffer_policy,
-            "batch_norm": self.batch_norm,
-        }
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.step, dtype=torch.int64, device="cpu")
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.step, self.decay, self.warmup = state["step"], state["decay"], state["warmup"]
-        self.buffer_policy, self.batch_norm = state["buffers"], state["batch_norm"]
-        self.train(self.training)
+    def set_extra_state(self, state: Tensor) -> None:
+        self.step = int(state)
+
+    def _on_batch(self, path: str) -> bool:
+        return self.training and self.batch_norm == "train" and path not in self._frozen
+
+    def _freeze_with(self, student: nn.Module) -> None:
+        """A student in eval mode, as during a validation, says nothing of what is frozen."""
+        if student.training:
+            changed = self._frozen ^ _frozen_batch_norms(student)
+            self._frozen ^= changed
+            for path, layer in _batch_norms(self.module):
+                if path in changed:
+                    layer.training = self._on_batch(path)
+
+    def _copy_what_trains_now(self) -> None:
+        clones: dict[int, nn.Parameter] = {}  # tied parameters stay tied
+        for part in self.module.modules() if self.share_frozen else ():
+            for name, parameter in part._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    own = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                    part._parameters[name] = clones.setdefault(id(parameter), own)
+
+    def _update_buffers(self, places: list[Place], student: nn.Module, share: float) -> None:
+        if self.buffer_policy == "follow":
+            places = [place for place in places if not _is_own_statistic(place)]
+        written = _renew(places, self.module, student)
+        if self.buffer_policy == "average":
+            # equal values stay: the mean of two infinities would be nan
+            written = [
+                (old, torch.where(old == new, new, old.lerp(new, share)) if old.is_floating_point() else new)
+                for old, new in written
+            ]
+        _write(written)
 
 
-def _copied(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except RuntimeError as error:
-        raise ValueError(
-            "student cannot be copied: it holds a tensor with a graph, such as a kept activation or old weight_norm; "
-            f"drop it, or use torch.nn.utils.parametrizations ({error})"
-        ) from None
+def _set_to(module: nn.Module, student: nn.Module) -> None:
+    """All of the student's values into the copy."""
+    with torch.no_grad():
+        _reshard(module)
+        _write([(_local(mine), _brought(new, mine)) for mine, new in _matched_parameters(module, student)])
+        _write(_renew(_matched_buffers(module, student), module, student))
 
 
-def _matched(mine: Named, theirs: Named, kind: str) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of the teacher's and the student's tensors, the latter on the former's device and in its dtype."""
-    own = {name.replace("_orig_mod.", ""): tensor for name, tensor in mine}
-    new = {name.replace("_orig_mod.", ""): tensor for name, tensor in theirs}
-    if own.keys() != new.keys():
-        missing, unexpected = sorted(own.keys() - new.keys()), sorted(new.keys() - own.keys())
-        raise ValueError(
-            f"student must have the teacher's {kind}: missing {missing[:5]}, unexpected {unexpected[:5]}; "
-            "update with the module that the teacher was built from"
-        )
+def _write(pairs: list[Pair]) -> None:
+    if pairs:
+        torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
+
+
+def _average(pairs: list[Pair], share: float) -> None:
+    averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
+    sharded = [pair for pair in averaged if any(_is_sharded(tensor) for tensor in pair)]
+    whole = [(mine, new.to(mine)) for mine, new in averaged if not (_is_sharded(mine) or _is_sharded(new))]
+    if whole:
+        torch._foreach_lerp_([mine for mine, _ in whole], [new for _, new in whole], share)
+    for mine, new in sharded:  # one by one: no more than one is ever gathered
+        _local(mine).lerp_(_brought(new, mine), share)
+    for mine, new in pairs:
+        if not (mine.is_floating_point() or mine.is_complex()):
+            _local(mine).copy_(_brought(new, mine))
+
+
+def _renew(places: list[Place], module: nn.Module, student: nn.Module) -> list[Pair]:
+    """Clones of the student's buffers where the teacher's cannot hold their values; of the others, the pairs."""
+    clones: dict[int, Tensor] = {}  # buffers that are one tensor in the student stay one
+    pairs = []
+    for owner, theirs, name in places:
+        old, new = dict(owner._buffers.items()).get(name), theirs._buffers[name]
+        if old is not None and new is not None and _holds(old, new):
+            pairs.append((_local(old), _brought(new, old)))
+        elif not (old is None and new is None and name in owner._buffers):
+            if new is not None and id(new) not in clones:
+                clones[id(new)] = _cloned(new, next(student.parameters(), None), next(module.parameters(), None))
+            vars(owner).pop(name, None)  # a plain attribute that has become a buffer
+            persistent = name not in theirs._non_persistent_buffers_set
+            owner.register_buffer(name, None if new is None else clones[id(new)], persistent=persistent)
+    return pairs
+
+
+def _holds(old: Tensor, new: Tensor) -> bool:
+    """Whether the values of ``new`` can be written into ``old``, and all of them seen there."""
+    same_kind = old.dtype == new.dtype or (old.is_floating_point() and new.is_floating_point())
+    if old.shape != new.shape or not same_kind or old.is_inference():
+        return False
+    if not old.layout == new.layout == torch.strided:
+        return False
+    return all(stride or size < 2 for stride, size in zip(old.stride(), old.shape, strict=True))  # not expanded
+
+
+def _cloned(new: Tensor, theirs: Tensor | None, mine: Tensor | None) -> Tensor:
+    """A clone where the teacher's parameters are if it was with the student's; the same with their dtype."""
+    device, dtype = new.device, new.dtype
+    if theirs is not None and mine is not None:
+        device = mine.device if device == theirs.device else device
+        dtype = mine.dtype if dtype == theirs.dtype else dtype
+    return new.detach().to(device, dtype, copy=True)
+
+
+def _is_own_statistic(place: Place) -> bool:
+    owner, _, name = place
+    return isinstance(owner, _BatchNorm) and owner.training and name in STATISTICS
+
+
+def _batch_norms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
+    return [(_plain(path), part) for path, part in module.named_modules() if isinstance(part, _BatchNorm)]
+
+
+def _frozen_batch_norms(student: nn.Module) -> set[str]:
+    return {path for path, layer in _batch_norms(student) if student.training and not layer.training}
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _matched_parameters(module: nn.Module, student: nn.Module) -> list[Pair]:
+    own = {_plain(name): parameter for name, parameter in module.named_parameters()}
+    new = {_plain(name): parameter for name, parameter in student.named_parameters()}
+    _check_names("parameters", own.keys() - new.keys(), new.keys() - own.keys())
     for name, tensor in own.items():
         if tensor.shape != new[name].shape:
             raise ValueError(
                 f"student's {name} must have the teacher's shape {tuple(tensor.shape)}, got {tuple(new[name].shape)}"
             )
-    return [(tensor, new[name].to(tensor)) for name, tensor in own.items()]
+    return [(tensor, new[name]) for name, tensor in own.items()]
 
 
-def _warn_of_rounding(parameters: list[Tensor], decay: float) -> None:
-    coarse = [p for p in parameters if p.is_floating_point() and torch.finfo(p.dtype).eps > 1 - decay]
-    if coarse:
-        warnings.warn(
-            f"the teacher's {coarse[0].dtype} parameters cannot follow with decay {decay:.6g}: the change is rounded "
-            "away; keep the teacher in float32 with teacher.float()",
-            stacklevel=4,
+def _matched_buffers(module: nn.Module, student: nn.Module) -> list[Place]:
+    owners = {_plain(path): part for path, part in module.named_modules(remove_duplicate=False)}
+    own = {(path, name) for path, part in owners.items() for name in part._buffers}
+    parts = {_plain(path): part for path, part in student.named_modules(remove_duplicate=False)}
+    new = {(path, name) for path, part in parts.items() for name in part._buffers}
+    homeless = {place for place in new if place[0] not in owners}
+    _check_names("buffers", {_plain(".".join(place)) for place in own - new}, {".".join(place) for place in homeless})
+    return [(owners[path], parts[path], name) for path, name in sorted(new)]
+
+
+def _check_names(kind: str, missing: set[str], unexpected: set[str]) -> None:
+    if missing or unexpected:
+        raise ValueError(
+            f"student must have the teacher's {kind}: missing {sorted(missing)[:5]}, unexpected "
+            f"{sorted(unexpected)[:5]}; update with the module that the teacher was built from"
         )
+
+
+def _check_precision(parameters: list[Pair]) -> None:
+    for mine, new in parameters:
+        if new.requires_grad and (mine.is_floating_point() or mine.is_complex()) and torch.finfo(mine.dtype).eps > 1e-4:
+            raise ValueError(
+                f"the teacher's parameters must be float32 or wider where the student trains, got {mine.dtype}: steps "
+                "of 1 - decay would be rounded away; build it from a float32 copy, EMATeacher(student, "
+                "module=copy.deepcopy(student).float()); update takes a student of any dtype"
+            )
+
+
+def _check_given(module: nn.Module, student: nn.Module, shared: list[nn.Parameter]) -> None:
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"module must be a torch.nn.Module, a copy of the student, got {type(module).__name__}")
+    for name, network in (("student", student), ("module", module)):
+        check_not_lazy(network, name, "pass copies that have run")
+    _check_precision(_matched_parameters(module, student))
+    check_own(module, student, "module", "pass another copy", shared)
+    frozen = {_storage(parameter) for parameter in shared}
+    theirs = {_storage(tensor) for tensor in (*student.parameters(), *student.buffers())} - frozen - {0}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if _storage(tensor) in theirs:
+            raise ValueError(f"module must share no tensor with the student, but {name} does; copy with copy.deepcopy")
+
+
+def _storage(tensor: Tensor) -> int:
+    tensor = _local(tensor)
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "to_local")  # DTensor, whose import costs time
+
+
+def _local(tensor: Any) -> Tensor:
+    local: Tensor = tensor.to_local() if _is_sharded(tensor) else tensor
+    return local
+
+
+def _brought(new: Any, mine: Any) -> Tensor:
+    """The student's tensor as the teacher holds its own: device, dtype, shard. Processes meet where shards differ."""
+    if _is_sharded(new) and not (_is_sharded(mine) and new.device_mesh == mine.device_mesh):
+        new = new.full_tensor()
+    if _is_sharded(mine):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        if not _is_sharded(new):
+            everywhere = [Replicate()] * mine.device_mesh.ndim
+            new = DTensor.from_local(new.to(_local(mine).device), mine.device_mesh, everywhere, run_check=False)
+        new = _local(new.redistribute(mine.device_mesh, mine.placements))
+    brought: Tensor = new.to(_local(mine))
+    return brought
+
+
+def _reshard(module: nn.Module) -> None:
+    """A pass without backward leaves the root of FSDP2 gathered: what is written then would be lost."""
+    for part in module.modules():
+        if any(base.__name__ == "FSDPModule" for base in type(part).__mro__):
+            part.reshard()  # type: ignore[operator]

@@ -7,7 +7,7 @@ import torch
 import verify
 from documents import DOCS, python_blocks
 
-PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md", "api/models.md"]
+PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md", "api/models.md", "api/teacher.md"]
 
 
 @pytest.fixture

@@ -246,6 +246,12 @@ def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
         FeatureDistance(make_encoder(), **({"classes": None, "num_classes": 4} | settings))
 
 
+def test_refuses_an_encoder_without_parameters() -> None:
+    message = "reference_encoder must have parameters, got Identity without any: it says the same before and after"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        FeatureDistance(nn.Identity(), classes=None, num_classes=4)
+
+
 FEATURES, IMAGES, LABELS = draw()
 
 

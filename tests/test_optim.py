@@ -93,6 +93,15 @@ def test_groups_refuse_a_model_without_encoder(model: nn.Module, name: str) -> N
         parameter_groups(model)
 
 
+def test_groups_refuse_an_encoder_without_parameters() -> None:
+    model = nn.ModuleDict({"encoder": nn.Identity(), "decoder": nn.Linear(2, 2)})
+    message = "model.encoder must have parameters, got Identity without any: all would learn at 10.0 times lr; make the"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parameter_groups(model)
+    model["encoder"] = nn.Linear(2, 2).requires_grad_(False)  # frozen is another thing
+    assert [group["name"] for group in parameter_groups(model)] == ["head"]
+
+
 @pytest.mark.parametrize("t", [0, 1, 2, 749, 750, 1498, 1499, 1500, 1501, 20_000, 39_000, 39_998, 39_999])
 def test_schedule_equals_exact_arithmetic(t: int) -> None:
     schedule = warmup_poly(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))

@@ -27,7 +27,8 @@ SIGNATURES = {
     "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
     "label_dtype=torch.int64, progress=None)",
     "SlidingWindowInferer.__call__": "(self, image, predictor)",
-    "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='keep', batch_norm='train')",
+    "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='follow', batch_norm='train', share_frozen=False, "
+    "module=None)",
     "EMATeacher.update": "(self, student)",
     "confidence_weighted_ce": "(logits, target, weight=None, *, ignore_index=255, class_weight=None, normalize='all')",
     "ConfidenceWeightedCE": "(*, ignore_index=255, class_weight=None, normalize='all')",

@@ -320,6 +320,18 @@ def test_compiled_with_changing_boxes_and_sizes() -> None:
 IMAGES = torch.zeros(1, 3, 64, 64)
 BAD = {
     "attention out of range": (lambda: model(1.5), "attention must be a module or a number in [0, 1], got 1.5"),
+    "attention as a function": (
+        lambda: model(torch.sigmoid),
+        "attention must be a module or a number in [0, 1], got <built-in method sigmoid",
+    ),
+    "encoder as a function": (
+        lambda: MultiResSegmenter(torch.relu, nn.Conv2d(3, 4, 1), 0.5, detail_size=8),
+        "encoder must be a torch.nn.Module, got builtin_function_or_method: a function's weights would neither be ",
+    ),
+    "decoder as a function": (
+        lambda: MultiResSegmenter(nn.Conv2d(3, 4, 1), lambda x: x, 0.5, detail_size=8),
+        "decoder must be a torch.nn.Module, got function: a function's weights would neither be trained nor copied",
+    ),
     "detail_size": (
         lambda: model(detail_size=(20, 16)),
         "detail_size must be a multiple of scale * output_stride = 8, got (20, 16)",

@@ -321,6 +321,70 @@ def test_a_compiled_student_takes_boxes() -> None:
     torch.testing.assert_close(training.source(x, y, box=SOURCE_BOX)[0], setup(net).source(x, y, box=SOURCE_BOX)[0])
 
 
+class Wrapper(nn.Module):
+    """Takes anything and passes it on, as the wrappers of Fabric, DeepSpeed, FSDP and PEFT do."""
+
+    def __init__(self, name: str, inner: nn.Module) -> None:
+        super().__init__()
+        setattr(self, name, inner)
+        self.name = name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, self.name)(*args, **kwargs)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DeepSpeed, FSDP": lambda net: Wrapper("module", net),
+    "Fabric": lambda net: Wrapper("_forward_module", net),
+    "PEFT": lambda net: Wrapper("base_model", Wrapper("model", net)),
+    "several": lambda net: Wrapper("_forward_module", Wrapper("module", torch.compile(net, backend="eager"))),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapped_student_is_given_box_and_generator(name: str) -> None:
+    def source(wrap: Callable[[nn.Module], nn.Module], seed: int, box: CropBox | None = None) -> Tensor:
+        net = student()
+        training = SelfTraining(wrap(net), EMATeacher(net), generator=torch.Generator().manual_seed(seed))
+        return training.source(images(1), labels(2), box=box)[0]
+
+    bare, wrapped = ([source(wrap, seed) for seed in range(4)] for wrap in (lambda net: net, WRAPPERS[name]))
+    assert len({loss.item() for loss in bare}) > 1
+    torch.testing.assert_close(wrapped, bare)
+    torch.testing.assert_close(source(WRAPPERS[name], 0, SOURCE_BOX), source(lambda net: net, 0, SOURCE_BOX))
+
+
+def test_a_wrapped_student_is_asked_for_features() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, CLASSES, 1)
+
+        def forward(self, x: Tensor, *, return_features: bool = False) -> Any:
+            features = self.body(x)
+            return (self.head(features), features) if return_features else self.head(features)
+
+    net = Features()
+    distance = FeatureDistance(nn.Conv2d(3, 8, 4, stride=4), classes=None, num_classes=CLASSES)
+    parts = setup(Wrapper("module", net), feature_distance=distance).source(images(1), Y)[1]
+    assert parts["feature_distance"] > 0
+
+
+class Partly(nn.Module):
+    def forward(self, images: Tensor, **settings: Any) -> Tensor:
+        return images
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+@pytest.mark.parametrize(
+    "hide", [lambda net: Wrapper("network", net), lambda _: Partly(), lambda net: torch.jit.trace(net, X)], ids=str
+)
+def test_a_student_that_hides_what_it_takes_is_refused(hide: Callable[[nn.Module], nn.Module]) -> None:
+    message = "student's forward must name its arguments, got .* pass a module whose forward names them, forward"
+    with pytest.raises(ValueError, match=message):
+        SelfTraining(hide(nn.Conv2d(3, CLASSES, 1)), EMATeacher(student()))
+
+
 def test_a_batch_with_labelled_target_images_is_a_longer_source_batch() -> None:
     net = student()
     training = setup(net)
