@@ -377,7 +377,9 @@ class Partly(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 @pytest.mark.parametrize(
-    "hide", [lambda net: Wrapper("network", net), lambda _: Partly(), lambda net: torch.jit.trace(net, X)], ids=str
+    "hide",
+    [lambda net: Wrapper("network", net), lambda _: Partly(), lambda net: torch.jit.trace(net, X)],
+    ids=["a wrapper", "any settings", "TorchScript"],
 )
 def test_a_student_that_hides_what_it_takes_is_refused(hide: Callable[[nn.Module], nn.Module]) -> None:
     message = "student's forward must name its arguments, got .* pass a module whose forward names them, forward"

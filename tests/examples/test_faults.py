@@ -9,17 +9,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from scripts import EXAMPLES, FAST, main, write
+from PIL import Image
+from scripts import EXAMPLES, FAST, main, picture, write
 
+import gta2cityscapes
 import own_data
-from support import ending, run_folder
+import predict
+from support import command_line, ending, run_folder
 from support.ending import Stopped, held
-from support.networks import NetworkSpec
+from support.networks import MiniEncoder, NetworkSpec
+from support.plots import palette
 from support.run_folder import RunFolder, load, locked, read_metrics
 
 SPEC = NetworkSpec(("a", "b", "c"), (32, 32))
@@ -225,7 +231,10 @@ def test_ctrl_c_at_any_moment_is_one_line(script: str, moment: float, folders: l
 
 def run_of(folder: Path) -> Path:
     folder.mkdir()
-    RunFolder(folder, SPEC).save(SPEC.build(), None)
+    torch.manual_seed(0)
+    model = SPEC.build()
+    torch.nn.init.normal_(model.decoder.classifier.weight)
+    RunFolder(folder, SPEC).save(model, None)
     return folder
 
 
@@ -350,3 +359,217 @@ def test_what_lies_in_a_folder_is_of_one_run(tmp_path: Path, monkeypatch: pytest
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "metrics.jsonl"}
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 2
     assert read_metrics(tmp_path) == []
+
+
+# What is believed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lrr = 0.1", "few.toml: there is no setting 'lrr'; did you mean lr"),
+        ("steps = 'many'", "few.toml: steps must be like 1000, got 'many'"),
+        ("steps = true", "few.toml: steps must be like 1000, got True"),
+        ("steps = 1.5", "few.toml: steps must be like 1000, got 1.5"),
+        ("crop = [64]", "few.toml: crop must be like [192, 384], got [64]"),
+        ("crop = [64, '1']", "few.toml: crop must be like [192, 384], got [64, '1']"),
+        ("arms = []", 'few.toml: arms must be like ["source", "control", "hrda"], got []'),
+        ("fixed_attention = [1]", "few.toml: fixed_attention must be like 0.5, got [1]"),
+        ("model = 'unet'", "few.toml: model must be one of small, hrda, daformer, deeplab_v2, got 'unet'"),
+        ("classes = 17", "few.toml: classes must be one of 19, 16, 13, got 17"),
+        ("lr = ", "few.toml: cannot be read as settings"),
+        ("[lr]\nx = 1", "few.toml: lr must be like 0.003, got {'x': 1}"),
+        ("lr = -1", "--lr must be finite and at least 0, got -1"),
+        ("\udcff", "few.toml: cannot be read as settings"),
+    ],
+)
+def test_a_recipe_is_checked(
+    content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "few.toml").write_text(content, errors="surrogateescape")
+    monkeypatch.setitem(command_line.RECIPES, "demo", tmp_path / "few.toml")
+    assert main("gta2cityscapes.py", "--recipe", "demo", "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"step": "x"}', '{"loss": 1}', "1\n", "[" * 100_000, "\x00", '{"step": true}']
+)
+def test_metrics_are_checked(content: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss": NaN}\n' + content)
+    with pytest.raises(ValueError, match=r"metrics.jsonl: line 2 is none of a step and numbers"):
+        read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": []},
+        {"classes": {"fused": {"a": "x"}}},
+        {"classes": {"fused": {"a": None}}},
+        {"classes": {"fused": {"a": 0.5}, "context": {"b": 0.5}}},
+        {"classes": {"fused": 1}},
+        {"seconds": "1"},
+        {"steps": [1]},
+    ],
+)
+def test_a_result_is_checked(changes: dict[str, Any], tmp_path: Path) -> None:
+    run = started(tmp_path)
+    run.save(SPEC.build(), None)
+    result = {"settings": {"x": 1}, "steps": 1, "seconds": 1.0, "classes": {"fused": {"a": 0.5, "b": None}}}
+    run.keep_result(result)
+    assert run.kept_result({"x": 1}, overwrite=False) == result
+    run.keep_result({**result, **changes})
+    assert run.kept_result({"x": 1}, overwrite=False) is None
+    (tmp_path / "result.json").write_text("[" * 100_000)
+    assert run.kept_result({"x": 1}, overwrite=False) is None
+
+
+def test_what_a_checkpoint_says_of_its_network_is_checked(tmp_path: Path) -> None:
+    model = SPEC.build()
+    for changes, message in {
+        "classes": ({"classes": ("a", "\x1b[2J", "c")}, "class names must be text"),
+        "ids": ({"classes": (1, 2, 3)}, "class names must be text"),
+        "mean": ({"mean": (0.5,)}, "mean and std must be 3 numbers"),
+    }.values():
+        RunFolder(tmp_path, replace(SPEC, **changes)).save(model, None)
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*TorchScript:UserWarning")
+def test_torch_s_advice_to_run_code_is_not_passed_on(
+    folders: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.jit.script(torch.nn.Linear(1, 1)).save(tmp_path / "script.pt")
+    torch.save({"x": Path("code")}, tmp_path / "code.pt")
+    for file in (tmp_path / "script.pt", tmp_path / "code.pt"):
+        for option in ("--encoder-weights", "--init"):
+            assert main("own_data.py", *folders, "--out", tmp_path / "run", option, file) == 2
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert "weights_only" not in line
+            assert "holds more than weights, or is none of torch.save" in line
+        shutil.copy(file, tmp_path / "last.pt")
+        assert main("predict.py", tmp_path, tmp_path, "--out", tmp_path / "out") == 2
+        assert "weights_only" not in capsys.readouterr().err
+
+
+def test_names_do_not_reach_the_terminal_as_they_are(
+    folders: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("predict.py", tmp_path / "a\x1b[2J", tmp_path, "--out", tmp_path / "out") == 2
+    line = capsys.readouterr().err
+    assert "\x1b" not in line
+    assert "a\\x1b[2J/last.pt: no such file" in line
+    bad = tmp_path / "images" / "x\x1b]0;y\x07.png"
+    bad.parent.mkdir()
+    bad.write_bytes(b"")
+    assert main("predict.py", run_of(tmp_path / "run"), bad.parent, "--out", tmp_path / "out") == 1
+    assert "\x07" not in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("a\x1b[1m\nb\nc\n")
+    arguments = [*folders, "--classes", tmp_path / "names.txt", "--out", tmp_path / "x"]
+    assert main("own_data.py", *arguments, "--method", "source") == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+# Encoders
+
+
+def test_an_encoder_is_tried_before_a_label_is_read(
+    folders: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm")
+    source = write(tmp_path / "source")
+    for file in (source / "labels").iterdir():
+        file.write_bytes(b"")
+    arguments = ["--source", source, *folders[2:], "--out", tmp_path / "run", "--encoder"]
+    for name, words in {
+        "resnet10": "Unknown model (resnet10); did you mean resnet10t or ",
+        "minni": "; did you mean mini?",
+        "vgg11": "--encoder vgg11: takes no context and detail crops of 16 x 24 (",
+    }.items():
+        assert main("own_data.py", *arguments, name) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
+        assert "labels" not in line
+    assert main("own_data.py", *arguments, "resnet10t", "--crop", 64, 64) == 2
+    said = capsys.readouterr().err
+    assert "encoder resnet10t: random weights; --encoder-weights takes a file" in said
+    assert "cannot be read as an image" in said
+
+
+def test_an_encoder_that_takes_no_crop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, images: torch.Tensor) -> None:
+        raise AssertionError(f"Input height {images.shape[2]} doesn't match model (224)")
+
+    spec, settings = replace(SPEC, encoder="mini"), gta2cityscapes.Settings(crop=(64, 64))
+    real = MiniEncoder.forward
+
+    def needs_memory(self: Any, images: torch.Tensor) -> Any:
+        if images.is_meta:
+            raise NotImplementedError("no meta kernel")
+        return real(self, images)
+
+    monkeypatch.setattr(MiniEncoder, "forward", needs_memory)
+    gta2cityscapes.try_out(spec, settings)
+    monkeypatch.setattr(MiniEncoder, "forward", refuse)
+    message = r"--encoder mini: takes no context and detail crops of 32 x 32 \(Input height 32 .*choose another --crop"
+    with pytest.raises(ValueError, match=message):
+        gta2cityscapes.try_out(spec, settings)
+
+
+def test_a_teacher_that_trusts_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for confidence in (0.009, 0.011):
+        run = started(tmp_path / str(confidence))
+        for _ in range(100):
+            run.log(confidence=confidence)
+        gta2cityscapes.remind(run, gta2cityscapes.Settings())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("100 steps of adaptation: only 0.90 % of the target's pixels are trusted enough to teach; a")
+
+
+# Large images, and what is written of others
+
+
+def test_an_image_too_large_for_the_memory_does_not_end_the_others(
+    folders: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = iter([MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")])
+    predict_one = predict.predict
+
+    def first_two(*arguments: Any, **settings: Any) -> torch.Tensor:
+        if error := next(faults, None):
+            raise error
+        return predict_one(*arguments, **settings)
+
+    monkeypatch.setattr(predict, "predict", first_two)
+    assert main("predict.py", run_of(tmp_path / "run"), folders[3] / "images", "--out", tmp_path / "out") == 1
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"2.png", "2_overlay.png"}
+    text = "0.png: too large for the memory; make it smaller, or cut it"
+    assert text in capsys.readouterr().err
+
+
+def test_palette_alpha_and_contours(folders: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, image = run_of(tmp_path / "run"), folders[3] / "images" / "0.png"
+    model, spec = load(run)
+    pixels = picture(image)
+    labels = model.predict(spec.feed(torch.from_numpy(pixels).permute(2, 0, 1)[None]), output="labels")[0].numpy()
+    labels_file, overlay_file = tmp_path / "out" / "0.png", tmp_path / "out" / "0_overlay.png"
+    assert main("predict.py", run, image, "--out", tmp_path / "out", "--alpha", 0) == 0
+    with Image.open(labels_file) as found:
+        assert found.mode == "P"
+        assert np.array_equal(np.array(found), labels)
+        assert np.array_equal(np.array(found.convert("RGB")), palette(spec.classes)[labels])
+    assert np.array_equal(picture(overlay_file), pixels)
+    assert main("predict.py", run, image, "--out", tmp_path / "out", "--alpha", 1, "--contours") == 0
+    framed = np.pad(labels, 1, mode="edge")
+    shifted = [framed[1 + i : 49 + i, 1 + j : 65 + j] for i, j in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+    border = np.any([labels != other for other in shifted], axis=0)
+    assert 0 < border.sum() < labels.size
+    expected = np.where(border[..., None], 255, palette(spec.classes)[labels])
+    assert np.array_equal(picture(overlay_file), expected)
+    for alpha in (-0.1, 1.1, "nan"):
+        assert main("predict.py", run, image, "--out", tmp_path / "out", f"--alpha={alpha}") == 2
+        assert "--alpha must be in [0, 1]" in capsys.readouterr().err
