@@ -151,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError(f"--scales must be positive numbers, got {options.scales}")
     if options.classes and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
         raise ValueError("--classes is for the 19 classes of Cityscapes, which this run has not")
-    data = find(spec, options.root, options.labels, options.data, split=options.split, kind=options.kind)
+    which = {"split": options.split, "kind": options.kind, "max_pixels": options.max_pixels}
+    data = find(spec, options.root, options.labels, options.data, **which)
     print(f"{options.data or options.root}: {type(data).__name__}, {len(data)} images")
     settings = {name: getattr(options, name) for name in ("head", "window", "whole", "scales", "flip")}
     kinds = getattr(data, "conditions", []) or [""] * len(data)
@@ -168,7 +169,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find(
-    spec: NetworkSpec, root: Path | None, labels: Path | None, file: Path | None, *, split: str, kind: str | None
+    spec: NetworkSpec,
+    root: Path | None,
+    labels: Path | None,
+    file: Path | None,
+    *,
+    split: str,
+    kind: str | None,
+    max_pixels: int | None,
 ) -> LabeledImages:
     """The labelled images that the command line names."""
     if (root is None) == (file is None):
@@ -182,10 +190,10 @@ def find(
     if not spec.takes_pictures:
         raise ValueError("this run takes no pictures of 8 bits; give --data FILE.py as in training, with a validation")
     if labels is None:
-        return open_dataset(root, split, kind=kind)
+        return open_dataset(root, split, kind=kind, max_pixels=max_pixels)
     images = image_files(root) if root.is_dir() else [root]
     names = [image.stem for image in images]
-    return LabeledFiles(images, [labels / f"{name}.png" for name in names], names)
+    return LabeledFiles(images, [labels / f"{name}.png" for name in names], names, max_pixels=max_pixels)
 
 
 def report(
@@ -215,6 +223,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="FILE.py", help="measure on its validation")
     parser.add_argument("--kind", choices=DATASET_KINDS, help="of the data set; default: by what the folder holds")
     parser.add_argument("--split", default="val", help="default: %(default)s")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures than Pillow does")
     parser.add_argument("--head", choices=HEADS, default="fused", help="of a network with two scales")
     parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
     windows = parser.add_mutually_exclusive_group()

@@ -50,7 +50,9 @@ VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 FIXED = ("arms", "source", "target", "source_size", "target_size", "classes", "model", "feature_distance")
 
 
-def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) -> tuple[DataFile, tuple[int, ...]]:
+def open_folders(
+    sources: Sequence[Path], target: Path, classes: Path | None, max_pixels: int | None
+) -> tuple[DataFile, tuple[int, ...]]:
     """Two plain folders as a file would define them, and the ids that mean no class."""
     try:
         lines = classes.read_text(encoding="utf-8-sig").strip().splitlines() if classes else []
@@ -60,9 +62,9 @@ def open_folders(sources: Sequence[Path], target: Path, classes: Path | None) ->
     ignore = tuple(i for i, name in enumerate(names) if name.lower() in VOID)
     while names and names[-1].lower() in VOID:
         names.pop()
-    parts = [data.Folders(source, ignore=ignore) for source in sources]
+    parts = [data.Folders(source, ignore=ignore, max_pixels=max_pixels) for source in sources]
     source = parts[0] if len(parts) == 1 else data.Concatenated(parts)
-    return DataFile(source, data.Folders(target).unlabeled(), names, None), ignore
+    return DataFile(source, data.Folders(target, max_pixels=max_pixels).unlabeled(), names, None), ignore
 
 
 def count_classes(
@@ -198,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options["data"]:
             found = read_data_file(options["data"])
         else:
-            found, ignore = open_folders(options["source"], options["target"], options["classes"])
+            found, ignore = open_folders(*(options[name] for name in ("source", "target", "classes", "max_pixels")))
         run_on(found, ignore, settings, running, options)
     return 0
 
@@ -249,6 +251,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, a line each; default: ids as found")
     parser.add_argument("--data", type=Path, metavar="FILE.py", help="defines source, target and names")
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures than Pillow does")
     parser.add_argument("--init", type=Path, help="last.pt of another run, for a warm start")
     add_settings(parser, Settings, but=FIXED, recipe="own_data")
     add_running(parser, None)

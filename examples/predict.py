@@ -134,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 <= options.alpha <= 1:
         raise ValueError(f"--alpha must be in [0, 1], got {options.alpha}")
     files = find(options.inputs, options.out, any_ending=bool(options.data))
-    images = read_data_file(options.data).target.with_files(files) if options.data else UnlabeledImages(files)
+    images = UnlabeledImages(files, max_pixels=options.max_pixels)
+    images = read_data_file(options.data).target.with_files(files) if options.data else images
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(options.device)
     done = list[Path]()
@@ -171,6 +172,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
     parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
     parser.add_argument("--server", choices=("dark_zurich",), help="write the folders that it takes; --zip packs them")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures than Pillow does")
     parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
     parser.add_argument("--alpha", type=float, default=0.5, help="share of colours in overlays (default: %(default)s)")
     parser.add_argument("--contours", action="store_true", help="draw white borders of the classes into overlays")

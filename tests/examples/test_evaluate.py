@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bilinear import resize
-from scripts import main, picture
+from scripts import main, picture, write
 from torch import Tensor
 from torch.nn.functional import pad
 from trees import saved
@@ -441,3 +441,11 @@ def test_how_right_the_teacher_s_labels_are(tmp_path: Path) -> None:
     smaller = label_quality(Fixed(half), teacher, spec, data, ResizedImages(data.unlabeled(), (20, 28)))
     assert smaller["trusted"] == pytest.approx(numbers["trusted"])
     assert 0.2 < smaller["label_accuracy"] < numbers["label_accuracy"]
+
+
+def test_the_limit_of_pixels_is_an_option(street_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path / "data", 1)  # 48 x 64 pixels
+    for arguments in ((root,), (root / "images", "--labels", root / "labels")):
+        assert main("evaluate.py", street_run, *arguments, "--max-pixels", 3071) == 2
+        assert "48 x 64 pixels are more than max_pixels=3071" in capsys.readouterr().err
+        assert main("evaluate.py", street_run, *arguments, "--max-pixels", 3072) == 0

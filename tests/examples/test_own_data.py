@@ -696,3 +696,11 @@ def test_class_weights() -> None:
     assert weights[0] / weights[1] == pytest.approx((0.8 / 0.1) ** -0.5)
     assert (weights[:3] * torch.tensor([0.8, 0.1, 0.1])).sum() == pytest.approx(1, abs=1e-3)  # of a pixel on average
     assert own_data.class_weights(counts, 0).tolist() == [1] * 4
+
+
+def test_the_limit_of_pixels_is_an_option(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / "run", *FAST, "--max-pixels", 3071]
+    assert main("own_data.py", *arguments) == 2
+    assert "0.png: 48 x 64 pixels are more than max_pixels=3071" in capsys.readouterr().err

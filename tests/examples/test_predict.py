@@ -227,3 +227,12 @@ def test_mistakes(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"predict.py: {message}")
         assert not list((tmp_path / "out").glob("*"))
+
+
+def test_the_limit_of_pixels_is_an_option(
+    street_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = images / "odd.jpg"  # 61 x 83
+    assert main("predict.py", street_run, file, "--out", tmp_path, "--max-pixels", 5062) == 1
+    assert "61 x 83 pixels are more than max_pixels=5062" in capsys.readouterr().err
+    assert main("predict.py", street_run, file, "--out", tmp_path, "--max-pixels", 5063) == 0
