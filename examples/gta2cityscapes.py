@@ -274,14 +274,6 @@ def run_once(spec: NetworkSpec, images: Tensor) -> None:
         ) from None
 
 
-def to_pretrained(student: Network, settings: Settings, device: str) -> FeatureDistance | None:
-    """The feature distance to the encoder as it is now, before other weights are loaded; None without one."""
-    if not settings.feature_distance or not settings.encoder_weights:
-        return None
-    weight = settings.feature_distance
-    return FeatureDistance(student.encoder, classes=THINGS, num_classes=len(NAMES), weight=weight).to(device)
-
-
 def run_arm(
     arms: Mapping[str, Arm], name: str, settings: Settings, domains: Domains, folder: Path, running: Running
 ) -> Result:

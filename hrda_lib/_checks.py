@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ def expect(
         fits = fits or _has_shape(value, shape)
     if fits and _is_kind(value, kind):
         return
+    if value.dim() == 4 and value.shape[1] == 1 and all(len(shape) == 3 for shape in shapes):
+        hint = "drop the channel by squeeze(1)"
     wanted = " or ".join(f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" for shape in shapes)
     full = "and not empty" if 0 in value.shape else ""
     words = [str(kind).removeprefix("torch."), wanted, f"like {like}" if like else "", full]
@@ -55,11 +57,33 @@ def _is_kind(value: Tensor, kind: str | torch.dtype) -> bool:
 def check_tensor(name: str, value: object) -> None:
     """Refuse what is no tensor, with a hint at what was meant."""
     if not isinstance(value, Tensor):
-        hint = "see torch.from_numpy"
-        if isinstance(value, (dict, tuple)):
-            entry = "x[0]" if isinstance(value, tuple) else "x['out']"
-            hint = f"pass one of its entries, e.g. {entry}"
+        part = tensor_in(value)
+        hint = f"pass one of its entries, e.g. x{part}" if part else "see torch.from_numpy"
         raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; {hint}")
+
+
+def tensor_in(value: object) -> str:
+    """How to get at the logits in what a model answered, and what else is there; empty where nothing is known."""
+    if isinstance(value, Mapping):
+        keys = [str(key) for key in value]
+        best = [key for key in ("out", "logits", *keys) if key in keys] or ["out"]
+        # transformers' answers are dictionaries whose entries are attributes too
+        how = f".{best[0]}" if isinstance(getattr(value, best[0], None), Tensor) else f"['{best[0]}']"
+        return f"{how} (it has {', '.join(keys)})" if keys else how
+    named = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", {})
+    if not named and isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
+        return f"[0] (it has {len(value)} entries)"
+    names = [name for name, part in named.items() if isinstance(part, Tensor)]
+    if not names or isinstance(value, torch.nn.Module):
+        return ""
+    return f".{'logits' if 'logits' in names else names[0]} (it has {', '.join(names)})"
+
+
+def laid_out(shape: Sequence[int], channels: int) -> str:
+    """What to do where (B, h, w, C) came in place of (B, C, h, w); empty where it did not."""
+    if len(shape) != 4 or shape[1] == channels or shape[3] != channels:
+        return ""
+    return "; these are channels last: permute(0, 3, 1, 2), or an encoder such as hrda_lib.models.TimmEncoder"
 
 
 def readable(x: Tensor) -> bool:

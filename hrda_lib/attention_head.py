@@ -1,11 +1,12 @@
 """The light head that predicts the scale attention (HRDA, arXiv 2204.13132, section 3.3)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels
+from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out
 from hrda_lib.geometry import resize
 
 
@@ -56,7 +57,10 @@ def embed_levels(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> Tenso
     expected = [embedding.in_channels for embedding in embeddings]
     got = feature_channels(features)
     if got != expected:
-        raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}")
+        shapes = [tuple(f.shape) if isinstance(f, Tensor) else () for f in features] if isinstance(got, list) else []
+        hints = [laid_out(shape, cast(int, channels)) for shape, channels in zip(shapes, expected, strict=False)]
+        hint = next(filter(None, hints), "")
+        raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}{hint}")
     finest = features[0].shape[-2:]
     for feature in features:  # no max(key=): the compiler of older torch stops at it
         if feature.shape[-2] * feature.shape[-1] > finest[0] * finest[1]:

@@ -114,10 +114,11 @@ class FeatureDistance(nn.Module):
         check_tensor("labels", labels)
         batch, _, height, width = feature.shape
         side = labels.shape[-1] // width
+        flat = labels.dim() == 4 and labels.shape[1] == 1
         if labels.dim() != 3 or len(labels) != batch or side < 1 or labels.shape[1] // side != height:
             raise ValueError(
                 f"labels must be (B, H, W) of {batch} images, H and W the same whole multiple of the features' "
-                f"{(height, width)}, got {tuple(labels.shape)}"
+                f"{(height, width)}, got {tuple(labels.shape)}{'; drop the channel by squeeze(1)' * flat}"
             )
         check_labels("labels", labels, self.num_classes, self.ignore_index)
         labels = labels.long()

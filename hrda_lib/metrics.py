@@ -57,7 +57,8 @@ class ConfusionMatrix:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add label maps of one shape, uint8 or int64; a prediction may be anything where the target is ignored."""
         check_tensor("target", target)
-        labels = "pass labels, not logits: logits.argmax(1)"
+        squeeze = target.dim() == 4 and target.shape[1] == 1 and getattr(prediction, "ndim", 0) == 3
+        labels = "target.squeeze(1)" if squeeze else "pass labels, not logits: logits.argmax(1)"
         expect("prediction", prediction, target.shape, like="target", hint=labels)
         check_labels("target", target, self.num_classes, self.ignore_index)
         ignored = target.int() == self.ignore_index

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hrda_lib._checks import at_least_float32, check_finite, check_scale_and_stride, expect, is_number, pair
+from hrda_lib._checks import at_least_float32, check_finite, check_scale_and_stride, expect, is_number, pair, tensor_in
 from hrda_lib._modules import in_eval_mode
 from hrda_lib.crops import MultiResCropSampler, downscale
 from hrda_lib.fusion import fuse_scales
@@ -146,8 +146,7 @@ class MultiResSegmenter(nn.Module):
         context = downscale(images, self.scale)
         features = self.encoder(context)
         context_logits = self._decode(features, context)
-        attention = self.attention(features).sigmoid() if isinstance(self.attention, nn.Module) else self.attention
-
+        attention = self._attend(features, context_logits)
         if box is None:
             cells, detail_logits = None, self._detail_windows(images)
         else:
@@ -266,14 +265,29 @@ class MultiResSegmenter(nn.Module):
 
     def _decode(self, features: Any, images: Tensor) -> Tensor:
         logits = self.decoder(features)
-        size = tuple(side // self.output_stride for side in images.shape[-2:])
+        size = (images.shape[-2] // self.output_stride, images.shape[-1] // self.output_stride)
         if not isinstance(logits, Tensor) or logits.dim() != 4 or tuple(logits.shape[-2:]) != size:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(
                 f"decoder must return logits (B, C, {size[0]}, {size[1]}) for images of {tuple(images.shape[-2:])} at "
-                f"output_stride={self.output_stride}, got {got}"
+                f"output_stride={self.output_stride}, got {got}{_remedy(logits, images, size)}"
             )
         return logits
+
+    def _attend(self, features: Any, logits: Tensor) -> Tensor | float:
+        """After the sigmoid, of the size of the context logits; or the fixed number."""
+        if not isinstance(self.attention, nn.Module):
+            return self.attention
+        attention = self.attention(features)
+        size = tuple(logits.shape[-2:])
+        if not isinstance(attention, Tensor) or attention.dim() != 4 or tuple(attention.shape[-2:]) != size:
+            got = tuple(attention.shape) if isinstance(attention, Tensor) else type(attention).__name__
+            raise ValueError(
+                f"attention must return logits (B, C or 1, {size[0]}, {size[1]}), the size of the context logits, got "
+                f"{got}; where the encoder's features are finer than the logits, leave the finest out, or resize the "
+                "attention in its module"
+            )
+        return attention.sigmoid()
 
     def _check_box(self, images: Tensor, box: CropBox) -> CropBox:
         crop(images, box)
@@ -290,3 +304,17 @@ class MultiResSegmenter(nn.Module):
                 "pad them, or use predict()"
             )
         return height, width
+
+
+def _remedy(logits: Any, images: Tensor, size: tuple[int, int]) -> str:
+    """What to do about logits of another kind than asked for; empty where that is not known."""
+    if not isinstance(logits, Tensor):
+        part = tensor_in(logits)
+        return f"; wrap the decoder in a module that returns its {part}" if part else ""
+    if logits.dim() == 4 and tuple(logits.shape[1:3]) == size:
+        return "; these are channels last: permute(0, 3, 1, 2)"
+    rows, columns = images.shape[-2:]
+    stride = rows // max(logits.shape[-2], 1) if logits.dim() == 4 else 0
+    if stride and tuple(logits.shape[-2:]) == (rows // stride, columns // stride):
+        return f"; this is output_stride={stride}"
+    return ""

@@ -16,6 +16,7 @@ from hrda_lib._checks import (
     check_up_to,
     expect,
     short,
+    tensor_in,
 )
 from hrda_lib._modules import unwrap
 from hrda_lib.feature_distance import FeatureDistance
@@ -307,7 +308,9 @@ def _wrapped(module: Any) -> nn.Module | None:
 def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
     if isinstance(output, SegmenterOutput | Tensor):
         return output
-    raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {type(output).__name__}")
+    part = tensor_in(output)
+    hint = f"; wrap it in a module that returns its {part}" if part else ""
+    raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {type(output).__name__}{hint}")
 
 
 def _refuse_box(box: CropBox | None) -> None:

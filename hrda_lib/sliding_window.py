@@ -7,7 +7,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import at_least_float32, check_choice, check_scores, check_two_classes, expect, is_count, pair
+from hrda_lib._checks import (
+    at_least_float32,
+    check_choice,
+    check_scores,
+    check_two_classes,
+    expect,
+    is_count,
+    pair,
+    tensor_in,
+)
 from hrda_lib.geometry import CropBox, crop, resize, window_grid
 
 Blend = Literal["constant", "gaussian"]
@@ -117,9 +126,10 @@ class SlidingWindowInferer:
         size, logits = windows.shape[-2:], predictor(windows)
         if not isinstance(logits, Tensor) or logits.dim() != 4 or not logits.is_floating_point():
             got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            part = tensor_in(logits) or "['out']"
             raise ValueError(
                 f"predictor must return float logits (b, C, h, w), got {got}; "
-                "for a model with another output pass a function, e.g. lambda x: model(x)['out']"
+                f"for a model with another output pass a function, e.g. lambda x: model(x){part}"
             )
         if len(logits) != len(call):
             raise ValueError(f"predictor returned a batch of {len(logits)} for {len(call)} windows")

@@ -1,8 +1,10 @@
 """Plausible mistakes of a caller, across rooms: a ValueError with a hint, or handled; never a silently wrong number."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from hrda_lib import (
     MultiResCropSampler,
     MultiResSegmenter,
     ScaleAttentionFusion,
+    ScaleAttentionHead,
+    SegmenterOutput,
     SelfTraining,
     SlidingWindowInferer,
     StrongAugment,
@@ -27,12 +31,14 @@ from hrda_lib import (
     crop,
     fuse_scales,
     pseudo_labels,
+    resize,
     sample_class_mask,
 )
 from hrda_lib.data import Concatenated, Folders, SourceCrops, TargetCrops
+from hrda_lib.models import DAFormerHead, DeepLabV2Head
 
 LOGITS, LABELS = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
-IMAGES = torch.zeros(1, 3, 32, 32)
+IMAGES, MAPS = torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64)
 PLAIN = nn.Conv2d(3, 4, 1)
 AUGMENT = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 SEED = torch.Generator().manual_seed(0)
@@ -54,6 +60,131 @@ def keeping() -> nn.Module:
     module = Keeps()
     module(torch.ones(1, requires_grad=True))
     return module
+
+
+class Answer(OrderedDict[str, Any]):
+    """As those of transformers: entries are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
+class Says(nn.Module):
+    """Answers with what is given, in place of logits."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(x)
+
+
+def around(answer: Callable[[Tensor], Any], attention: Callable[[Tensor], Any] | None = None) -> SegmenterOutput:
+    """A segmenter whose decoder answers so of features (1, 8, 8, 8)."""
+    head = 0.5 if attention is None else Says(attention)
+    net = MultiResSegmenter(nn.Conv2d(3, 8, 4, stride=4), Says(answer), head, detail_size=32)
+    return net(torch.zeros(1, 3, 64, 64), (0, 0, 32, 32))
+
+
+REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
+    "torchvision": (
+        lambda: SelfTraining(Says(lambda x: {"aux": x, "out": x}), PLAIN).source(IMAGES, MAPS),
+        "student must return SegmenterOutput or a logits tensor, got dict; wrap it in a module that returns its "
+        "['out'] (it has aux, out)",
+    ),
+    "transformers": (
+        lambda: SelfTraining(Says(lambda x: Answer(loss=x, logits=x)), PLAIN).source(IMAGES, MAPS),
+        "got Answer; wrap it in a module that returns its .logits (it has loss, logits)",
+    ),
+    "an object": (
+        lambda: SelfTraining(PLAIN, Says(lambda x: SimpleNamespace(masks=x, n=3))).pseudo_label(IMAGES),
+        "teacher must return SegmenterOutput or a logits tensor, got SimpleNamespace; wrap it in a module that "
+        "returns its .masks (it has masks)",
+    ),
+    "a tuple": (
+        lambda: SelfTraining(Says(lambda x: (x, x)), PLAIN).source(IMAGES, MAPS),
+        "got tuple; wrap it in a module that returns its [0] (it has 2 entries)",
+    ),
+    "other keys": (
+        lambda: confidence_weighted_ce({"seg": LOGITS, "n": 1}, LABELS),
+        "logits must be a tensor, got dict; pass one of its entries, e.g. x['seg'] (it has seg, n)",
+    ),
+    "logits of transformers": (
+        lambda: pseudo_labels(Answer(loss=1.0, logits=LOGITS)),
+        "logits must be a tensor, got Answer; pass one of its entries, e.g. x.logits (it has loss, logits)",
+    ),
+    "a SegmenterOutput": (
+        lambda: pseudo_labels(segmenter()(IMAGES)),
+        "logits must be a tensor, got SegmenterOutput; pass one of its entries, e.g. x.logits (it has logits, detail",
+    ),
+    "a predictor of transformers": (
+        lambda: SlidingWindowInferer(8)(IMAGES, lambda x: Answer(logits=x)),
+        "for a model with another output pass a function, e.g. lambda x: model(x).logits (it has logits)",
+    ),
+    "a decoder of torchvision": (
+        lambda: around(lambda x: {"out": x}),
+        "got dict; wrap the decoder in a module that returns its ['out'] (it has out)",
+    ),
+    "full resolution": (
+        lambda: around(lambda x: resize(x, 4 * x.shape[-1])),
+        "decoder must return logits (B, C, 8, 8) for images of (32, 32) at output_stride=4, got (1, 8, 32, 32); this "
+        "is output_stride=1",
+    ),
+    "half the resolution": (lambda: around(lambda x: resize(x, 4)), "got (1, 8, 4, 4); this is output_stride=8"),
+    "channels-last logits": (
+        lambda: around(lambda x: torch.zeros(1, 8, 8, 5)),
+        "got (1, 8, 8, 5); these are channels last: permute(0, 3, 1, 2)",
+    ),
+    "features finer than the logits": (
+        lambda: around(lambda x: x, lambda x: resize(x, 16)),
+        "attention must return logits (B, C or 1, 8, 8), the size of the context logits, got (1, 8, 16, 16); where the "
+        "encoder's features are finer than the logits, leave the finest out, or resize",
+    ),
+    "an attention without tensor": (
+        lambda: around(lambda x: x, lambda x: [x]),
+        "attention must return logits (B, C or 1, 8, 8), the size of the context logits, got list",
+    ),
+    "channels-last features of the attention": (
+        lambda: ScaleAttentionHead([8, 16], 4)([torch.zeros(1, 8, 6, 6), torch.zeros(1, 3, 3, 16)]),
+        "with channels [8, 16], got [8, 3]; these are channels last: permute(0, 3, 1, 2), or an encoder such as hrda",
+    ),
+    "channels-last features of the decoder": (
+        lambda: DAFormerHead([8], 4)([torch.zeros(1, 6, 6, 8)]),
+        "with channels [8], got [6]; these are channels last: permute(0, 3, 1, 2)",
+    ),
+    "channels-last features of DeepLab": (
+        lambda: DeepLabV2Head(8, 4)([torch.zeros(1, 6, 6, 8)]),
+        "got channels [6]; these are channels last: permute(0, 3, 1, 2)",
+    ),
+    "labels with a channel": (
+        lambda: confidence_weighted_ce(LOGITS, LABELS[:, None]),
+        "target must be (1, H, W) like logits, got (1, 1, 8, 8); drop the channel by squeeze(1)",
+    ),
+    "labels with a channel in the step": (
+        lambda: SelfTraining(PLAIN, PLAIN).source(IMAGES, MAPS[:, None]),
+        "got torch.int64 (1, 1, 32, 32); drop the channel by squeeze(1)",
+    ),
+    "labels with a channel to mix": (lambda: sample_class_mask(LABELS[:, None]), "drop the channel by squeeze(1)"),
+    "a weight with a channel": (
+        lambda: confidence_weighted_ce(LOGITS, LABELS, torch.ones(1, 1, 8, 8)),
+        "got torch.float32 (1, 1, 8, 8); drop the channel by squeeze(1)",
+    ),
+    "predictions with a channel": (
+        lambda: ConfusionMatrix(4).update(LABELS[:, None], LABELS),
+        "prediction must be (1, 8, 8) like target, got (1, 1, 8, 8); drop the channel by squeeze(1)",
+    ),
+    "truth with a channel": (
+        lambda: ConfusionMatrix(4).update(LABELS, LABELS[:, None]),
+        "prediction must be (1, 1, 8, 8) like target, got (1, 8, 8); target.squeeze(1)",
+    ),
+    "labels with a channel in the distance": (
+        lambda: FeatureDistance(PLAIN, classes=None, num_classes=4)(PLAIN(IMAGES) + 1, IMAGES, MAPS[:, None]),
+        "got (1, 1, 32, 32); drop the channel by squeeze(1)",
+    ),
+}
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
@@ -130,9 +261,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.parametrize("case", MISTAKES | REMEDIES)
 def test_mistake(case: str) -> None:
-    call, text = MISTAKES[case]
+    call, text = (MISTAKES | REMEDIES)[case]
     with pytest.raises(ValueError, match=re.escape(text)):
         call()
 

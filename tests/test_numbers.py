@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tiny_models import TINY
 from torch import Tensor, nn
 
 from hrda_lib import (
@@ -40,7 +41,6 @@ from hrda_lib import (
 from hrda_lib.data import RareClasses, channel_statistics, normalize
 from hrda_lib.models import DAFormerHead, DeepLabV2Head, EncoderDecoder, MixTransformer, TimmEncoder, daformer, hrda
 from hrda_lib.optim import parameter_groups, warmup_poly
-from tests.tiny_models import TINY
 
 VALUES = {
     "nan": math.nan,

@@ -59,7 +59,7 @@ def test_snippet_runs_and_learns(index: int) -> None:
     before = [p.clone() for p in trained.parameters()]
     exec(snippets()[index], names)
     assert names["prediction"].shape == (1, 150, 200)
-    assert names["prediction"].dtype == torch.uint8
+    assert names["prediction"].dtype == torch.int64
     assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), before, strict=True))
 
 

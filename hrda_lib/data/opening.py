@@ -52,12 +52,6 @@ def open_dataset(
     Raises:
         ValueError: the folder is of no kind that is known (the message says what lies in it), or what
             opening the data set raises.
-
-    Example:
-        >>> from hrda_lib.data import open_dataset
-        >>> open_dataset("no/such/folder", kind="gta")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ValueError: no: no such folder; . holds ...; expected no/such/folder/images/00001.png with ...
     """
     root = Path(root)
     if root.is_file():

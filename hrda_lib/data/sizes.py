@@ -18,12 +18,6 @@ def check_sizes(dataset: LabeledImages, progress: Callable[[Iterable[int]], Iter
     Raises:
         ValueError: sizes differ, pictures are too large, or labels have an EXIF orientation; names the first,
             and says how many there are.
-
-    Example:
-        >>> from hrda_lib.data import check_sizes, open_dataset
-        >>> check_sizes(open_dataset("no/such/list.txt"))  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        ValueError: no/such/list.txt: ...
     """
     first, count = "", 0
     for index in progress(range(len(dataset))) if progress else range(len(dataset)):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_counts, check_counts, expect, feature_channels
+from hrda_lib._checks import as_counts, check_counts, expect, feature_channels, laid_out
 
 FILE = "to load a file: encoder.load_state_dict(torch.load(file), strict=False)"
 
@@ -85,6 +85,10 @@ class DeepLabV2Head(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         got = feature_channels(features)
         if not isinstance(got, list) or got[-1:] != [self.in_channels]:
-            raise ValueError(f"features must be a list whose last is (B, {self.in_channels}, h, w), got channels {got}")
+            last = features[-1] if isinstance(got, list) and features else None
+            hint = laid_out(last.shape, self.in_channels) if isinstance(last, Tensor) else ""
+            raise ValueError(
+                f"features must be a list whose last is (B, {self.in_channels}, h, w), got channels {got}{hint}"
+            )
         logits: Tensor = sum(branch(features[-1]) for branch in self.branches)
         return logits

@@ -46,6 +46,23 @@ _HUB_NAMES = [
     *((f"stages.{_i}.blocks.", f"encoder.block.{_i}.") for _i in range(4)),
     *((f"stages.{_i}.norm.", f"encoder.layer_norm.{_i}.") for _i in range(4)),
 ]
+# and in the state_dict() of a model of transformers 5 in memory, which is not what it writes to files
+_LIVE_NAMES = [
+    (".attention_norm.", ".layernorm_before."),
+    (".feed_forward_norm.", ".layernorm_after."),
+    (".attention.query.", ".attention.q_proj."),
+    (".attention.key.", ".attention.k_proj."),
+    (".attention.value.", ".attention.v_proj."),
+    (".attention.out.", ".attention.o_proj."),
+    (".attention.reduce.", ".attention.sequence_reduction.sequence_reduction."),
+    (".attention.reduce_norm.", ".attention.sequence_reduction.layer_norm."),
+    (".feed_forward.expand.", ".mlp.fc1."),
+    (".feed_forward.depthwise.", ".mlp.dwconv.dwconv."),
+    (".feed_forward.contract.", ".mlp.fc2."),
+    *((f"stages.{_i}.embed.", f"stages.{_i}.patch_embeddings.proj.") for _i in range(4)),
+    *((f"stages.{_i}.embed_norm.", f"stages.{_i}.patch_embeddings.layer_norm.") for _i in range(4)),
+    *((f"stages.{_i}.norm.", f"stages.{_i}.layer_norm.") for _i in range(4)),
+]
 
 
 def load_encoder_weights(encoder: nn.Module, source: str | Path | Mapping[str, Any]) -> None:
@@ -58,8 +75,8 @@ def load_encoder_weights(encoder: nn.Module, source: str | Path | Mapping[str, A
         encoder: a Mix Transformer of the file's size, such as ``hrda("mit_b5").encoder``.
         source: a file as the SegFormer authors publish it (``mit_b5.pth``), or in the model hub's naming
             (``model.safetensors`` or ``pytorch_model.bin``); or a name on the hub such as "nvidia/mit-b5", which is
-            downloaded once (``pip install huggingface_hub safetensors``); or the entries themselves. Those of a
-            classifier or decoder are left out.
+            downloaded once (``pip install huggingface_hub safetensors``); or the entries themselves, also the
+            ``state_dict()`` of a Segformer of transformers. Those of a classifier or decoder are left out.
 
     Raises:
         ValueError: the source cannot be found or read safely, or its entries are not the encoder's: all that are
@@ -77,16 +94,22 @@ def load_encoder_weights(encoder: nn.Module, source: str | Path | Mapping[str, A
         for key, entry in entries.items()
         if not key.startswith(("head.", "classifier.", "decode_head."))
     }
-    own: dict[str, Tensor] = {}
+    copy_entries(where, _own(encoder, given), given)
+
+
+def _own(encoder: MixTransformer, given: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The encoder's entries under the names that the given ones have."""
     if any(key.startswith("encoder.") for key in given):
-        for name, tensor in encoder.state_dict().items():
-            parts = (
-                dict(zip((".key.", ".value."), tensor.chunk(2), strict=True)) if ".key_value." in name else {"": tensor}
-            )
-            own |= {renamed(name.replace(".key_value.", part), _HUB_NAMES): x for part, x in parts.items()}
+        names = _HUB_NAMES
+    elif any(".attention.q_proj." in key for key in given):
+        names = _LIVE_NAMES
     else:
-        own = {renamed(name, ENCODER_NAMES): tensor for name, tensor in encoder.state_dict().items()}
-    copy_entries(where, own, given)
+        return {renamed(name, ENCODER_NAMES): tensor for name, tensor in encoder.state_dict().items()}
+    own: dict[str, Tensor] = {}
+    for name, tensor in encoder.state_dict().items():
+        parts = dict(zip((".key.", ".value."), tensor.chunk(2), strict=True)) if ".key_value." in name else {"": tensor}
+        own |= {renamed(name.replace(".key_value.", part), names): x for part, x in parts.items()}
+    return own
 
 
 def _download(name: str) -> Path:

@@ -76,7 +76,7 @@ def _read(path: Path) -> Any:
         with _numbers_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        raise ValueError(f"{path}: no such file; {_beside(path)}") from None
     except pickle.UnpicklingError as error:  # torch's own text advises to run the code in the file
         name = re.search(r"GLOBAL (\S+)", str(error))
         cause = re.search(r"WeightsUnpickler error: +(\S.*)", str(error))
@@ -86,6 +86,19 @@ def _read(path: Path) -> Any:
         ) from None
     except Exception as error:
         raise ValueError(f"{path}: cannot be read as a checkpoint ({first_line(error)})") from None
+
+
+def _beside(path: Path) -> str:
+    """What a missing file may have been."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either"
+    endings = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
+    found: list[str] = []
+    with contextlib.suppress(OSError):  # of a folder that cannot be listed
+        found = sorted(file.name for file in path.parent.iterdir() if file.suffix in endings)
+    if not found:
+        return f"no file of weights lies in {path.parent.resolve()}; give its path, or download it first"
+    return f"in {path.parent.resolve()} lie {', '.join(map(repr, found[:5]))}{' and others' if found[5:] else ''}"
 
 
 def _numbers_allowed() -> contextlib.AbstractContextManager[Any]:
@@ -108,5 +121,6 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or its type where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an error says first, or its type where it says nothing, or advises to run the code in a file."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return type(error).__name__ if "weights_only" in line else line

@@ -53,17 +53,8 @@ def test_one_adaptation_that_uses_them(tmp_path: Path) -> None:
     target = Folders(CAMVID / "dusk").unlabeled()
     assert TargetCrops(target, (192, 256))[0].image.shape == (3, 192, 256)
     arguments = ["--source", CAMVID / "day", "--target", CAMVID / "dusk", "--out", tmp_path / "run"]
-    arguments += [
-        "--classes",
-        EXAMPLES / "support" / "camvid_classes.txt",
-        "--steps",
-        2,
-        "--warmup",
-        2,
-        "--crop",
-        192,
-        256,
-    ]
+    arguments += ["--classes", EXAMPLES / "support" / "camvid_classes.txt", "--crop", 192, 256]
+    arguments += ["--steps", 2, "--warmup", 2]
     assert main("own_data.py", *arguments) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["network"]["classes"] == NAMES[:VOID]

@@ -141,7 +141,9 @@ def test_what_the_options_measure(
 ) -> None:
     model, spec = load(street_run)
     data, x = Path(shutil.copytree(plain, tmp_path / "data")), spec.feed(Folders(plain)[0].image[None])
-    truth = model.predict(x, output="labels", label_dtype=torch.uint8)[0]  # each option is right where it says the same as the plain call
+    truth = model.predict(x, output="labels", label_dtype=torch.uint8)[
+        0
+    ]  # each option is right where it says the same as the plain call
     saved(data / "labels" / "0.png", truth.numpy())
     options: dict[str, dict[str, Any]] = {
         "": {},

@@ -1,5 +1,7 @@
 """The demo, shortened: a few images of the toy benchmark, a few steps."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -54,10 +56,10 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture(scope="module")
 def finished(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("runs") / "demo"
-    done = run("gta2cityscapes.py", *call(toy, out))
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
+    out, printed = tmp_path_factory.mktemp("runs") / "demo", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert start(toy, out) == 0
+    return out, printed.getvalue()
 
 
 def test_run_files_and_table(finished: tuple[Path, str]) -> None:

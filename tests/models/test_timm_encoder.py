@@ -109,7 +109,10 @@ def saved(folder: Path, content: Any) -> Path:
         (lambda _: TimmEncoder(None), r"must be a name of timm or a model with levels, got NoneType; pass"),
         (lambda _: TimmEncoder(nn.Identity(), in_channels=4), "^weights and in_channels are for a name; give them to"),
         (lambda _: TimmEncoder("resnet18", in_channels=0), "^in_channels must be a positive int, got 0$"),
-        (lambda path: TimmEncoder("resnet18", weights=path / "none.pth"), r"none\.pth: no such file$"),
+        (
+            lambda path: TimmEncoder("resnet18", weights=path / "none.pth"),
+            r"none\.pth: no such file; no file of weights",
+        ),
         (lambda path: TimmEncoder("resnet18", weights=saved(path, [1])), "must hold a dictionary of tensors, got list"),
         (
             lambda path: TimmEncoder("resnet18", weights=saved(path, timm.create_model("resnet10t").state_dict())),

@@ -18,6 +18,7 @@ from hrda_lib.models import (
     load_reference_checkpoint,
     to_reference_state_dict,
 )
+from hrda_lib.models.weight_files import first_line, read_entries
 
 
 @pytest.mark.parametrize(
@@ -133,3 +134,25 @@ def test_damaged_files(case: str, message: str, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ValueError, match=message):
         load_reference_checkpoint(model, file)
+
+
+def test_a_missing_file_says_what_lies_beside_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"mit\.pth: no such file; no file of weights lies in /.*; give its path"):
+        read_entries("source", tmp_path / "mit.pth")
+    with pytest.raises(ValueError, match=r"no/mit\.pth: no such file; there is no folder /.*/no either$"):
+        read_entries("source", tmp_path / "no" / "mit.pth")
+    for i in range(6):
+        (tmp_path / f"mit_b{i}.pth").touch()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"no such file; in /.* lie 'mit_b0\.pth', .*, 'mit_b4\.pth' and others$"):
+        read_entries("source", tmp_path / "mit.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_advice_to_run_code_is_not_passed_on(tmp_path: Path) -> None:
+    """torch's text for a TorchScript archive, say, ends in it."""
+    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(tmp_path / "traced.pth")
+    with pytest.raises(ValueError, match=r"cannot be read as a checkpoint|refused") as error:
+        read_entries("source", tmp_path / "traced.pth")
+    assert "weights_only" not in str(error.value)
+    assert first_line(RuntimeError("set weights_only=False\nto go on")) == "RuntimeError"
