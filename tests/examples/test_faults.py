@@ -193,6 +193,25 @@ def test_held_signals_come_at_the_end() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_key_pressed_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first may still be handled; one that follows later is another."""
+    now, seen = [5.0], list[str]()
+
+    @ending.run_main
+    def work() -> int:
+        for pause, name in ((0.0, "first"), (0.9, "same"), (0.2, "second")):
+            now[0] += pause
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                seen.append(name)
+        return 0
+
+    monkeypatch.setattr(ending.time, "monotonic", lambda: now[0])
+    assert work() == 0
+    assert seen == ["first", "second"]
+
+
 def wait_for_the_script(pid: int) -> None:
     """Until it has begun: it is Python that answers a signal before."""
     caught = 0
