@@ -77,7 +77,10 @@ def measure(
     paid, pixels = torch.zeros(256, dtype=torch.float64), torch.zeros(256)
     ignored = torch.tensor(spec.ignore, dtype=torch.uint8)
     for i in tqdm(range(len(dataset)) if indices is None else indices, "evaluating"):
-        image, truth = (images or dataset)[i].image, dataset.label(i)
+        if images is None:
+            image, truth, _ = dataset[i]
+        else:
+            image, truth = images[i].image, dataset.label(i)
         truth = torch.where(torch.isin(truth, ignored), 255, truth)
         maps = dict(say(model, spec.feed(image[None], device), truth.shape))
         attention = maps.pop("attention", torch.zeros(1)).cpu().double().flatten()

@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from gta2cityscapes import Settings, batches, rare_classes, train, try_out
 from hrda_lib import ConfidenceWeightedCE, MultiResSegmenter, data
@@ -40,6 +39,7 @@ from support.command_line import (
     read_settings,
 )
 from support.data_file import DataFile, read_data_file
+from support.domains import compare_sizes, read_labels
 from support.networks import NetworkSpec
 from support.plots import draw_curves, draw_panel
 from support.run_folder import RunFolder, load_weights, locked, read_metrics
@@ -71,14 +71,10 @@ def count_classes(
     found: DataFile, cache: Path, *, file: Path | None, on_error: data.OnError
 ) -> tuple[Tensor, list[str], float]:
     """(N, C) pixels of each class in each image, the names of the classes, and the share that is ignored."""
-    cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
     if file:
         cache.unlink(missing_ok=True)  # the code that reads labels may have changed
-    counts = data.count_labels(
-        found.source, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error
-    )
-    if on_error == "raise":
-        data.check_sizes(found.source, lambda x: tqdm(x, "reading labels' and images' sizes"))
+    counts = read_labels(found.source, cache, on_error)
+    compare_sizes(found.source, on_error)
     if not counts[:, :255].any():
         where = found.source.label_file(0)
         raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from hrda_lib.data import (
     CITYSCAPES,
     LabeledFiles,
+    LabeledImages,
     OnError,
     ResizedImages,
     UnlabeledImages,
@@ -64,8 +65,7 @@ def open_domains(
         counts = read_published_counts(stats, labeled.names)[:, : len(NAMES)]
     else:
         counts = count_classes(labeled, out / f"{source}_counts.json", on_error)
-    if on_error == "raise":
-        check_sizes(labeled, lambda x: tqdm(x, "reading labels' and images' sizes"))
+    compare_sizes(labeled, on_error)
     pixels = torch.zeros(1, 256, dtype=torch.int64)
     for i in tqdm(range(len(val)), "checking val"):  # images too: a broken one would be found after training
         pixels += val[i].label.flatten().bincount(minlength=256)
@@ -81,10 +81,21 @@ def fitted(images: UnlabeledImages, size: tuple[int, int]) -> UnlabeledImages:
 
 def count_classes(labeled: LabeledFiles, cache: Path, on_error: OnError) -> Tensor:
     """Pixels of each class in each image, (N, 19); every label is read once, and refused if it holds no ids."""
-    cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
-    counts = count_labels(labeled, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error)
+    counts = read_labels(labeled, cache, on_error)
     check_ids(labeled, counts)
     return counts[:, : len(NAMES)]
+
+
+def read_labels(labeled: LabeledImages, cache: Path, on_error: OnError) -> Tensor:
+    """(N, 256) pixels of each id in each label."""
+    cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
+    return count_labels(labeled, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error)
+
+
+def compare_sizes(labeled: LabeledImages, on_error: OnError) -> None:
+    """Refuse labels of another size than their images, unless such files are to be left out."""
+    if on_error == "raise":
+        check_sizes(labeled, lambda x: tqdm(x, "reading labels' and images' sizes"))
 
 
 def check_ids(labeled: LabeledFiles, counts: Tensor) -> None:
