@@ -42,10 +42,22 @@ def expect(
 def _has_shape(value: Tensor, shape: Sequence[str | int]) -> bool:
     if value.dim() != len(shape):
         return False
-    for size, wanted in zip(value.shape, shape, strict=True):
-        if (size == 0 and isinstance(wanted, str)) or (not isinstance(wanted, str) and size != wanted):
+    for size, wanted in zip(plain(value.shape), shape, strict=True):
+        if size == 0 if isinstance(wanted, str) else size != plain((wanted,))[0]:
             return False
     return True
+
+
+def plain(size: Sequence[int]) -> tuple[int, ...]:
+    """Sizes as ints under ``torch.jit.trace`` too, where those that are read from a tensor are tensors."""
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return tuple(size)
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return tuple(int(side) for side in size)
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _is_kind(value: Tensor, kind: str | torch.dtype) -> bool:
@@ -154,14 +166,14 @@ def feature_channels(features: object) -> object:
     if not isinstance(features, (list, tuple)):  # no union: the compiler of older torch stops at it
         return short(features) if isinstance(features, Tensor) else type(features).__name__
     return [
-        (f.shape[1] if f.dim() == 4 else tuple(f.shape)) if isinstance(f, Tensor) else type(f).__name__
+        (plain(f.shape)[1] if f.dim() == 4 else tuple(f.shape)) if isinstance(f, Tensor) else type(f).__name__
         for f in features
     ]
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a positive int."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether it is a positive int, or the symbol of one while a graph with dynamic sizes is captured."""
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool) and bool(value > 0)
 
 
 def is_id(value: object) -> bool:
@@ -202,11 +214,11 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
-def check_scale_and_stride(scale: float, output_stride: int) -> None:
-    """Refuse a context finer than the detail, and a stride of logits that is no positive int."""
-    if not is_number(scale) or scale < 1:
-        raise ValueError(f"scale must be at least 1 and finite, got {scale}")
-    check_counts(output_stride=output_stride)
+def check_scale_and_stride(scale: float, output_stride: float) -> None:
+    """Refuse a context finer than the detail, and logits finer than the image."""
+    for name, value in (("scale", scale), ("output_stride", output_stride)):
+        if not is_number(value) or value < 1:
+            raise ValueError(f"{name} must be at least 1 and finite, got {short(value)}")
 
 
 def check_generator(generator: torch.Generator | None) -> None:

@@ -1,12 +1,13 @@
 """The light head that predicts the scale attention (HRDA, arXiv 2204.13132, section 3.3)."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out
+from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out, plain
 from hrda_lib.geometry import resize
 
 
@@ -61,9 +62,10 @@ def embed_levels(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> Tenso
         hints = [laid_out(shape, cast(int, channels)) for shape, channels in zip(shapes, expected, strict=False)]
         hint = next(filter(None, hints), "")
         raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}{hint}")
-    finest = features[0].shape[-2:]
+    finest = features[0]
     for feature in features:  # no max(key=): the compiler of older torch stops at it
-        if feature.shape[-2] * feature.shape[-1] > finest[0] * finest[1]:
-            finest = feature.shape[-2:]
-    levels = [resize(embed(feature), finest) for embed, feature in zip(embeddings, features, strict=True)]
+        if math.prod(plain(feature.shape[-2:])) > math.prod(plain(finest.shape[-2:])):
+            finest = feature
+    size = finest.shape[-2:]
+    levels = [resize(embed(feature), size) for embed, feature in zip(embeddings, features, strict=True)]
     return torch.cat(levels, dim=1)
