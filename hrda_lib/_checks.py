@@ -91,6 +91,16 @@ def tensor_in(value: object) -> str:
     return f".{'logits' if 'logits' in names else names[0]} (it has {', '.join(names)})"
 
 
+class SidesRefused(ValueError):
+    """A network does not take images of these sides."""
+
+
+def refuses_sides(error: Exception) -> bool:
+    """Whether a network's own error is about the sides of its input, as far as its words tell."""
+    about = ("size", "shape", "divisible", "multiple", "height")
+    return not isinstance(error, torch.OutOfMemoryError) and any(word in str(error).lower() for word in about)
+
+
 def laid_out(shape: Sequence[int], channels: int) -> str:
     """What to do where (B, h, w, C) came in place of (B, C, h, w); empty where it did not."""
     if len(shape) != 4 or shape[1] == channels or shape[3] != channels:

@@ -9,7 +9,17 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hrda_lib._checks import at_least_float32, check_finite, expect, is_number, pair, plain, tensor_in
+from hrda_lib._checks import (
+    SidesRefused,
+    at_least_float32,
+    check_finite,
+    expect,
+    is_number,
+    pair,
+    plain,
+    refuses_sides,
+    tensor_in,
+)
 from hrda_lib._modules import in_eval_mode
 from hrda_lib.crops import MultiResCropSampler, check_multiple, downscale
 from hrda_lib.fusion import fuse_scales
@@ -152,14 +162,12 @@ class MultiResSegmenter(nn.Module):
         else:
             self._check_windows("sides of images", size)
         context = downscale(images, self.scale)
-        features = self.encoder(context)
-        context_logits = self._decode(features, context)
+        features, context_logits = self._segment(context)
         attention = self._attend(features, context_logits)
         if box is None:
             detail_logits = self._detail_windows(images)
         else:
-            patch = crop(images, box)
-            detail_logits = self._decode(self.encoder(patch), patch)
+            _, detail_logits = self._segment(crop(images, box))
             detail_logits = resize(detail_logits, box[2:]) if self.output_stride is None else detail_logits
         logits = self._fuse(context_logits, detail_logits, attention, box, size)
         return SegmenterOutput(logits, detail_logits, box, context_logits, attention, features, context)
@@ -179,7 +187,8 @@ class MultiResSegmenter(nn.Module):
         """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). Images are padded
-        with 0 (the mean colour) at the bottom and right to what the network takes, and the result is cut back.
+        with 0 (the mean colour) at the bottom and right to sides that fit, those smaller than the window to all of it
+        where the network takes no less, and the result is cut back.
 
         Args:
             images: (B, K, H, W).
@@ -250,9 +259,16 @@ class MultiResSegmenter(nn.Module):
         """What ``infer`` makes, in eval mode, of the images padded to sides that the network takes."""
         expect("images", images, "BKHW", kind="float")
         rows, columns = images.shape[-2:]
-        padded = pad(images, (0, self._fitting(columns, 1) - columns, 0, self._fitting(rows, 0) - rows))
+        least = self._fitting(rows, 0), self._fitting(columns, 1)
+        window = max(least[0], infer.window[0]), max(least[1], infer.window[1])
         with in_eval_mode(self):
-            return infer(padded, predictor)[..., :rows, :columns]
+            try:
+                padded = infer(pad(images, (0, least[1] - columns, 0, least[0] - rows)), predictor)
+            except SidesRefused:
+                if least == window:
+                    raise
+                padded = infer(pad(images, (0, window[1] - columns, 0, window[0] - rows)), predictor)
+        return padded[..., :rows, :columns]
 
     def _window(self, window: int | tuple[int, int] | None) -> tuple[int, int]:
         """In pixels of the image; ``window`` None: as large as the context of a training crop, in whole cells."""
@@ -281,7 +297,20 @@ class MultiResSegmenter(nn.Module):
             batch_size=None if at_once else 4,
             resize=self.output_stride is None,
         )
-        return infer(images, lambda windows: self._decode(self.encoder(windows), windows))
+        return infer(images, lambda windows: self._segment(windows)[1])
+
+    def _segment(self, images: Tensor) -> tuple[Any, Tensor]:
+        """Features and logits."""
+        try:
+            features = self.encoder(images)
+            return features, self._decode(features, images)
+        except (RuntimeError, AssertionError) as error:
+            if not refuses_sides(error):
+                raise
+            raise SidesRefused(
+                f"encoder and decoder must take crops of {plain(images.shape[-2:])}, but came to: {error}; pass what "
+                f"their sides must be divisible by, such as multiple_of=32 (it is {self.multiple_of})"
+            ) from error
 
     def _decode(self, features: Any, images: Tensor) -> Tensor:
         logits = self.decoder(features)
@@ -291,7 +320,7 @@ class MultiResSegmenter(nn.Module):
         if not fits or (self.output_stride is not None and plain(logits.shape[-2:]) != size):
             wanted = f"(B, C, {size[0]}, {size[1]}) for images of {sides} at output_stride={self.output_stride}"
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
+            raise (SidesRefused if fits else ValueError)(
                 f"decoder must return logits {'(B, C, h, w)' if self.output_stride is None else wanted}, got {got}"
                 f"{_remedy(logits, images, size)}"
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hrda_lib._checks import (
+    SidesRefused,
     at_least_float32,
     check_choice,
     check_scores,
@@ -17,6 +18,7 @@ from hrda_lib._checks import (
     is_count,
     pair,
     plain,
+    refuses_sides,
     tensor_in,
 )
 from hrda_lib.geometry import CropBox, crop, resize, window_grid
@@ -100,7 +102,15 @@ class SlidingWindowInferer:
         if self.pad:
             image = pad(image, (0, max(self.window[1] - columns, 0), 0, max(self.window[0] - rows, 0)))
         boxes = window_grid(_fixed(image), self.window, self.stride)
-        average = self._average(image, boxes, predictor)
+        try:
+            average = self._average(image, boxes, predictor)
+        except (RuntimeError, AssertionError) as error:
+            if not refuses_sides(error) or boxes[0][2:] == self.window:
+                raise
+            raise SidesRefused(
+                f"predictor must take windows of {boxes[0][2:]}, {self.window} cut to the image, but came to: {error}; "
+                "pass pad=True, which pads the image instead"
+            ) from error
         if self.pad:
             whole = CropBox(0, 0, *plain(image.shape[-2:]))
             average = crop(average, _to_cells(CropBox(0, 0, *size), whole, average))
