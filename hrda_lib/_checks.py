@@ -97,8 +97,10 @@ class SidesRefused(ValueError):
 
 def refuses_sides(error: Exception) -> bool:
     """Whether a network's own error is about the sides of its input, as far as its words tell."""
-    about = ("size", "shape", "divisible", "multiple", "height")
-    return not isinstance(error, torch.OutOfMemoryError) and any(word in str(error).lower() for word in about)
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or "channels" in text:
+        return False
+    return any(word in text for word in ("size", "shape", "divisible", "multiple", "height"))
 
 
 def laid_out(shape: Sequence[int], channels: int) -> str:

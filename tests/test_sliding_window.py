@@ -63,7 +63,7 @@ def infer_by_hand(
             for i in range(rows):
                 for j in range(columns):
                     y, x = (i - (rows - 1) / 2) / (rows / 8), (j - (columns - 1) / 2) / (columns / 8)
-                    weight = exp(-(y * y + x * x) / 2) if gaussian else 1.0
+                    weight = max(exp(-(y * y + x * x) / 2), 1e-3) if gaussian else 1.0
                     total[:, :, top // unit + i, left // unit + j] += weight * logits[:, :, i, j]
                     coverage[top // unit + i, left // unit + j] += weight
     return total / coverage
