@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import parity
-import reference
 import runtimes
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ from hrda_lib import (
     confidence_weighted_ce,
     fuse_scales,
 )
-from hrda_lib.models import hrda, load_reference_checkpoint
 from hrda_lib.optim import warmup_poly
 
 TABLES = Path(__file__).parents[1] / "docs" / "tables"
