@@ -1,6 +1,7 @@
 """Primitives for high-resolution, unsupervised domain adaptation of semantic segmentation."""
 
 from hrda_lib import optim as optim
+from hrda_lib.adapted import Adapted
 from hrda_lib.attention_head import ScaleAttentionHead
 from hrda_lib.augment import StrongAugment, gaussian_blur
 from hrda_lib.crops import MultiResCrops, MultiResCropSampler
@@ -20,6 +21,7 @@ from hrda_lib.teacher import EMATeacher
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapted",
     "ConfidenceWeightedCE",
     "ConfusionMatrix",
     "CropBox",

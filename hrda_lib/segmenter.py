@@ -282,6 +282,7 @@ class MultiResSegmenter(nn.Module):
         size = tuple(logits.shape[-2:])
         if not isinstance(attention, Tensor) or attention.dim() != 4 or tuple(attention.shape[-2:]) != size:
             got = tuple(attention.shape) if isinstance(attention, Tensor) else type(attention).__name__
+            got = f"{got}{tensor_in(attention)}"
             raise ValueError(
                 f"attention must return logits (B, C or 1, {size[0]}, {size[1]}), the size of the context logits, got "
                 f"{got}; where the encoder's features are finer than the logits, leave the finest out, or resize the "
@@ -309,8 +310,7 @@ class MultiResSegmenter(nn.Module):
 def _remedy(logits: Any, images: Tensor, size: tuple[int, int]) -> str:
     """What to do about logits of another kind than asked for; empty where that is not known."""
     if not isinstance(logits, Tensor):
-        part = tensor_in(logits)
-        return f"; wrap the decoder in a module that returns its {part}" if part else ""
+        return tensor_in(logits)
     if logits.dim() == 4 and tuple(logits.shape[1:3]) == size:
         return "; these are channels last: permute(0, 3, 1, 2)"
     rows, columns = images.shape[-2:]

@@ -19,6 +19,7 @@ from hrda_lib._checks import (
     tensor_in,
 )
 from hrda_lib._modules import unwrap
+from hrda_lib.adapted import Adapted
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.geometry import CropBox, crop, resize
 from hrda_lib.losses import ConfidenceWeightedCE
@@ -44,7 +45,8 @@ class SelfTraining:
     DAFormer, arXiv 2111.14887, section 3.1 and 3.3).
 
     Args:
-        student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
+        student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term);
+            others through :class:`hrda_lib.Adapted`. It is given
             ``box`` and ``generator`` where its ``forward`` takes them; of a wrapper whose ``forward`` takes any
             arguments (Fabric, DeepSpeed, FSDP, PEFT), the network inside is asked.
         teacher: images -> what the student returns, without gradient (:class:`hrda_lib.EMATeacher`).
@@ -282,10 +284,9 @@ def _arguments_of_forward(student: nn.Module) -> set[str]:
     """Their names; those of the network inside where wrappers (Fabric, DeepSpeed, FSDP, PEFT) take anything."""
     module = unwrap(student)
     while True:
-        try:
-            parameters = dict(inspect.signature(module.forward).parameters)
-        except ValueError:  # TorchScript
-            parameters = {}
+        parameters = _parameters_of_forward(module)
+        if isinstance(module, Adapted):
+            _check_adapted(module)
         takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
         if {"box", "generator"} <= parameters.keys() or (parameters and not takes_any):
             return set(parameters)
@@ -299,6 +300,23 @@ def _arguments_of_forward(student: nn.Module) -> set[str]:
         module = unwrap(inner)
 
 
+def _parameters_of_forward(module: nn.Module) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(module.forward).parameters)
+    except ValueError:  # TorchScript
+        return {}
+
+
+def _check_adapted(student: nn.Module) -> None:
+    while isinstance(student, Adapted):
+        student = unwrap(student.module)
+    if {"box", "generator"} <= _parameters_of_forward(student).keys():
+        raise ValueError(
+            "student must take box and generator, which Adapted does not pass to the "
+            f"{type(student).__name__} inside; adapt its encoder, decoder and attention"
+        )
+
+
 def _wrapped(module: Any) -> nn.Module | None:
     base = getattr(module, "base_model", None)
     inner = (getattr(module, "module", None), getattr(module, "_forward_module", None), getattr(base, "model", None))
@@ -308,9 +326,8 @@ def _wrapped(module: Any) -> nn.Module | None:
 def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
     if isinstance(output, SegmenterOutput | Tensor):
         return output
-    part = tensor_in(output)
-    hint = f"; wrap it in a module that returns its {part}" if part else ""
-    raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {type(output).__name__}{hint}")
+    got = f"{type(output).__name__}{tensor_in(output)}"
+    raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {got}")
 
 
 def _refuse_box(box: CropBox | None) -> None:

@@ -11,6 +11,8 @@ import hrda_lib.models
 import hrda_lib.optim
 
 SIGNATURES = {
+    "Adapted": "(module, *, input=None, output=None)",
+    "Adapted.forward": "(self, x)",
     "CropBox": "(top, left, height, width)",
     "crop": "(tensor, box)",
     "window_grid": "(size, window, stride)",
