@@ -14,7 +14,7 @@ from hrda_lib.metrics import ConfusionMatrix
 from hrda_lib.mixing import class_mix, sample_class_mask
 from hrda_lib.pseudo_labeling import pseudo_labels
 from hrda_lib.segmenter import MultiResSegmenter, ScalePredictions, SegmenterOutput
-from hrda_lib.self_training import SelfTraining
+from hrda_lib.self_training import MixedBatch, SelfTraining
 from hrda_lib.sliding_window import SlidingWindowInferer
 from hrda_lib.teacher import EMATeacher
 
@@ -27,6 +27,7 @@ __all__ = [
     "CropBox",
     "EMATeacher",
     "FeatureDistance",
+    "MixedBatch",
     "MultiResCropSampler",
     "MultiResCrops",
     "MultiResSegmenter",

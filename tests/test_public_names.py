@@ -53,14 +53,16 @@ SIGNATURES = {
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
     "SelfTraining": "(student, teacher, *, criterion=None, feature_distance=None, detail_weight=0.1, threshold=0.968, "
-    "per='batch', objective='fused', augment=None, generator=None)",
+    "per='batch', objective='fused', augment=None, masking=None, generator=None)",
     "SelfTraining.source": "(self, images, labels, *, box=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
+    "MixedBatch": "(images, labels, weight)",
+    "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None)",
     "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
     "box=None)",
     "SelfTraining.masked": "(self, target_images, labels, weight, *, mask=None, box=None)",
     "SelfTraining.losses": "(self, source_images, source_labels, target_images, *, target_valid=None, source_box=None, "
-    "mixed_box=None, mixed_classes=None)",
+    "mixed_box=None, mixed_classes=None, masked_box=None)",
     "ConfusionMatrix": "(num_classes, *, ignore_index=255)",
     "ConfusionMatrix.update": "(self, prediction, target)",
     "ConfusionMatrix.iou": "(self, *, absent=nan)",
