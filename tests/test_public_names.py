@@ -43,7 +43,8 @@ SIGNATURES = {
     "sigma=(0.15, 1.15))",
     "StrongAugment.__call__": "(self, images, generator=None)",
     "gaussian_blur": "(images, sigma)",
-    "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255)",
+    "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
+    "level=-1)",
     "FeatureDistance.forward": "(self, features, images, labels)",
     "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, detail_stride=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
