@@ -66,6 +66,8 @@ SIGNATURES = {
     "mixed_box=None, mixed_classes=None, masked_box=None)",
     "ConfusionMatrix": "(num_classes, *, ignore_index=255)",
     "ConfusionMatrix.update": "(self, prediction, target)",
+    "ConfusionMatrix.reset": "(self)",
+    "ConfusionMatrix.all_reduce": "(self, group=None)",
     "ConfusionMatrix.iou": "(self, *, absent=nan)",
     "ConfusionMatrix.mean_iou": "(self, classes=None, *, absent=nan)",
     "models.hrda": "(encoder='mit_b5', num_classes=19, *, embed_dims=256, attention_embed_dims=256, "
