@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out, plain
+from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out, levels_in, plain
 from hrda_lib.geometry import resize
 
 
@@ -55,12 +55,12 @@ class ScaleAttentionHead(nn.Module):
 
 def embed_levels(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
     """Each feature through its own convolution, brought to the finest, and all of them concatenated."""
-    expected = [embedding.in_channels for embedding in embeddings]
+    expected = [cast(int, embedding.in_channels) for embedding in embeddings]
     got = feature_channels(features)
     if got != expected:
         shapes = [tuple(f.shape) if isinstance(f, Tensor) else () for f in features] if isinstance(got, list) else []
-        hints = [laid_out(shape, cast(int, channels)) for shape, channels in zip(shapes, expected, strict=False)]
-        hint = next(filter(None, hints), "")
+        hints = [laid_out(shape, channels) for shape, channels in zip(shapes, expected, strict=False)]
+        hint = next(filter(None, hints), "") or levels_in(features, expected)
         raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}{hint}")
     finest = features[0]
     for feature in features:  # no max(key=): the compiler of older torch stops at it

@@ -408,8 +408,7 @@ class MultiResSegmenter(nn.Module):
 def _remedy(logits: Any, images: Tensor, size: tuple[int, int]) -> str:
     """What to do about logits of another kind than asked for; empty where that is not known."""
     if not isinstance(logits, Tensor):
-        part = tensor_in(logits)
-        return f"; wrap the decoder in a module that returns its {part}" if part else ""
+        return tensor_in(logits)
     if logits.dim() != 4:
         return ""
     if tuple(logits.shape[1:3]) == size:

@@ -151,11 +151,7 @@ class SlidingWindowInferer:
         size, logits = windows.shape[-2:], predictor(windows)
         if not isinstance(logits, Tensor) or logits.dim() != 4 or not logits.is_floating_point():
             got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            part = tensor_in(logits) or "['out']"
-            raise ValueError(
-                f"predictor must return float logits (b, C, h, w), got {got}; "
-                f"for a model with another output pass a function, e.g. lambda x: model(x){part}"
-            )
+            raise ValueError(f"predictor must return float logits (b, C, h, w), got {got}{tensor_in(logits)}")
         if plain(logits.shape)[0] != plain(windows.shape)[0]:
             raise ValueError(f"predictor returned a batch of {logits.shape[0]} for {windows.shape[0]} windows")
         logits = at_least_float32(logits)

@@ -356,7 +356,10 @@ def test_inferer_refuses_images(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("predictor", "message"),
     [
-        (lambda x: {"out": x}, "predictor must return float logits (b, C, h, w), got dict; for a model with another"),
+        (
+            lambda x: {"out": x},
+            "predictor must return float logits (b, C, h, w), got dict; put Adapted(..., output='out')",
+        ),
         (lambda x: x[:, 0], "predictor must return float logits (b, C, h, w), got torch.float32 (2, 4, 4)"),
         (lambda x: x.long(), "predictor must return float logits (b, C, h, w), got torch.int64 (2, 3, 4, 4)"),
         (lambda x: x[:1], "predictor returned a batch of 1 for 2 windows"),
