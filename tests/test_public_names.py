@@ -72,8 +72,8 @@ SIGNATURES = {
     "models.to_reference_state_dict": "(model)",
     "models.MixTransformer": "(size='mit_b5', *, in_channels=3, drop_path=0.1, checkpoint_stages=())",
     "models.MixTransformerSize": "(widths, depths)",
-    "models.DAFormerHead": "(in_channels, num_classes, *, embed_dims=256, context_layer='sepaspp', dilations=(1, 6, 12, 18), "
-    "dropout=0.1)",
+    "models.DAFormerHead": "(in_channels, num_classes, *, embed_dims=256, context_layer='sepaspp', "
+    "dilations=(1, 6, 12, 18), dropout=0.1)",
     "models.deeplab_v2": "(num_classes=19, *, dilations=(6, 12), weights=None)",
     "models.DeepLabV2Head": "(in_channels, num_classes, *, dilations=(6, 12))",
     "models.TimmEncoder": "(name_or_model, *, weights=None, in_channels=3)",
