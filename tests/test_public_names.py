@@ -72,15 +72,15 @@ SIGNATURES = {
     "ConfusionMatrix.mean_iou": "(self, classes=None, *, absent=nan)",
     "models.hrda": "(encoder='mit_b5', num_classes=19, *, embed_dims=256, attention_embed_dims=256, "
     "detail_size=(512, 512), attention_classwise=True, fixed_attention=None, drop_path=0.1, dropout=0.1, "
-    "fusion='sepaspp', in_channels=3, checkpoint_stages=())",
+    "context_layer='sepaspp', in_channels=3, checkpoint_stages=())",
     "models.daformer": "(encoder='mit_b5', num_classes=19, *, embed_dims=256, drop_path=0.1, dropout=0.1, "
-    "fusion='sepaspp', in_channels=3, checkpoint_stages=())",
+    "context_layer='sepaspp', in_channels=3, checkpoint_stages=())",
     "models.load_reference_checkpoint": "(model, path_or_state_dict, *, prefix=None)",
     "models.to_reference_state_dict": "(model)",
     "models.MixTransformer": "(size='mit_b5', *, in_channels=3, drop_path=0.1, checkpoint_stages=())",
     "models.MixTransformerSize": "(widths, depths)",
-    "models.DAFormerHead": "(in_channels, num_classes, *, embed_dims=256, fusion='sepaspp', dilations=(1, 6, 12, 18), "
-    "dropout=0.1)",
+    "models.DAFormerHead": "(in_channels, num_classes, *, embed_dims=256, context_layer='sepaspp', "
+    "dilations=(1, 6, 12, 18), dropout=0.1)",
     "models.deeplab_v2": "(num_classes=19, *, dilations=(6, 12), weights=None)",
     "models.DeepLabV2Head": "(in_channels, num_classes, *, dilations=(6, 12))",
     "models.TimmEncoder": "(name_or_model, *, weights=None, in_channels=3)",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hrda_lib._checks import check_counts, check_finite, expect, is_number
 from hrda_lib._modules import in_eval_mode
 from hrda_lib.attention_head import ScaleAttentionHead
-from hrda_lib.models.daformer_head import DAFormerHead, Fusion
+from hrda_lib.models.daformer_head import ContextLayer, DAFormerHead
 from hrda_lib.models.deeplab import DeepLabV2Head, ResNet101
 from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize, as_size
 from hrda_lib.segmenter import MultiResSegmenter
@@ -81,7 +81,7 @@ def hrda(
     fixed_attention: float | None = None,
     drop_path: float = 0.1,
     dropout: float = 0.1,
-    fusion: Fusion = "sepaspp",
+    context_layer: ContextLayer = "sepaspp",
     in_channels: int = 3,
     checkpoint_stages: Collection[int] = (),
 ) -> MultiResSegmenter:
@@ -99,7 +99,7 @@ def hrda(
         fixed_attention: a number in [0, 1] instead of a learned attention: 0 context alone, 1 detail alone.
         drop_path: largest probability of skipping a branch of the encoder.
         dropout: probability of dropping a channel before each classifier.
-        fusion: of :class:`DAFormerHead`.
+        context_layer: of :class:`DAFormerHead`.
         in_channels: channels of the images.
         checkpoint_stages: encoder stages that compute their activations anew in backward.
 
@@ -121,7 +121,7 @@ def hrda(
     maps = num_classes if attention_classwise else 1
     return MultiResSegmenter(
         MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages),
-        DAFormerHead(widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout),
+        DAFormerHead(widths, num_classes, embed_dims=embed_dims, context_layer=context_layer, dropout=dropout),
         _attention_head(widths, maps, attention_embed_dims, dropout) if fixed_attention is None else fixed_attention,
         detail_size=detail_size,
     )
@@ -142,7 +142,7 @@ def daformer(
     embed_dims: int = 256,
     drop_path: float = 0.1,
     dropout: float = 0.1,
-    fusion: Fusion = "sepaspp",
+    context_layer: ContextLayer = "sepaspp",
     in_channels: int = 3,
     checkpoint_stages: Collection[int] = (),
 ) -> EncoderDecoder:
@@ -162,7 +162,9 @@ def daformer(
         torch.Size([1, 50, 70])
     """
     body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
-    decoder = DAFormerHead(body.widths, num_classes, embed_dims=embed_dims, fusion=fusion, dropout=dropout)
+    decoder = DAFormerHead(
+        body.widths, num_classes, embed_dims=embed_dims, context_layer=context_layer, dropout=dropout
+    )
     return EncoderDecoder(body, decoder)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hrda_lib._checks import as_counts, check_choice, check_counts, check_rates
 from hrda_lib.attention_head import embed_levels
 
-Fusion = Literal["sepaspp", "aspp", "conv1"]
+ContextLayer = Literal["sepaspp", "aspp", "conv1"]
 
 
 class DAFormerHead(nn.Module):
@@ -26,7 +26,7 @@ class DAFormerHead(nn.Module):
         in_channels: channels of each level.
         num_classes: channels of the logits.
         embed_dims: channels of each embedding and of the fused features.
-        fusion: "sepaspp" (DAFormer); "aspp", whose dilated convolutions are not separable; "conv1", one 1x1
+        context_layer: "sepaspp" (DAFormer); "aspp", whose dilated convolutions are not separable; "conv1", one 1x1
             convolution, as in SegFormer.
         dilations: of the branches of an ASPP; 1 stands for a 1x1 convolution.
         dropout: probability of dropping a whole channel before the classifier.
@@ -46,7 +46,7 @@ class DAFormerHead(nn.Module):
         num_classes: int,
         *,
         embed_dims: int = 256,
-        fusion: Fusion = "sepaspp",
+        context_layer: ContextLayer = "sepaspp",
         dilations: Sequence[int] = (1, 6, 12, 18),
         dropout: float = 0.1,
     ) -> None:
@@ -54,14 +54,14 @@ class DAFormerHead(nn.Module):
         in_channels, dilations = as_counts("in_channels", in_channels), as_counts("dilations", dilations)
         check_counts(num_classes=num_classes, embed_dims=embed_dims)
         check_rates(dropout=dropout)
-        check_choice("fusion", fusion, get_args(Fusion))
+        check_choice("context_layer", context_layer, get_args(ContextLayer))
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         width = len(in_channels) * embed_dims
         self.fuse: nn.Module
-        if fusion == "conv1":
+        if context_layer == "conv1":
             self.fuse = conv_bn_relu(width, embed_dims)
         else:
-            self.fuse = Aspp(width, embed_dims, dilations, separable=fusion == "sepaspp")
+            self.fuse = Aspp(width, embed_dims, dilations, separable=context_layer == "sepaspp")
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(embed_dims, num_classes, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)

@@ -11,10 +11,10 @@ from hrda_lib.models import (
 )
 
 
-@pytest.mark.parametrize("fusion", ["sepaspp", "aspp", "conv1"])
-def test_head(fusion: Any) -> None:
+@pytest.mark.parametrize("context_layer", ["sepaspp", "aspp", "conv1"])
+def test_head(context_layer: Any) -> None:
     torch.manual_seed(0)
-    head = DAFormerHead([8, 16], 5, embed_dims=8, fusion=fusion, dropout=0).eval()
+    head = DAFormerHead([8, 16], 5, embed_dims=8, context_layer=context_layer, dropout=0).eval()
     features = [torch.rand(2, 8, 16, 12), torch.rand(2, 16, 8, 6)]
     logits = head(features)
     assert logits.shape == (2, 5, 16, 12)
@@ -32,7 +32,7 @@ def test_head(fusion: Any) -> None:
     [
         (lambda: DAFormerHead([8], 5)(None), r"channels \[8\], got NoneType"),
         (lambda: DAFormerHead([], 5), "in_channels must be a list of positive ints"),
-        (lambda: DAFormerHead([8], 5, fusion="isa"), "fusion must be one of"),
+        (lambda: DAFormerHead([8], 5, context_layer="isa"), "context_layer must be one of"),
         (lambda: DAFormerHead([8], 5, dilations=(6.5,)), "dilations must be a list of positive ints"),
         (lambda: DAFormerHead([8], 5)([torch.rand(1, 9, 4, 4)]), r"with channels \[8\], got \[9\]"),
     ],
