@@ -29,8 +29,9 @@ class Parts(NamedTuple):
     encode: Callable[[Tensor], Any]
     decode: Callable[[Any], Tensor]
     attend: Callable[[Any], Tensor | float]  # attention in [0, 1]
-    stride: int | None = 4
-    detail: int = 32
+    stride: float | None = 4  # pixels a cell of the logits; None: fused at pixels
+    detail: int = 32  # pixels of a detail window
+    step: int = 16  # pixels between detail windows
 
 
 def batches(steps: int, *, classes: int, channels: int = 3, side: int = 64, box: int = 32, cell: int = 8) -> list[Batch]:
@@ -41,8 +42,10 @@ def batches(steps: int, *, classes: int, channels: int = 3, side: int = 64, box:
         source, target = torch.randn(2, 2, channels, side, side, generator=g, dtype=torch.float64)
         labels = torch.randint(classes, (2, side, side), generator=g)
         labels[:, : side // 16] = 255
-        places = [(cell * (1 + step), 2 * cell, box, box), (side - box, cell, box, box)]
-        made.append(Batch(source, labels, target, [[0, classes - 1], [1]], *places))
+        places = range(0, side - box + 1, cell)
+        first, second = places[(1 + step) % len(places)], places[-1 - step % len(places)]
+        boxes = (first, second, box, box), (second, first, box, box)
+        made.append(Batch(source, labels, target, [[0, classes - 1], [1]], *boxes))
     return made
 
 
@@ -108,6 +111,10 @@ def fuse(yc: Tensor, yd: Tensor, attention: Tensor | float, inside: Tensor) -> T
     return up((1 - a) * yc, yd.shape[-2:]) + up(a * torch.ones_like(yc), yd.shape[-2:]) * yd
 
 
+def size_in_cells(x: Tensor, cell: float) -> Size:
+    return int(x.shape[-2] / cell), int(x.shape[-1] / cell)
+
+
 def at_box(net: Parts, x: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     """Fused and detail logits of a crop."""
     rows, columns = x.shape[-2:]
@@ -115,13 +122,14 @@ def at_box(net: Parts, x: Tensor, box: Box) -> tuple[Tensor, Tensor]:
     yc, attention = net.decode(features), net.attend(features)
     yd = net.decode(net.encode(cut(x, box)))
     cell = net.stride or 1
+    assert all((n / cell).is_integer() for n in (rows, columns, *box))
     if net.stride is None:
         yc, yd = up(yc, (rows, columns)), up(yd, box[2:])
         attention = up(attention, (rows, columns)) if isinstance(attention, Tensor) else attention
     coarse = rows // yc.shape[-2]
-    inside, canvas = x.new_zeros(1, 1, *yc.shape[-2:]), x.new_zeros(*yc.shape[:2], rows // cell, columns // cell)
+    inside, canvas = x.new_zeros(1, 1, *yc.shape[-2:]), x.new_zeros(*yc.shape[:2], *size_in_cells(x, cell))
     cut(inside, tuple(n // coarse for n in box)).fill_(1)  # type: ignore[arg-type]
-    cut(canvas, tuple(n // cell for n in box)).copy_(yd)  # type: ignore[arg-type]
+    cut(canvas, tuple(int(n / cell) for n in box)).copy_(yd)  # type: ignore[arg-type]
     return fuse(yc, canvas, attention, inside), yd
 
 
@@ -130,13 +138,13 @@ def everywhere(net: Parts, x: Tensor) -> Tensor:
     rows, columns = x.shape[-2:]
     features = net.encode(up(x, (rows // 2, columns // 2)))
     yc, attention = net.decode(features), net.attend(features)
-    cell, half = net.stride or 1, max(net.detail // 2 // (net.stride or 1), 1) * (net.stride or 1)
-    boxes = grid(x, (min(net.detail, rows), min(net.detail, columns)), (half, half))
+    cell = net.stride or 1
+    boxes = grid(x, (min(net.detail, rows), min(net.detail, columns)), (net.step, net.step))
     answers = net.decode(net.encode(torch.cat([cut(x, box) for box in boxes])))
-    total = count = x.new_zeros(len(x), answers.shape[1], rows // cell, columns // cell)
+    total = count = x.new_zeros(len(x), answers.shape[1], *size_in_cells(x, cell))
     total, count = total.clone(), count.clone()
     for box, answer in zip(boxes, answers.split(len(x)), strict=True):
-        cells: Box = tuple(n // cell for n in box)  # type: ignore[assignment]
+        cells: Box = tuple(int(n / cell) for n in box)  # type: ignore[assignment]
         cut(total, cells).add_(up(answer, cells[2:]))
         cut(count, cells).add_(1)
     if net.stride is None:

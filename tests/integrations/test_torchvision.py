@@ -42,7 +42,7 @@ def test_windows_at_an_odd_size(page: dict[str, Any]) -> None:
 
 
 def test_hrda_is_that_written_out(page: dict[str, Any]) -> None:
-    check_hrda(page["hrda"], parts, batches(2, classes=5, cell=16))
+    check_hrda(page["hrda"], parts, batches(2, classes=5, cell=32))
 
 
 def test_hrda_predicts_at_an_odd_size(page: dict[str, Any]) -> None:
