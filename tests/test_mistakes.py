@@ -143,7 +143,7 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an attention without tensor": (
         lambda: around(lambda x: x, lambda x: [x]),
-        "attention must return logits (B, C or 1, h, w), got list; put Adapted(..., output=0) around the module that it is",
+        "attention must return logits (B, C or 1, h, w), got list; put Adapted(..., output=0) around the module",
     ),
     "channels-last features of the attention": (
         lambda: ScaleAttentionHead([8, 16], 4)([torch.zeros(1, 8, 6, 6), torch.zeros(1, 3, 3, 16)]),
