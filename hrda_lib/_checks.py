@@ -269,9 +269,10 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 def check_scale_and_stride(scale: float, output_stride: float) -> None:
     """Refuse a context finer than the detail, and logits finer than the image."""
-    for name, value in (("scale", scale), ("output_stride", output_stride)):
-        if not is_number(value) or value < 1:
-            raise ValueError(f"{name} must be at least 1 and finite, got {short(value)}")
+    if not is_number(scale) or scale < 1:
+        raise ValueError(f"scale must be at least 1 and finite, got {scale}")
+    if not is_number(output_stride) or not 1 <= output_stride <= 4096:
+        raise ValueError(f"output_stride must be a number in [1, 4096], got {short(output_stride)}")
 
 
 def check_generator(generator: torch.Generator | None) -> None:

@@ -88,6 +88,8 @@ class SlidingWindowInferer:
             raise ValueError(f"batch_size must be a positive int or None (all at once), got {batch_size}")
         check_choice("blend", blend, BLENDS)
         check_choice("output", output, OUTPUTS)
+        check_choice("resize", resize, (True, False))
+        check_choice("pad", pad, (True, False))
         check_choice("label_dtype", label_dtype, LABEL_DTYPES)
         self.window = pair("window", window)
         half = ((self.window[0] + 1) // 2, (self.window[1] + 1) // 2)

@@ -178,8 +178,8 @@ def test_without_a_generator_torch_decides() -> None:
     [
         ({"scale": 0.5}, "scale must be at least 1 and finite, got 0.5"),
         ({"scale": float("nan")}, "scale must be at least 1 and finite, got nan"),
-        ({"output_stride": 0}, "output_stride must be at least 1 and finite, got 0"),
-        ({"output_stride": float("inf")}, "output_stride must be at least 1 and finite, got inf"),
+        ({"output_stride": 0}, "output_stride must be a number in [1, 4096], got 0"),
+        ({"output_stride": float("inf")}, "output_stride must be a number in [1, 4096], got inf"),
         ({"multiple_of": 0}, "multiple_of must be a positive int or two of them (height, width), got 0"),
         (
             {"detail_size": 12},

@@ -12,6 +12,7 @@ PAGES = [
     "assemble.md",
     "differences.md",
     "reproducing.md",
+    "export.md",
     "api/models.md",
     "api/teacher.md",
     "api/self_training.md",

@@ -141,14 +141,9 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: around(lambda x: torch.zeros(1, 8, 8, 5)),
         "got (1, 8, 8, 5); these are channels last: permute(0, 3, 1, 2)",
     ),
-    "features finer than the logits": (
-        lambda: around(lambda x: x, lambda x: resize(x, 16)),
-        "attention must return logits (B, C or 1, 8, 8), the size of the context logits, got (1, 8, 16, 16); where the "
-        "encoder's features are finer than the logits, leave the finest out, or resize",
-    ),
     "an attention without tensor": (
         lambda: around(lambda x: x, lambda x: [x]),
-        "attention must return logits (B, C or 1, 8, 8), the size of the context logits, got list",
+        "attention must return logits (B, C or 1, h, w), got list; put Adapted(..., output=0) around the module",
     ),
     "channels-last features of the attention": (
         lambda: ScaleAttentionHead([8, 16], 4)([torch.zeros(1, 8, 6, 6), torch.zeros(1, 3, 3, 16)]),

@@ -17,7 +17,7 @@ SIGNATURES = {
     "crop": "(tensor, box)",
     "window_grid": "(size, window, stride)",
     "resize": "(x, size)",
-    "MultiResCropSampler": "(detail_size, *, context_size=None, scale=2, output_stride=4)",
+    "MultiResCropSampler": "(detail_size, *, context_size=None, scale=2, output_stride=4, multiple_of=1)",
     "MultiResCropSampler.sample": "(self, size, generator=None)",
     "MultiResCropSampler.__call__": "(self, image, generator=None)",
     "MultiResCrops": "(context, detail, context_box, detail_box)",
@@ -27,7 +27,7 @@ SIGNATURES = {
     "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256, dropout=0.1)",
     "ScaleAttentionHead.forward": "(self, features)",
     "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
-    "label_dtype=torch.int64, progress=None)",
+    "pad=False, label_dtype=torch.int64, progress=None)",
     "SlidingWindowInferer.__call__": "(self, image, predictor)",
     "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='follow', batch_norm='train', share_frozen=False, "
     "module=None)",
@@ -46,10 +46,11 @@ SIGNATURES = {
     "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
     "level=-1)",
     "FeatureDistance.forward": "(self, features, images, labels)",
-    "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, detail_stride=None)",
+    "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, multiple_of=1, "
+    "detail_stride=None, fusion=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
     "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1, "
-    "label_dtype=torch.int64)",
+    "label_dtype=torch.int64, progress=None)",
     "MultiResSegmenter.predict_scales": "(self, images, *, window=None, stride=None, batch_size=1)",
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",

@@ -337,6 +337,8 @@ def test_no_grad_and_inference_mode() -> None:
         ({"stride": 5}, "stride (5, 5) must not exceed the window (4, 4): pixels between windows would be missed"),
         ({"batch_size": 0}, "batch_size must be a positive int or None (all at once), got 0"),
         ({"blend": "hann"}, "blend must be one of ('constant', 'gaussian'), got 'hann'"),
+        ({"pad": "reflect"}, "pad must be one of (True, False), got 'reflect'"),
+        ({"resize": None}, "resize must be one of (True, False), got None"),
         ({"output": "label"}, "output must be one of ('logits', 'probs', 'labels'), got 'label'"),
     ],
     ids=str,
@@ -421,3 +423,29 @@ def test_without_resize_everything_must_lie_on_cells(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         inferer(torch.zeros(1, 3, *size), predictor)
     assert where in str(caught.value)
+
+
+@pytest.mark.parametrize("vote", [False, True])
+def test_a_predictor_may_average_probabilities_or_votes(vote: bool) -> None:
+    image, logits_of = random(2, 3, 9, 12), strided(1)
+
+    def predictor(windows: Tensor) -> Tensor:
+        logits = logits_of(windows)
+        return (logits == logits.amax(dim=1, keepdim=True)).double() if vote else logits.softmax(dim=1)
+
+    expected = infer_by_hand(image, predictor, (6, 4), (3, 2))
+    got = SlidingWindowInferer((6, 4), stride=(3, 2))(image, predictor)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(got.sum(dim=1), np.ones((2, 9, 12)), rtol=1e-12)
+
+
+def test_the_gaussian_ends_at_a_thousandth() -> None:
+    """As MONAI's: a corner of the window alone would weigh exp(-16)."""
+    image = torch.zeros(1, 1, 64, 96)
+    places = iter([1.0, 3.0])
+    got = SlidingWindowInferer(64, stride=(64, 32), blend="gaussian", batch_size=1)(
+        image, lambda x: torch.full_like(x, next(places))
+    )
+    assert got[0, 0, 0, 0] == 1  # of the first window alone
+    # the middle of the first window's edge, exp(-7.8), and a corner of the second, exp(-15.5): both weigh a thousandth
+    assert got[0, 0, 0, 32] == 2
