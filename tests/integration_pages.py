@@ -28,7 +28,7 @@ def run_page(name: str, **given: Any) -> dict[str, Any]:
 
 
 def glue(name: str) -> dict[str, int]:
-    """Lines that a page adds to somebody's code, by label: imports, comments and what stood there before aside."""
+    """Lines that a page adds to somebody's code, by label: imports, comments, class names and what stood there aside."""
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     marked = re.findall(r"^<!-- (before|glue: [^>]+) -->\n```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     before = {line.strip() for mark, block in marked if mark == "before" for line in block.splitlines()}
@@ -40,7 +40,7 @@ def glue(name: str) -> dict[str, int]:
 
 
 def _is_added(line: str, before: set[str]) -> bool:
-    return bool(line) and not line.startswith(("#", "import ", "from ")) and line not in before
+    return bool(line) and not line.startswith(("#", "import ", "from ", "class ")) and line not in before
 
 
 def train(student: nn.Module, steps: list[Batch], *, rate: float = 0.01, **settings: Any) -> list[float]:
