@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import parity
 import reference
+import timm_table
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -268,6 +269,7 @@ def write(name: str, lines: list[str]) -> None:
 
 
 def main() -> int:
+    write("timm.md", timm_table.table())
     return 1 if write_proofs() + write_parity() else 0
 
 
