@@ -1,6 +1,7 @@
 """Primitives for high-resolution, unsupervised domain adaptation of semantic segmentation."""
 
 from hrda_lib import optim as optim
+from hrda_lib.adapted import Adapted
 from hrda_lib.attention_head import ScaleAttentionHead
 from hrda_lib.augment import StrongAugment, gaussian_blur
 from hrda_lib.crops import MultiResCrops, MultiResCropSampler
@@ -13,18 +14,20 @@ from hrda_lib.metrics import ConfusionMatrix
 from hrda_lib.mixing import class_mix, sample_class_mask
 from hrda_lib.pseudo_labeling import pseudo_labels
 from hrda_lib.segmenter import MultiResSegmenter, ScalePredictions, SegmenterOutput
-from hrda_lib.self_training import SelfTraining
+from hrda_lib.self_training import MixedBatch, SelfTraining
 from hrda_lib.sliding_window import SlidingWindowInferer
 from hrda_lib.teacher import EMATeacher
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Adapted",
     "ConfidenceWeightedCE",
     "ConfusionMatrix",
     "CropBox",
     "EMATeacher",
     "FeatureDistance",
+    "MixedBatch",
     "MultiResCropSampler",
     "MultiResCrops",
     "MultiResSegmenter",

@@ -42,10 +42,22 @@ def expect(
 def _has_shape(value: Tensor, shape: Sequence[str | int]) -> bool:
     if value.dim() != len(shape):
         return False
-    for size, wanted in zip(value.shape, shape, strict=True):
-        if (size == 0 and isinstance(wanted, str)) or (not isinstance(wanted, str) and size != wanted):
+    for size, wanted in zip(plain(value.shape), shape, strict=True):
+        if size == 0 if isinstance(wanted, str) else size != plain((wanted,))[0]:
             return False
     return True
+
+
+def plain(size: Sequence[int]) -> tuple[int, ...]:
+    """Sizes as ints under ``torch.jit.trace`` too, where those that are read from a tensor are tensors."""
+    if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return tuple(size)
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
+    try:
+        return tuple(int(side) for side in size)
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def _is_kind(value: Tensor, kind: str | torch.dtype) -> bool:
@@ -57,26 +69,82 @@ def _is_kind(value: Tensor, kind: str | torch.dtype) -> bool:
 def check_tensor(name: str, value: object) -> None:
     """Refuse what is no tensor, with a hint at what was meant."""
     if not isinstance(value, Tensor):
-        part = tensor_in(value)
-        hint = f"pass one of its entries, e.g. x{part}" if part else "see torch.from_numpy"
-        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; {hint}")
+        hint = tensor_in(value) or "; see torch.from_numpy"
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
+
+
+def check_module(name: str, value: object) -> None:
+    """Refuse a function in place of a module."""
+    if not isinstance(value, torch.nn.Module):
+        raise ValueError(
+            f"{name} must be a torch.nn.Module, got {type(value).__name__}: a function's weights would neither be "
+            "trained nor copied for a teacher; put it into a module's forward"
+        )
+
+
+def entries_of(value: object) -> dict[str | int, object]:
+    """What a model's answer holds, by what :class:`hrda_lib.Adapted` calls it: keys, attributes or numbers."""
+    if isinstance(value, (Tensor, torch.nn.Module)):
+        return {}
+    if isinstance(value, Mapping):
+        return {key: part for key, part in value.items() if part is not None}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_asdict"):
+        return dict(enumerate(value))
+    named = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", {})
+    return {name: part for name, part in named.items() if part is not None and not name.startswith("_")}
 
 
 def tensor_in(value: object) -> str:
-    """How to get at the logits in what a model answered, and what else is there; empty where nothing is known."""
-    if isinstance(value, Mapping):
-        keys = [str(key) for key in value]
-        best = [key for key in ("out", "logits", *keys) if key in keys] or ["out"]
-        # transformers' answers are dictionaries whose entries are attributes too
-        how = f".{best[0]}" if isinstance(getattr(value, best[0], None), Tensor) else f"['{best[0]}']"
-        return f"{how} (it has {', '.join(keys)})" if keys else how
-    named = value._asdict() if hasattr(value, "_asdict") else getattr(value, "__dict__", {})
-    if not named and isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
-        return f"[0] (it has {len(value)} entries)"
-    names = [name for name, part in named.items() if isinstance(part, Tensor)]
-    if not names or isinstance(value, torch.nn.Module):
+    """What to do about an answer that holds the wanted tensor, and what else is there; empty where nothing is known."""
+    entries = entries_of(value)
+    tensors = [name for name, part in entries.items() if isinstance(part, Tensor)]
+    if not tensors:
         return ""
-    return f".{'logits' if 'logits' in names else names[0]} (it has {', '.join(names)})"
+    best = next(name for name in ("out", "logits", *tensors) if name in tensors)
+    return f"; put Adapted(..., output={best!r}) around the module that it is from (it has {_listed(entries)})"
+
+
+def levels_in(features: object, channels: Sequence[int]) -> str:
+    """How a module gets levels of these channels out of features that hold them; empty where they do not."""
+    entries, wanted, pick = entries_of(features), list(channels), ""
+    if isinstance(features, Tensor):
+        pick = "lambda x: [x]" if _channels_of(features) == wanted[0] and len(wanted) == 1 else ""
+    elif 0 in entries:
+        found = feature_channels(features)
+        assert isinstance(found, list)
+        starts = [k for k in range(len(found) - len(wanted) + 1) if found[k : k + len(wanted)] == wanted]
+        if starts:
+            stop = starts[-1] + len(wanted)
+            pick = f"slice({starts[-1]}, {None if stop == len(found) else stop})"
+    else:
+        names = [next((name for name, part in entries.items() if _channels_of(part) == c), None) for c in wanted]
+        whole = next((name for name, part in entries.items() if feature_channels(part) == wanted), None)
+        pick = repr(whole) if whole is not None else repr(names) if None not in names else ""
+    has = f" (it is given {_listed(entries)})" if entries else ""
+    return f"; put Adapted(..., input={pick}) around this module{has}" if pick else ""
+
+
+def _listed(entries: Mapping[str | int, object]) -> str:
+    return f"{len(entries)} entries" if 0 in entries else ", ".join(map(str, entries))
+
+
+def _channels_of(feature: object) -> object:
+    """Of a (B, C, h, w) tensor; of another its shape; else what it is."""
+    if not isinstance(feature, Tensor):
+        return type(feature).__name__
+    return plain(feature.shape)[1] if feature.dim() == 4 else tuple(feature.shape)
+
+
+class SidesRefused(ValueError):
+    """A network does not take images of these sides."""
+
+
+def refuses_sides(error: Exception) -> bool:
+    """Whether a network's own error is about the sides of its input, as far as its words tell."""
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or "channels" in text:
+        return False
+    return any(word in text for word in ("size", "shape", "divisible", "multiple", "height"))
 
 
 def laid_out(shape: Sequence[int], channels: int) -> str:
@@ -153,15 +221,12 @@ def feature_channels(features: object) -> object:
     """The channels of each (B, C, h, w) tensor of a list, for comparison with what was expected; else what came."""
     if not isinstance(features, (list, tuple)):  # no union: the compiler of older torch stops at it
         return short(features) if isinstance(features, Tensor) else type(features).__name__
-    return [
-        (f.shape[1] if f.dim() == 4 else tuple(f.shape)) if isinstance(f, Tensor) else type(f).__name__
-        for f in features
-    ]
+    return [_channels_of(feature) for feature in features]
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a positive int."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    """Whether it is a positive int, or the symbol of one while a graph with dynamic sizes is captured."""
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool) and bool(value > 0)
 
 
 def is_id(value: object) -> bool:
@@ -202,11 +267,12 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
-def check_scale_and_stride(scale: float, output_stride: int) -> None:
-    """Refuse a context finer than the detail, and a stride of logits that is no positive int."""
+def check_scale_and_stride(scale: float, output_stride: float) -> None:
+    """Refuse a context finer than the detail, and logits finer than the image."""
     if not is_number(scale) or scale < 1:
         raise ValueError(f"scale must be at least 1 and finite, got {scale}")
-    check_counts(output_stride=output_stride)
+    if not is_number(output_stride) or not 1 <= output_stride <= 4096:
+        raise ValueError(f"output_stride must be a number in [1, 4096], got {short(output_stride)}")
 
 
 def check_generator(generator: torch.Generator | None) -> None:

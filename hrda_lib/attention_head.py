@@ -1,12 +1,13 @@
 """The light head that predicts the scale attention (HRDA, arXiv 2204.13132, section 3.3)."""
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out
+from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out, levels_in, plain
 from hrda_lib.geometry import resize
 
 
@@ -54,16 +55,17 @@ class ScaleAttentionHead(nn.Module):
 
 def embed_levels(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
     """Each feature through its own convolution, brought to the finest, and all of them concatenated."""
-    expected = [embedding.in_channels for embedding in embeddings]
+    expected = [cast(int, embedding.in_channels) for embedding in embeddings]
     got = feature_channels(features)
     if got != expected:
         shapes = [tuple(f.shape) if isinstance(f, Tensor) else () for f in features] if isinstance(got, list) else []
-        hints = [laid_out(shape, cast(int, channels)) for shape, channels in zip(shapes, expected, strict=False)]
-        hint = next(filter(None, hints), "")
+        hints = [laid_out(shape, channels) for shape, channels in zip(shapes, expected, strict=False)]
+        hint = next(filter(None, hints), "") or levels_in(features, expected)
         raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}{hint}")
-    finest = features[0].shape[-2:]
+    finest = features[0]
     for feature in features:  # no max(key=): the compiler of older torch stops at it
-        if feature.shape[-2] * feature.shape[-1] > finest[0] * finest[1]:
-            finest = feature.shape[-2:]
-    levels = [resize(embed(feature), finest) for embed, feature in zip(embeddings, features, strict=True)]
+        if math.prod(plain(feature.shape[-2:])) > math.prod(plain(finest.shape[-2:])):
+            finest = feature
+    size = finest.shape[-2:]
+    levels = [resize(embed(feature), size) for embed, feature in zip(embeddings, features, strict=True)]
     return torch.cat(levels, dim=1)

@@ -1,6 +1,7 @@
 """Context and detail crops of one image: what HRDA looks at (arXiv 2204.13132, section 3.2)."""
 
 from fractions import Fraction
+from math import lcm
 from typing import NamedTuple
 
 import torch
@@ -26,18 +27,21 @@ class MultiResCropSampler:
         x_c = \zeta(x[b_c],\, 1/s), \qquad x_d = x[b_c][b_d]
 
     where :math:`\zeta` is bilinear resizing (HRDA, arXiv 2204.13132, section 3.2). Offsets of both boxes are
-    uniform over *every* multiple of :math:`k = s \cdot o` that fits, the last included, so that a box has
-    whole cells in the context logits (:math:`o`: output stride). Fusing at a fractional scale needs whole cells in the
-    detail logits too: give the sampler the output stride times the denominator of the scale then.
+    uniform over *every* multiple of k that fits, the last included, with k the smallest number of pixels that is whole
+    cells of logits at both scales: :math:`k = s \cdot o` where both are whole, 7 for s = 2 and o = 3.5, 12 for
+    s = 1.5 and o = 4.
 
     Args:
-        detail_size: detail crop (h, w) in high-resolution pixels, a multiple of k.
-        context_size: context crop (h, w) in high-resolution pixels, a multiple of k; None takes the whole image.
+        detail_size: detail crop (h, w) in high-resolution pixels, a multiple of k and of ``multiple_of``.
+        context_size: context crop (h, w) in high-resolution pixels, a multiple of k and, divided by s, of
+            ``multiple_of``; None takes the whole image.
         scale: s, how much coarser the context is (1, 1.5, 2, 4, ...).
-        output_stride: o, image pixels a logit cell.
+        output_stride: o, image pixels a logit cell, at least 1; 3.5 is a patch of 14 upsampled twice.
+        multiple_of: what the sides of an encoder's input must be divisible by, such as its patch or its total stride;
+            one number or (rows, columns). 1: any side.
 
     Raises:
-        ValueError: k is not a whole number, a size is not a multiple of k, or the detail exceeds the context.
+        ValueError: a size is no such multiple, or the detail exceeds the context.
 
     Example:
         >>> sampler = MultiResCropSampler((32, 32), scale=2, output_stride=4)
@@ -54,16 +58,21 @@ class MultiResCropSampler:
         *,
         context_size: int | tuple[int, int] | None = None,
         scale: float = 2,
-        output_stride: int = 4,
+        output_stride: float = 4,
+        multiple_of: int | tuple[int, int] = 1,
     ) -> None:
         check_scale_and_stride(scale, output_stride)
-        cell = Fraction(scale).limit_denominator(1 << 16) * output_stride
-        if cell.denominator != 1:
-            raise ValueError(f"scale * output_stride must be a whole number, got {scale} * {output_stride} = {cell}")
-        self.scale, self.cell = scale, int(cell)
-        self.detail_size = self._aligned("detail_size", detail_size)
-        self.context_size = None if context_size is None else self._aligned("context_size", context_size)
+        self.scale, self.output_stride, self.multiple_of = scale, output_stride, pair("multiple_of", multiple_of)
+        ratio, stride = Fraction(scale).limit_denominator(1 << 16), Fraction(output_stride).limit_denominator(1 << 16)
+        rows, columns = self.multiple_of
+        # n / x is whole for a reduced fraction x where its numerator divides n
+        self.step = lcm(stride.numerator, (ratio * stride).numerator)
+        self.detail_multiple = lcm(self.step, rows), lcm(self.step, columns)
+        self.context_multiple = lcm(self.step, (ratio * rows).numerator), lcm(self.step, (ratio * columns).numerator)
+        self.detail_size = check_multiple("detail_size", pair("detail_size", detail_size), self.detail_multiple)
+        self.context_size = None if context_size is None else pair("context_size", context_size)
         if self.context_size is not None:
+            check_multiple("context_size", self.context_size, self.context_multiple)
             self._check_fits(self.context_size)
 
     def sample(self, size: int | tuple[int, int], generator: torch.Generator | None = None) -> tuple[CropBox, CropBox]:
@@ -77,7 +86,7 @@ class MultiResCropSampler:
         """
         check_generator(generator)
         size = pair("size", size)
-        context_size = self.context_size or self._aligned("image size", size)
+        context_size = self.context_size or check_multiple("image size", size, self.context_multiple)
         if context_size[0] > size[0] or context_size[1] > size[1]:
             raise ValueError(
                 f"image of {size} is smaller than context_size {context_size}; pad it or take a smaller crop"
@@ -97,20 +106,28 @@ class MultiResCropSampler:
 
     def _draw(self, size: tuple[int, int], box: tuple[int, int], generator: torch.Generator | None) -> CropBox:
         top, left = (
-            self.cell * int(torch.randint((outer - inner) // self.cell + 1, (), generator=generator))
+            self.step * int(torch.randint((outer - inner) // self.step + 1, (), generator=generator))
             for outer, inner in zip(size, box, strict=True)
         )
         return CropBox(top, left, *box)
 
-    def _aligned(self, name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-        height, width = pair(name, size)
-        if height % self.cell or width % self.cell:
-            raise ValueError(f"{name} must be a multiple of scale * output_stride = {self.cell}, got {(height, width)}")
-        return height, width
-
     def _check_fits(self, context_size: tuple[int, int]) -> None:
         if self.detail_size[0] > context_size[0] or self.detail_size[1] > context_size[1]:
             raise ValueError(f"detail_size {self.detail_size} must fit into the context crop of {context_size}")
+
+
+def check_multiple(
+    name: str, size: tuple[int, int], multiple: tuple[int, int], way_out: str = "or pad to it"
+) -> tuple[int, int]:
+    """``size``, where its sides are multiples; a ValueError where not."""
+    if size[0] % multiple[0] or size[1] % multiple[1]:
+        wanted = multiple[0] if multiple[0] == multiple[1] else multiple
+        fits = tuple(-(-side // cell) * cell for side, cell in zip(size, multiple, strict=True))
+        raise ValueError(
+            f"{name} must be a multiple of {wanted} (by scale, output_stride and multiple_of), got {tuple(size)}; take "
+            f"{fits}, {way_out}"
+        )
+    return size
 
 
 def downscale(image: Tensor, scale: float) -> Tensor:

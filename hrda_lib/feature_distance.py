@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from hrda_lib._checks import (
     check_labels,
     check_tensor,
     check_up_to,
+    entries_of,
     expect,
     is_id,
+    short,
 )
 from hrda_lib._modules import copied
 
@@ -37,10 +40,13 @@ class FeatureDistance(nn.Module):
         weight: :math:`\lambda`.
         min_ratio: share of a cell's pixels that its class must reach, in [0, 1].
         ignore_index: the label without class. A class may be meant; above 255 classes, another than 255 must be chosen.
+        level: which of several features, an index or a key; -1: the last of a sequence or dictionary (the paper: the
+            coarsest).
 
-    Call it with the student's features on ``images`` (a tensor, or a sequence whose last is taken), the images
+    Call it with the student's features on ``images`` (a tensor, or what holds one at ``level``), the images
     (B, K, h, w) that both encoders see (HRDA: the context crop), and labels (B, H, W) at full resolution, uint8 or
     int64. A cell covers W // w pixels a side; a rest at the bottom and right is left out, as in the released code.
+    Channels come first: (B, h, w, C) is refused, but where C / w happens to be w / h.
 
     Raises:
         ValueError: settings, shapes or types differ from the above, or the encoder cannot be copied.
@@ -66,6 +72,7 @@ class FeatureDistance(nn.Module):
         weight: float = 0.005,
         min_ratio: float = 0.75,
         ignore_index: int = 255,
+        level: int | str = -1,
     ) -> None:
         super().__init__()
         if not is_id(num_classes):
@@ -76,7 +83,9 @@ class FeatureDistance(nn.Module):
         check_up_to(1, min_ratio=min_ratio)
         check_up_to(math.inf, weight=weight)
         self.num_classes, self.weight, self.min_ratio = num_classes, weight, min_ratio
-        self.ignore_index = ignore_index
+        if not isinstance(level, (int, str)) or isinstance(level, bool):
+            raise ValueError(f"level must be an index or a key, got {short(level)}")
+        self.ignore_index, self.level = ignore_index, level
         if next(reference_encoder.parameters(), None) is None:
             raise ValueError(
                 f"reference_encoder must have parameters, got {type(reference_encoder).__name__} without any: it says "
@@ -90,11 +99,11 @@ class FeatureDistance(nn.Module):
         self.register_buffer("selected", selected, persistent=False)
         self.train(False)
 
-    def forward(self, features: Tensor | Sequence[Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        feature = _last(features)
+    def forward(self, features: Any, images: Tensor, labels: Tensor) -> Tensor:
+        feature = _at(self.level, features)
         check_finite("images", images)
         with torch.no_grad():
-            reference = _last(self.reference_encoder(images))
+            reference = _at(self.level, self.reference_encoder(images))
         same = "pass the features of those same images"
         expect("features", feature, reference.shape, like="the reference encoder's", hint=same)
         mask = self._mask(labels, feature)
@@ -113,13 +122,17 @@ class FeatureDistance(nn.Module):
         """M of the equation, (B, h, w)."""
         check_tensor("labels", labels)
         batch, _, height, width = feature.shape
-        side = labels.shape[-1] // width
-        flat = labels.dim() == 4 and labels.shape[1] == 1
-        if labels.dim() != 3 or len(labels) != batch or side < 1 or labels.shape[1] // side != height:
+        if not _cells_fit(labels, batch, height, width):
+            flat = labels.dim() == 4 and labels.shape[1] == 1
+            last = _cells_fit(labels, batch, feature.shape[1], height)
+            hint = (
+                "; drop the channel by squeeze(1)" * flat + "; features are channels last: permute(0, 3, 1, 2)" * last
+            )
             raise ValueError(
                 f"labels must be (B, H, W) of {batch} images, H and W the same whole multiple of the features' "
-                f"{(height, width)}, got {tuple(labels.shape)}{'; drop the channel by squeeze(1)' * flat}"
+                f"{(height, width)}, got {tuple(labels.shape)}{hint}"
             )
+        side = labels.shape[-1] // width
         check_labels("labels", labels, self.num_classes, self.ignore_index)
         labels = labels.long()
         labels = torch.where(labels == self.ignore_index, self.num_classes, labels)
@@ -130,10 +143,24 @@ class FeatureDistance(nn.Module):
         return (count >= self.min_ratio * side * side) & self.selected[majority]
 
 
-def _last(features: Tensor | Sequence[Tensor]) -> Tensor:
-    last = features[-1] if isinstance(features, Sequence) and len(features) else features
-    if not isinstance(last, Tensor) or last.dim() != 4:
+def _at(level: int | str, features: object) -> Tensor:
+    """The tensor itself, or the one at ``level`` of a sequence or dictionary."""
+    entries, found = entries_of(features), features
+    if entries and level in entries:
+        found = entries[level]
+    elif entries and isinstance(level, int) and -len(entries) <= level < len(entries):
+        found = list(entries.values())[level]
+    if not isinstance(found, Tensor) or found.dim() != 4:
+        got = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        has = f" (it has {', '.join(map(repr, entries))})" if entries else ""
         raise ValueError(
-            f"features must be a (B, C, h, w) tensor or a sequence whose last is one, got {type(last).__name__}"
+            f"features must be a (B, C, h, w) tensor or hold one at level={level!r}, got {got}{has}; choose another "
+            "level, or put Adapted(..., output=...) around the encoder"
         )
-    return last
+    return found
+
+
+def _cells_fit(labels: Tensor, batch: int, height: int, width: int) -> bool:
+    """Whether (B, H, W) labels are the same whole multiple of the cells at both sides, but for a rest."""
+    side = labels.shape[-1] // width
+    return labels.dim() == 3 and len(labels) == batch and side > 0 and labels.shape[1] // side == height

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from hrda_lib._checks import check_finite, check_scale_and_stride, expect, is_number, readable
+from hrda_lib._checks import check_finite, check_scale_and_stride, expect, is_number, plain, readable
 from hrda_lib.geometry import CropBox, as_box, crop, resize, scaled_size
 
 
@@ -58,7 +58,7 @@ def fuse_scales(
     if isinstance(attention, (int, float)):
         if not is_number(attention) or not 0 <= attention <= 1:
             raise ValueError(f"attention as a number must be in [0, 1], got {attention}")
-        attention = context_logits.new_full((len(context_logits), 1, *context_logits.shape[-2:]), attention)
+        attention = context_logits.new_full((context_logits.shape[0], 1, *context_logits.shape[-2:]), attention)
     fine = scaled_size(context_logits, scale)
     _check(context_logits, detail_logits, attention, fine, box)
     if box is not None:
@@ -122,7 +122,7 @@ def _check(context: Tensor, detail: Tensor, attention: Tensor, fine: tuple[int, 
     batch, classes, *size = context.shape
     expect("attention", attention, (batch, classes, *size), (batch, 1, *size), like="context_logits")
     expected = fine if box is None else (box.height, box.width)
-    if tuple(detail.shape[-2:]) != expected:
+    if plain(detail.shape[-2:]) != expected:
         where = f"box {tuple(box)}" if box else "no box: the detail covers the context"
         raise ValueError(f"detail_logits must be {expected} cells ({where}), got {tuple(detail.shape[-2:])}")
     check_finite("context_logits", context)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from hrda_lib._checks import check_tensor, expect, pair, short
+from hrda_lib._checks import check_tensor, expect, pair, plain, short
 
 
 class CropBox(NamedTuple):
@@ -66,7 +66,7 @@ def crop(tensor: Tensor, box: CropBox) -> Tensor:
     top, left, height, width = as_box("box", box)
     if tensor.dim() < 2:
         raise ValueError(f"tensor must have at least two dimensions (..., H, W), got shape {tuple(tensor.shape)}")
-    rows, columns = tensor.shape[-2:]
+    rows, columns = plain(tensor.shape[-2:])
     inside = top >= 0 and left >= 0 and height > 0 and width > 0 and top + height <= rows and left + width <= columns
     if not inside:
         raise ValueError(f"box {tuple(box)} must be non-empty and lie inside the tensor of {rows}x{columns} pixels")
@@ -117,17 +117,18 @@ def resize(x: Tensor, size: int | Sequence[int]) -> Tensor:
     Raises:
         ValueError: ``x`` is not float (B, C, h, w), or a side is not positive.
     """
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    size = tuple(size) if tracing and isinstance(size, Sequence) else pair("size", size)  # traced sizes are tensors
+    target = pair("size", plain(size) if isinstance(size, (tuple, list)) else size)
     expect("x", x, "BChw", kind="float")
-    if tuple(x.shape[-2:]) == size:
+    if plain(x.shape[-2:]) == target:
         return x
-    return interpolate(x, size=size, mode="bilinear", align_corners=False)
+    if torch.jit.is_tracing() and isinstance(size, Sequence):  # type: ignore[attr-defined, no-untyped-call]
+        target = tuple(size)  # type: ignore[assignment]  # as it was read: the trace follows that of other images
+    return interpolate(x, size=target, mode="bilinear", align_corners=False)
 
 
 def scaled_size(x: Tensor, factor: float) -> tuple[int, int]:
     """(h, w) of ``x`` on a grid that is ``factor`` times as fine, in whole cells or a ValueError."""
-    whole = CropBox(0, 0, x.shape[-2], x.shape[-1]).scaled(factor)
+    whole = CropBox(0, 0, *plain(x.shape[-2:])).scaled(factor)
     return whole.height, whole.width
 
 

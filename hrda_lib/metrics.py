@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hrda_lib._checks import (
@@ -24,7 +25,7 @@ class ConfusionMatrix:
         \mathrm{IoU}_c = \frac{M_{cc}}{\sum_j M_{cj} + \sum_i M_{ic} - M_{cc}}
 
     with :math:`M_{ij}` the number of pixels of class i predicted as j, over all images (Cityscapes, arXiv 1604.01685,
-    section 4.1). ``.matrix`` is (C, C) int64, rows the truth, columns the prediction; sum it over processes.
+    section 4.1). ``.matrix`` is (C, C) int64, rows the truth, columns the prediction. Printed, it is a table.
 
     Args:
         num_classes: number of classes C.
@@ -44,6 +45,13 @@ class ConfusionMatrix:
         0.5
         >>> round(confusion.mean_iou(absent=0), 4)
         0.3333
+        >>> confusion
+        ConfusionMatrix(3, ignore_index=255): 3 pixels
+        class     IoU  pixels
+            0  0.5000       2
+            1  0.5000       1
+            2     nan       0
+         mean  0.5000
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = 255) -> None:
@@ -57,7 +65,9 @@ class ConfusionMatrix:
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add label maps of one shape, uint8 or int64; a prediction may be anything where the target is ignored."""
         check_tensor("target", target)
-        squeeze = target.dim() == 4 and target.shape[1] == 1 and getattr(prediction, "ndim", 0) == 3
+        check_tensor("prediction", prediction)
+        target, prediction = (x.as_subclass(Tensor) for x in (target, prediction))  # such as MONAI's and torchvision's
+        squeeze = target.dim() == 4 and target.shape[1] == 1 and prediction.dim() == 3
         labels = "target.squeeze(1)" if squeeze else "pass labels, not logits: logits.argmax(1)"
         expect("prediction", prediction, target.shape, like="target", hint=labels)
         check_labels("target", target, self.num_classes, self.ignore_index)
@@ -69,6 +79,32 @@ class ConfusionMatrix:
         index = target.to(small) * self.num_classes + prediction.to(small)
         counts = torch.where(ignored, cells, index).flatten().bincount(minlength=cells + 1)
         self.matrix = self.matrix.to(counts.device) + counts[:cells].view_as(self.matrix)
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.matrix = torch.zeros_like(self.matrix)
+
+    def all_reduce(self, group: "dist.ProcessGroup | None" = None) -> None:
+        """Sum the counts over processes, once, after the last update: a second call would count them again.
+
+        Args:
+            group: the processes; None: all. Without a process group nothing happens.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        device = self.matrix.device
+        nccl = dist.get_backend(group) == "nccl"  # takes no tensor of the CPU, gloo takes those
+        total = self.matrix.to(torch.device("cuda", torch.cuda.current_device()) if nccl else "cpu", copy=True)
+        dist.all_reduce(total, group=group)
+        self.matrix = total.to(device)
+
+    def __repr__(self) -> str:
+        pixels = self.matrix.sum(dim=1).tolist()
+        rows = zip(map(str, range(self.num_classes)), self.iou().tolist(), map(str, pixels), strict=True)
+        width = max(6, *(len(str(count)) for count in pixels))
+        lines = [f"{name:>5}  {iou:6.4f}  {count:>{width}}" for name, iou, count in rows]
+        first = f"ConfusionMatrix({self.num_classes}, ignore_index={self.ignore_index}): {sum(pixels)} pixels"
+        return "\n".join([first, f"class     IoU  {'pixels':>{width}}", *lines, f" mean  {self.mean_iou():6.4f}"])
 
     def iou(self, *, absent: float = math.nan) -> Tensor:
         """IoU of each class, (C,) float32 in [0, 1].

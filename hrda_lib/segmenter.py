@@ -9,29 +9,41 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hrda_lib._checks import at_least_float32, check_finite, check_scale_and_stride, expect, is_number, pair, tensor_in
+from hrda_lib._checks import (
+    SidesRefused,
+    at_least_float32,
+    check_finite,
+    expect,
+    is_number,
+    pair,
+    plain,
+    refuses_sides,
+    tensor_in,
+)
 from hrda_lib._modules import in_eval_mode
-from hrda_lib.crops import MultiResCropSampler, downscale
+from hrda_lib.crops import MultiResCropSampler, check_multiple, downscale
 from hrda_lib.fusion import fuse_scales
 from hrda_lib.geometry import CropBox, as_box, crop, resize
-from hrda_lib.sliding_window import Output, SlidingWindowInferer
+from hrda_lib.sliding_window import Output, Progress, SlidingWindowInferer
 
 Detail = Literal["crop", "windows"]
+Fusion = Callable[..., Tensor]  # as fuse_scales
 
 
 class SegmenterOutput(NamedTuple):
     """One forward pass of :class:`MultiResSegmenter`, B images of (H, W), scale s, output stride o."""
 
     logits: Tensor
-    """Fused, (B, C, H/o, W/o)."""
+    """Fused, (B, C, H/o, W/o); o is 1 here and in the next for ``output_stride=None``."""
     detail_logits: Tensor
     """Of the detail crop (B, C, h/o, w/o), or the average over all windows (B, C, H/o, W/o)."""
     detail_box: CropBox | None
     """Where the detail crop lies, in image pixels; None for windows."""
     context_logits: Tensor
-    """Raw, (B, C, H/(s*o), W/(s*o))."""
+    """Raw, (B, C, H/(s*o), W/(s*o)); for ``output_stride=None`` as large as the decoder gave them."""
     attention: Tensor | float
-    """After the sigmoid, unmasked, (B, C or 1, H/(s*o), W/(s*o)); or the fixed number."""
+    """After the sigmoid, unmasked, (B, C or 1, H/(s*o), W/(s*o)), for ``output_stride=None`` as large as the head gave
+    it; or the fixed number."""
     features: Any
     """What the encoder returned for the context."""
     context: Tensor
@@ -63,15 +75,21 @@ class MultiResSegmenter(nn.Module):
     Args:
         encoder: images -> features of any type.
         decoder: features -> logits at 1/``output_stride`` of the images.
-        attention: features -> attention logits (C or 1 channels, the size of the context logits), or a float in [0, 1]
-            that fixes the mix: 0 context only, 1 detail only, 0.5 the average.
+        attention: features -> attention logits (C or 1 channels; after the sigmoid they are resized to the context
+            logits), or a float in [0, 1] that fixes the mix: 0 context only, 1 detail only, 0.5 the average.
         detail_size: detail crop and window (h, w) in pixels.
         scale: s, how much coarser the context is.
-        output_stride: o, image pixels a logit cell.
-        detail_stride: step between detail windows, a multiple of o; None: half a window.
+        output_stride: o, image pixels a logit cell, at least 1; 3.5 is a patch of 14 upsampled twice. None: logits of
+            any size, brought to image pixels and fused there.
+        multiple_of: what the sides of the encoder's input must be divisible by (its patch, its total stride, its only
+            size); one number or (rows, columns). 1: any side.
+        detail_stride: step between detail windows, whole cells of the logits; None: half a window.
+        fusion: what to call in place of :func:`hrda_lib.fuse_scales`, with its arguments: (context_logits,
+            detail_logits, attention, *, box, scale) -> logits of the detail's resolution. A module may have weights.
 
-    Image sides must be multiples of scale * output_stride (times the denominator of a fractional scale);
-    :meth:`predict` takes any size.
+    Images, context crops, have sides that are whole cells at both scales and, divided by the scale, multiples of
+    ``multiple_of``: of 8 by default. A detail box has whole cells and sides that are multiples of ``multiple_of``, with
+    ``output_stride=None`` any place. :meth:`predict` takes any size.
 
     Raises:
         ValueError: sizes do not divide, the box does not lie inside the image, or the modules' answers do not fit.
@@ -94,8 +112,10 @@ class MultiResSegmenter(nn.Module):
         *,
         detail_size: int | tuple[int, int],
         scale: float = 2,
-        output_stride: int = 4,
+        output_stride: float | None = 4,
+        multiple_of: int | tuple[int, int] = 1,
         detail_stride: int | tuple[int, int] | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         super().__init__()
         for name, part in (("encoder", encoder), ("decoder", decoder)):
@@ -106,17 +126,15 @@ class MultiResSegmenter(nn.Module):
                 )
         if not isinstance(attention, nn.Module) and not (is_number(attention) and 0 <= attention <= 1):
             raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
-        check_scale_and_stride(scale, output_stride)
-        # a box needs whole cells in the detail logits too, which only a fractional scale makes a further demand
-        denominator = Fraction(scale).limit_denominator(1 << 16).denominator
-        self._sampler = MultiResCropSampler(detail_size, scale=scale, output_stride=output_stride * denominator)
-        self.detail_size, self.scale, self.output_stride = self._sampler.detail_size, scale, output_stride
-        rows, columns = (max(side // 2 // output_stride, 1) * output_stride for side in self.detail_size)
-        self.detail_stride = (rows, columns) if detail_stride is None else pair("detail_stride", detail_stride)
-        if self.detail_stride[0] % output_stride or self.detail_stride[1] % output_stride:
-            raise ValueError(
-                f"detail_stride must be a multiple of output_stride {output_stride}, got {self.detail_stride}"
-            )
+        if not (fusion is None or callable(fusion)):
+            raise ValueError(f"fusion must be a function like hrda_lib.fuse_scales, got {fusion!r}")
+        stride = 1 if output_stride is None else output_stride
+        self._sampler = MultiResCropSampler(detail_size, scale=scale, output_stride=stride, multiple_of=multiple_of)
+        self.detail_size, self.multiple_of = self._sampler.detail_size, self._sampler.multiple_of
+        self.scale, self.output_stride = scale, output_stride
+        self._pixels, self._cells = Fraction(stride).limit_denominator(1 << 16).as_integer_ratio()  # o as a fraction
+        self.detail_stride = self._steps(detail_stride)
+        self.fusion = fuse_scales if fusion is None else fusion
         self.encoder, self.decoder, self.attention = encoder, decoder, attention
 
     def forward(
@@ -138,21 +156,20 @@ class MultiResSegmenter(nn.Module):
             raise ValueError(f"detail must be 'crop', 'windows' or None, got {detail!r}")
         if detail == "windows" and box is not None:
             raise ValueError("box is for detail='crop'; windows cover the whole image")
-        size = self._check_size(images)
+        images, size = self._checked(images)
         if detail == "crop" or (detail is None and (self.training or box is not None)):
-            box = (
-                self._sampler.sample(size, generator)[1] if box is None else self._check_box(images, as_box("box", box))
-            )
+            box = self._sampler.sample(size, generator)[1] if box is None else self._check_box(images, box)
+        else:
+            self._check_windows("sides of images", size)
         context = downscale(images, self.scale)
-        features = self.encoder(context)
-        context_logits = self._decode(features, context)
+        features, context_logits = self._segment(context)
         attention = self._attend(features, context_logits)
         if box is None:
-            cells, detail_logits = None, self._detail_windows(images)
+            detail_logits = self._detail_windows(images)
         else:
-            patch, cells = crop(images, box), box.scaled(1 / self.output_stride)
-            detail_logits = self._decode(self.encoder(patch), patch)
-        logits = fuse_scales(context_logits, detail_logits, attention, box=cells, scale=self.scale)
+            _, detail_logits = self._segment(crop(images, box))
+            detail_logits = resize(detail_logits, box[2:]) if self.output_stride is None else detail_logits
+        logits = self._fuse(context_logits, detail_logits, attention, box, size)
         return SegmenterOutput(logits, detail_logits, box, context_logits, attention, features, context)
 
     @torch.no_grad()
@@ -165,23 +182,28 @@ class MultiResSegmenter(nn.Module):
         output: Output = "logits",
         batch_size: int | None = 1,
         label_dtype: torch.dtype = torch.int64,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). Images are padded
-        with 0 (the mean colour) at the bottom and right to whole cells, and the result is cut back.
+        with 0 (the mean colour) at the bottom and right to sides that fit, those smaller than the window to all of it
+        where the network takes no less, and the result is cut back.
 
         Args:
             images: (B, K, H, W).
-            window: window size, a multiple of scale * output_stride; None: scale * detail_size.
+            window: window size, of sides as images have them in training; None: scale * detail_size.
             stride: step between windows; None: half a window.
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
             batch_size: windows x images at once: more memory, the same result.
             label_dtype: of labels: int64, or uint8 for up to 256 classes.
+            progress: wraps the list of calls, as ``tqdm`` does.
         """
-        return self._over_windows(
-            images, lambda x: self(x, detail="windows").logits, window, stride, output, batch_size, label_dtype
-        )
+        infer = SlidingWindowInferer(
+            self._window(window), stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype,
+            progress=progress,
+        )  # fmt: skip
+        return self._over_windows(images, infer, lambda x: self(x, detail="windows").logits)
 
     @torch.no_grad()
     def predict_scales(
@@ -224,97 +246,173 @@ class MultiResSegmenter(nn.Module):
             channels[:] = [part.shape[1] for part in parts]
             return torch.cat([at_least_float32(resize(part, out.logits.shape[-2:])) for part in parts], dim=1)
 
-        averages = self._over_windows(images, maps, window, stride, "logits", batch_size)
+        infer = SlidingWindowInferer(self._window(window), stride=stride, batch_size=batch_size)
+        averages = self._over_windows(images, infer, maps)
         fused, context, detail, *learned = torch.split(averages, channels, dim=1)
         share = 0.0 if isinstance(self.attention, nn.Module) else float(self.attention)
         attention = learned[0].clamp(0, 1) if learned else fused.new_full(fused[:, :1].shape, share)
         return ScalePredictions(fused, context, detail, attention)
 
     def _over_windows(
-        self,
-        images: Tensor,
-        predictor: Callable[[Tensor], Tensor],
-        window: int | tuple[int, int] | None,
-        stride: int | tuple[int, int] | None,
-        output: Output,
-        batch_size: int | None,
-        label_dtype: torch.dtype = torch.int64,
+        self, images: Tensor, infer: SlidingWindowInferer, predictor: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """The average, in eval mode, of what ``predictor`` says of windows of the images, padded to whole cells."""
+        """What ``infer`` makes, in eval mode, of the images padded to sides that the network takes."""
         expect("images", images, "BKHW", kind="float")
-        cell = self._sampler.cell
-        height, width = (max(round(side * self.scale) // cell, 1) * cell for side in self.detail_size)
-        window = pair("window", (height, width) if window is None else window)
-        if window[0] % cell or window[1] % cell:
-            raise ValueError(f"window must be a multiple of {cell} pixels, got {window}")
         rows, columns = images.shape[-2:]
-        padded = pad(images, (0, -columns % cell, 0, -rows % cell))
-        infer = SlidingWindowInferer(
-            window, stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype
-        )
+        least = self._fitting(rows, 0), self._fitting(columns, 1)
+        window = max(least[0], infer.window[0]), max(least[1], infer.window[1])
         with in_eval_mode(self):
-            return infer(padded, predictor)[..., :rows, :columns]
+            try:
+                padded = infer(pad(images, (0, least[1] - columns, 0, least[0] - rows)), predictor)
+            except SidesRefused:
+                if least == window:
+                    raise
+                padded = infer(pad(images, (0, window[1] - columns, 0, window[0] - rows)), predictor)
+        return padded[..., :rows, :columns]
+
+    def _window(self, window: int | tuple[int, int] | None) -> tuple[int, int]:
+        """In pixels of the image; ``window`` None: as large as the context of a training crop, in whole cells."""
+        if window is not None:
+            size = check_multiple("window", pair("window", window), self._sampler.context_multiple, "or None")
+            self._check_windows("window", size)
+            return size
+        multiple = self._sampler.context_multiple
+        rows, columns = (round(d * self.scale) // m * m for d, m in zip(self.detail_size, multiple, strict=True))
+        return self._fitting(rows, 0), self._fitting(columns, 1)
+
+    def _fitting(self, side: int, axis: int) -> int:
+        """The next side, from ``side`` on, that the network takes at both scales."""
+        multiple, of = self._sampler.context_multiple[axis], self.multiple_of[axis]
+        side = max(-(-side // multiple), 1) * multiple
+        while side < self.detail_size[axis] and side % of:  # a detail window would be cut to it
+            side += multiple
+        return side
 
     def _detail_windows(self, images: Tensor) -> Tensor:
         # a batch norm that uses batch statistics must see all windows at once, as in the released code
         at_once = any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in self.modules())
         infer = SlidingWindowInferer(
-            self.detail_size, stride=self.detail_stride, batch_size=None if at_once else 4, resize=False
+            self.detail_size,
+            stride=self.detail_stride,
+            batch_size=None if at_once else 4,
+            resize=self.output_stride is None,
         )
-        return infer(images, lambda windows: self._decode(self.encoder(windows), windows))
+        return infer(images, lambda windows: self._segment(windows)[1])
+
+    def _segment(self, images: Tensor) -> tuple[Any, Tensor]:
+        """Features and logits."""
+        try:
+            features = self.encoder(images)
+            return features, self._decode(features, images)
+        except (RuntimeError, AssertionError) as error:
+            if not refuses_sides(error):
+                raise
+            raise SidesRefused(
+                f"encoder and decoder must take crops of {plain(images.shape[-2:])}, but came to: {error}; pass what "
+                f"their sides must be divisible by, such as multiple_of=32 (it is {self.multiple_of})"
+            ) from error
 
     def _decode(self, features: Any, images: Tensor) -> Tensor:
         logits = self.decoder(features)
-        size = (images.shape[-2] // self.output_stride, images.shape[-1] // self.output_stride)
-        if not isinstance(logits, Tensor) or logits.dim() != 4 or tuple(logits.shape[-2:]) != size:
+        sides = plain(images.shape[-2:])
+        size = self._in_cells(sides)
+        fits = isinstance(logits, Tensor) and logits.dim() == 4
+        if not fits or (self.output_stride is not None and plain(logits.shape[-2:]) != size):
+            wanted = f"(B, C, {size[0]}, {size[1]}) for images of {sides} at output_stride={self.output_stride}"
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"decoder must return logits (B, C, {size[0]}, {size[1]}) for images of {tuple(images.shape[-2:])} at "
-                f"output_stride={self.output_stride}, got {got}{_remedy(logits, images, size)}"
+            raise (SidesRefused if fits else ValueError)(
+                f"decoder must return logits {'(B, C, h, w)' if self.output_stride is None else wanted}, got {got}"
+                f"{_remedy(logits, images, size)}"
             )
-        return logits
+        return logits  # type: ignore[no-any-return]
 
     def _attend(self, features: Any, logits: Tensor) -> Tensor | float:
-        """After the sigmoid, of the size of the context logits; or the fixed number."""
+        """After the sigmoid, of the size of the context logits where those have one; or the fixed number."""
         if not isinstance(self.attention, nn.Module):
             return self.attention
         attention = self.attention(features)
-        size = tuple(logits.shape[-2:])
-        if not isinstance(attention, Tensor) or attention.dim() != 4 or tuple(attention.shape[-2:]) != size:
+        if not isinstance(attention, Tensor) or attention.dim() != 4:
             got = tuple(attention.shape) if isinstance(attention, Tensor) else type(attention).__name__
-            raise ValueError(
-                f"attention must return logits (B, C or 1, {size[0]}, {size[1]}), the size of the context logits, got "
-                f"{got}; where the encoder's features are finer than the logits, leave the finest out, or resize the "
-                "attention in its module"
-            )
-        return attention.sigmoid()
+            raise ValueError(f"attention must return logits (B, C or 1, h, w), got {got}{tensor_in(attention)}")
+        share = attention.sigmoid()
+        return share if self.output_stride is None else resize(share, logits.shape[-2:])
 
-    def _check_box(self, images: Tensor, box: CropBox) -> CropBox:
-        crop(images, box)
-        box.scaled(1 / self._sampler.cell)
-        return box
+    def _fuse(
+        self,
+        context_logits: Tensor,
+        detail_logits: Tensor,
+        attention: Tensor | float,
+        box: CropBox | None,
+        size: tuple[int, int],
+    ) -> Tensor:
+        scale = self.scale
+        if self.output_stride is None:
+            context_logits, scale = resize(context_logits, size), 1
+            attention = resize(attention, size) if isinstance(attention, Tensor) else attention
+        else:
+            box = None if box is None else box.scaled(1 / self.output_stride)
+        fused: Tensor = self.fusion(context_logits, detail_logits, attention, box=box, scale=scale)
+        expect("fusion's answer", fused, (*context_logits.shape[:2], *self._in_cells(size)), kind="float")
+        return fused
 
-    def _check_size(self, images: Tensor) -> tuple[int, int]:
+    def _in_cells(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """Sides in pixels as cells of the logits."""
+        return size[0] * self._cells // self._pixels, size[1] * self._cells // self._pixels
+
+    def _steps(self, detail_stride: int | tuple[int, int] | None) -> tuple[int, int]:
+        """Between detail windows, in pixels."""
+        cell = self._pixels  # the smallest whole number of pixels that is whole cells
+        rows, columns = (max(side // 2 // cell, 1) * cell for side in self.detail_size)
+        steps = (rows, columns) if detail_stride is None else pair("detail_stride", detail_stride)
+        if steps[0] % cell or steps[1] % cell:
+            raise ValueError(f"detail_stride must be a multiple of {cell}, whole cells of the logits, got {steps}")
+        return steps
+
+    def _checked(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The images and their sides, which must fit."""
         expect("images", images, "BKHW", kind="float")
         check_finite("images", images)
-        height, width = images.shape[-2:]
-        if height % self._sampler.cell or width % self._sampler.cell:
+        rows, columns = plain(images.shape[-2:])
+        size = check_multiple(
+            "sides of images", (rows, columns), self._sampler.context_multiple, "pad to it, or use predict()"
+        )
+        # what is traced holds for these sides alone: at others, this is what fails
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return images.expand(-1, -1, *size) if tracing else images, size
+
+    def _check_box(self, images: Tensor, box: CropBox) -> CropBox:
+        box = as_box("box", box)
+        crop(images, box)
+        if self.output_stride is not None:
+            box.scaled(1 / self._sampler.step)
+        if box.height % self.multiple_of[0] or box.width % self.multiple_of[1]:
             raise ValueError(
-                f"images must have sides that are multiples of {self._sampler.cell}, got {(height, width)}; "
-                "pad them, or use predict()"
+                f"box must have sides that are multiples of multiple_of={self.multiple_of}, got {tuple(box)}"
             )
-        return height, width
+        return box
+
+    def _check_windows(self, name: str, size: tuple[int, int]) -> None:
+        if any(isinstance(side, torch.SymInt) for side in size):
+            raise ValueError(
+                f"{name} must be fixed where detail windows cover the image, got dynamic ones: export fixed sides, or "
+                "a single crop (detail='crop' and a box), whose sides may change"
+            )
+        for side, detail, of in zip(size, self.detail_size, self.multiple_of, strict=True):
+            if side < detail and side % of:
+                raise ValueError(
+                    f"{name} must be at least detail_size {self.detail_size} or multiples of multiple_of="
+                    f"{self.multiple_of}, got {size}; pad them, or use predict()"
+                )
 
 
 def _remedy(logits: Any, images: Tensor, size: tuple[int, int]) -> str:
     """What to do about logits of another kind than asked for; empty where that is not known."""
     if not isinstance(logits, Tensor):
-        part = tensor_in(logits)
-        return f"; wrap the decoder in a module that returns its {part}" if part else ""
-    if logits.dim() == 4 and tuple(logits.shape[1:3]) == size:
+        return tensor_in(logits)
+    if logits.dim() != 4:
+        return ""
+    if tuple(logits.shape[1:3]) == size:
         return "; these are channels last: permute(0, 3, 1, 2)"
-    rows, columns = images.shape[-2:]
-    stride = rows // max(logits.shape[-2], 1) if logits.dim() == 4 else 0
-    if stride and tuple(logits.shape[-2:]) == (rows // stride, columns // stride):
-        return f"; this is output_stride={stride}"
-    return ""
+    rows, columns = (side / max(cells, 1) for side, cells in zip(images.shape[-2:], logits.shape[-2:], strict=True))
+    same = f"this is output_stride={rows:g}, and " if rows == columns else ""
+    return f"; {same}output_stride=None takes logits of any size"

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from hrda_lib._checks import (
     tensor_in,
 )
 from hrda_lib._modules import unwrap
+from hrda_lib.adapted import Adapted
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.geometry import CropBox, crop, resize
 from hrda_lib.losses import ConfidenceWeightedCE
@@ -30,7 +31,19 @@ from hrda_lib.segmenter import SegmenterOutput
 Objective = Literal["fused", "context", "detail", "separate"]
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
 Criterion = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Masking = Callable[..., Tensor]
 Parts = dict[str, Tensor]
+
+
+class MixedBatch(NamedTuple):
+    """Target images with source classes pasted in, for a loss of one's own."""
+
+    images: Tensor
+    """(B, K, H, W), augmented where :class:`SelfTraining` has an ``augment``."""
+    labels: Tensor
+    """(B, H, W) int64: the source's where it was pasted, else the teacher's."""
+    weight: Tensor
+    """(B, H, W): 1 where the source was pasted, else the teacher's confidence."""
 
 
 class SelfTraining:
@@ -44,7 +57,8 @@ class SelfTraining:
     DAFormer, arXiv 2111.14887, section 3.1 and 3.3).
 
     Args:
-        student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term). It is given
+        student: returns :class:`hrda_lib.SegmenterOutput`, or plain logits (then there is no detail term);
+            others through :class:`hrda_lib.Adapted`. It is given
             ``box`` and ``generator`` where its ``forward`` takes them; of a wrapper whose ``forward`` takes any
             arguments (Fabric, DeepSpeed, FSDP, PEFT), the network inside is asked.
         teacher: images -> what the student returns, without gradient (:class:`hrda_lib.EMATeacher`).
@@ -58,7 +72,10 @@ class SelfTraining:
         threshold, per: of :func:`hrda_lib.pseudo_labels`.
         objective: what is trained, and what the teacher labels with: "fused" (HRDA), "context" or "detail" alone, or
             "separate": the equation with the context in place of the fused prediction, labels from the mean of both.
-        augment: (images, generator) -> images, applied to mixed images; None: nothing.
+        augment: (images, generator) -> images, applied to mixed images, and by :meth:`losses` to the target images of
+            the masked term; None: nothing.
+        masking: (size, batch=, generator=) -> mask (B, 1, H, W), True or 1 = kept, such as :func:`hrda_lib.patch_mask`
+            or ``functools.partial(patch_mask, block=32)``: adds the masked term to :meth:`losses`. None: no such term.
         generator: CPU generator for boxes, classes, masks and ``augment``; None: torch's default.
 
     ``parts`` are detached scalars by name: "fused", "context", "detail", "logits" (a plain student), before their
@@ -96,12 +113,15 @@ class SelfTraining:
         per: Per = "batch",
         objective: Objective = "fused",
         augment: Augment | None = None,
+        masking: Masking | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         check_up_to(1, detail_weight=detail_weight, threshold=threshold)
         check_generator(generator)
         if not callable(teacher) or not (augment is None or callable(augment)):
             raise ValueError(f"teacher and augment must be callable, got {teacher!r} and {augment!r}")
+        if not (masking is None or callable(masking)):
+            raise ValueError(f"masking must be callable, got {short(masking)}; pass such as patch_mask")
         if not (criterion is None or callable(criterion)):
             raise ValueError(f"criterion must be callable, got {short(criterion)}; pass such as ConfidenceWeightedCE()")
         ignored = getattr(criterion, "ignore_index", 255)
@@ -114,7 +134,7 @@ class SelfTraining:
         check_choice("objective", objective, get_args(Objective))
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
-        self.augment, self.generator = augment, generator
+        self.augment, self.masking, self.generator = augment, masking, generator
         self.criterion = ConfidenceWeightedCE() if criterion is None else criterion
         parameters = _arguments_of_forward(student)
         takes_box = {"box", "generator"} <= parameters
@@ -140,6 +160,33 @@ class SelfTraining:
         size = (images.shape[-2], images.shape[-1])
         return pseudo_labels(logits, size=size, threshold=self.threshold, valid=valid, per=self.per)
 
+    def mix(
+        self,
+        source_images: Tensor,
+        source_labels: Tensor,
+        target_images: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        *,
+        classes: Sequence[Sequence[int]] | None = None,
+    ) -> MixedBatch:
+        """Target images with some source classes pasted in (weight 1) over the pseudo labels, and augmented.
+
+        Args:
+            source_images, source_labels, target_images: the batch.
+            labels, weight: of :meth:`pseudo_label`.
+            classes: the pasted ones, one list an image; None: half of those of each image, drawn.
+        """
+        _check_batch("source_labels", source_labels, source_images)
+        _check_batch("labels", labels, target_images)
+        expect("weight", weight, labels.shape, kind="float", like="labels")
+        mask = sample_class_mask(source_labels, self.generator, classes)
+        return MixedBatch(
+            self._augmented(class_mix(source_images, target_images, mask)),
+            class_mix(source_labels.long(), labels.long(), mask),
+            class_mix(torch.ones_like(weight), weight, mask),
+        )
+
     def mixed(
         self,
         source_images: Tensor,
@@ -151,16 +198,9 @@ class SelfTraining:
         classes: Sequence[Sequence[int]] | None = None,
         box: CropBox | None = None,
     ) -> tuple[Tensor, Parts]:
-        """Loss on target images with some source classes pasted in (weight 1) over the pseudo labels."""
-        _check_batch("source_labels", source_labels, source_images)
-        _check_batch("labels", labels, target_images)
-        mask = sample_class_mask(source_labels, self.generator, classes)
-        images = class_mix(source_images, target_images, mask)
-        labels = class_mix(source_labels.long(), labels.long(), mask)
-        weight = class_mix(torch.ones_like(weight), weight, mask)
-        if self.augment is not None:
-            images = self.augment(images, self.generator)
-        return self._loss(self._segment(images, box), labels, weight)
+        """Loss on what :meth:`mix` gives."""
+        batch = self.mix(source_images, source_labels, target_images, labels, weight, classes=classes)
+        return self._loss(self._segment(batch.images, box), batch.labels, batch.weight)
 
     def masked(
         self,
@@ -171,11 +211,18 @@ class SelfTraining:
         mask: Tensor | None = None,
         box: CropBox | None = None,
     ) -> tuple[Tensor, Parts]:
-        """Loss on patch-masked target images (MIC, arXiv 2212.01322, section 3.2); ``mask`` (B, 1, H, W)."""
+        """Loss on patch-masked target images, as they are (MIC, arXiv 2212.01322, section 3.2).
+
+        Args:
+            target_images: (B, K, H, W).
+            labels, weight: of :meth:`pseudo_label` on images without mask and augmentation.
+            mask: (B, 1, H, W), True or 1 = kept; None: drawn by ``masking``, else by :func:`hrda_lib.patch_mask`.
+            box: of the detail crop; None: drawn.
+        """
         _check_batch("labels", labels, target_images)
         batch, _, height, width = target_images.shape
         if mask is None:
-            mask = patch_mask((height, width), batch=batch, generator=self.generator)
+            mask = (self.masking or patch_mask)((height, width), batch=batch, generator=self.generator)
         expect("mask", mask, (batch, 1, height, width))
         return self._loss(self._segment(target_images * mask.to(target_images), box), labels, weight)
 
@@ -189,8 +236,13 @@ class SelfTraining:
         source_box: CropBox | None = None,
         mixed_box: CropBox | None = None,
         mixed_classes: Sequence[Sequence[int]] | None = None,
+        masked_box: CropBox | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
-        """("source", loss), then ("mixed", loss). Call backward on each before asking for the next."""
+        """("source", loss), ("mixed", loss), and with ``masking`` ("masked", loss), of one call of the teacher.
+
+        Call backward on each before asking for the next. The masked term sees the target images augmented, then masked
+        (MIC's ``separatetrgaug``).
+        """
         _check_batch("source_labels", source_labels, source_images)
         check_tensor("target_images", target_images)
         source, target = ((tuple(x.shape), x.dtype, x.device) for x in (source_images, target_images))
@@ -198,19 +250,21 @@ class SelfTraining:
             raise ValueError(
                 f"source_images and target_images must have one shape, dtype and device, got {source} and {target}"
             )
+        if masked_box is not None and self.masking is None:
+            raise ValueError("masked_box is for the masked term; pass SelfTraining(masking=patch_mask)")
 
-        terms: dict[str, Callable[[], tuple[Tensor, Parts]]] = {
-            "source": lambda: self.source(source_images, source_labels, box=source_box),
-            "mixed": lambda: self.mixed(
-                source_images,
-                source_labels,
-                target_images,
-                *self.pseudo_label(target_images, valid=target_valid),
-                classes=mixed_classes,
-                box=mixed_box,
-            ),
-        }
-        return ((name, term()[0]) for name, term in terms.items())
+        def terms() -> Iterator[tuple[str, Tensor]]:
+            yield "source", self.source(source_images, source_labels, box=source_box)[0]
+            said = self.pseudo_label(target_images, valid=target_valid)
+            mixed = source_images, source_labels, target_images, *said
+            yield "mixed", self.mixed(*mixed, classes=mixed_classes, box=mixed_box)[0]
+            if self.masking is not None:
+                yield "masked", self.masked(self._augmented(target_images), *said, box=masked_box)[0]
+
+        return terms()
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        return images if self.augment is None else self.augment(images, self.generator)
 
     def _segment_at_box(self, images: Tensor, box: CropBox | None) -> SegmenterOutput | Tensor:
         return _checked("student", self.student(images, box=box, generator=self.generator))
@@ -282,10 +336,9 @@ def _arguments_of_forward(student: nn.Module) -> set[str]:
     """Their names; those of the network inside where wrappers (Fabric, DeepSpeed, FSDP, PEFT) take anything."""
     module = unwrap(student)
     while True:
-        try:
-            parameters = dict(inspect.signature(module.forward).parameters)
-        except ValueError:  # TorchScript
-            parameters = {}
+        parameters = _parameters_of_forward(module)
+        if isinstance(module, Adapted):
+            _check_adapted(module)
         takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
         if {"box", "generator"} <= parameters.keys() or (parameters and not takes_any):
             return set(parameters)
@@ -299,6 +352,23 @@ def _arguments_of_forward(student: nn.Module) -> set[str]:
         module = unwrap(inner)
 
 
+def _parameters_of_forward(module: nn.Module) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(module.forward).parameters)
+    except ValueError:  # TorchScript
+        return {}
+
+
+def _check_adapted(student: nn.Module) -> None:
+    while isinstance(student, Adapted):
+        student = unwrap(student.module)
+    if {"box", "generator"} <= _parameters_of_forward(student).keys():
+        raise ValueError(
+            "student must take box and generator, which Adapted does not pass to the "
+            f"{type(student).__name__} inside; adapt its encoder, decoder and attention"
+        )
+
+
 def _wrapped(module: Any) -> nn.Module | None:
     base = getattr(module, "base_model", None)
     inner = (getattr(module, "module", None), getattr(module, "_forward_module", None), getattr(base, "model", None))
@@ -308,9 +378,8 @@ def _wrapped(module: Any) -> nn.Module | None:
 def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
     if isinstance(output, SegmenterOutput | Tensor):
         return output
-    part = tensor_in(output)
-    hint = f"; wrap it in a module that returns its {part}" if part else ""
-    raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {type(output).__name__}{hint}")
+    got = f"{type(output).__name__}{tensor_in(output)}"
+    raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {got}")
 
 
 def _refuse_box(box: CropBox | None) -> None:

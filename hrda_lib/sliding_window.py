@@ -6,8 +6,10 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hrda_lib._checks import (
+    SidesRefused,
     at_least_float32,
     check_choice,
     check_scores,
@@ -15,6 +17,8 @@ from hrda_lib._checks import (
     expect,
     is_count,
     pair,
+    plain,
+    refuses_sides,
     tensor_in,
 )
 from hrda_lib.geometry import CropBox, crop, resize, window_grid
@@ -24,7 +28,7 @@ Output = Literal["logits", "probs", "labels"]
 BLENDS, OUTPUTS = get_args(Blend), get_args(Output)
 LABEL_DTYPES = (torch.int64, torch.uint8)
 Predictor = Callable[[Tensor], Tensor]
-Call = list[tuple[CropBox, int]]  # the windows of one call: where, and in which image
+Call = list[tuple[CropBox, slice]]  # the windows of one call: where, and in which images
 Progress = Callable[[list[Call]], Iterable[Call]]
 
 
@@ -34,8 +38,8 @@ class SlidingWindowInferer:
     .. math::
         \hat y(p) = \frac{\sum_{w \ni p} g_w(p)\, \zeta(f(x[w]))(p)}{\sum_{w \ni p} g_w(p)}
 
-    with :math:`g = 1` (HRDA, arXiv 2204.13132, section 3.4) or a Gaussian
-    around the window's centre, :math:`\sigma` = an eighth of the window.
+    with :math:`g = 1` (HRDA, arXiv 2204.13132, section 3.4) or a Gaussian around the window's centre,
+    :math:`\sigma` = an eighth of the window, nowhere below 0.001 (as in MONAI).
 
     Args:
         window: window size (h, w) in image pixels; cut to the image where it is larger.
@@ -46,6 +50,8 @@ class SlidingWindowInferer:
             classes at least.
         resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; False: averaged at the
             predictor's own resolution.
+        pad: True: an image smaller than the window is padded with 0 at the bottom and right, and the answer is cut
+            back, for networks that take only some sizes. False: the window is cut to the image.
         label_dtype: of labels: int64, which indexes and counts, or uint8 for up to 256 classes in an eighth of the
             memory.
         progress: wraps the list of calls, as ``tqdm`` does.
@@ -74,6 +80,7 @@ class SlidingWindowInferer:
         blend: Blend = "constant",
         output: Output = "logits",
         resize: bool = True,
+        pad: bool = False,
         label_dtype: torch.dtype = torch.int64,
         progress: Progress | None = None,
     ) -> None:
@@ -81,58 +88,74 @@ class SlidingWindowInferer:
             raise ValueError(f"batch_size must be a positive int or None (all at once), got {batch_size}")
         check_choice("blend", blend, BLENDS)
         check_choice("output", output, OUTPUTS)
+        check_choice("resize", resize, (True, False))
+        check_choice("pad", pad, (True, False))
         check_choice("label_dtype", label_dtype, LABEL_DTYPES)
         self.window = pair("window", window)
         half = ((self.window[0] + 1) // 2, (self.window[1] + 1) // 2)
         self.stride = half if stride is None else pair("stride", stride)
         window_grid(self.window, self.window, self.stride)  # a stride beyond the window is refused here
         self.batch_size, self.blend, self.output = batch_size, blend, output
-        self.resize, self.label_dtype, self.progress = resize, label_dtype, progress
+        self.resize, self.pad, self.label_dtype, self.progress = resize, pad, label_dtype, progress
 
     def __call__(self, image: Tensor, predictor: Predictor) -> Tensor:
         expect("image", image, "BKHW")
-        boxes = window_grid((image.shape[-2], image.shape[-1]), self.window, self.stride)
-        jobs = list(product(boxes, range(len(image))))
-        step = self.batch_size or len(jobs)
-        calls = [jobs[start : start + step] for start in range(0, len(jobs), step)]
+        rows, columns = size = plain(image.shape[-2:])
+        if self.pad:
+            image = pad(image, (0, max(self.window[1] - columns, 0), 0, max(self.window[0] - rows, 0)))
+        boxes = window_grid(_fixed(image), self.window, self.stride)
+        try:
+            average = self._average(image, boxes, predictor)
+        except (RuntimeError, AssertionError) as error:
+            if not refuses_sides(error) or boxes[0][2:] == self.window:
+                raise
+            raise SidesRefused(
+                f"predictor must take windows of {boxes[0][2:]}, {self.window} cut to the image, but came to: {error}; "
+                "pass pad=True, which pads the image instead"
+            ) from error
+        if self.pad:
+            whole = CropBox(0, 0, *plain(image.shape[-2:]))
+            average = crop(average, _to_cells(CropBox(0, 0, *size), whole, average))
+        return _finish(average, self.output, self.label_dtype)
 
-        total = weight = image.new_zeros(0)
+    def _average(self, image: Tensor, boxes: list[CropBox], predictor: Predictor) -> Tensor:
+        calls = _calls(boxes, image, self.batch_size)
+        total = weight = None
         for call in self.progress(calls) if self.progress else calls:
             logits = self._predict(image, call, predictor)
-            if not len(total):
-                cells = _to_cells(CropBox(0, 0, *image.shape[-2:]), boxes[0], logits)
-                total = logits.new_zeros(len(image), logits.shape[1], cells.height, cells.width)
+            if total is None or weight is None:
+                cells = _to_cells(CropBox(0, 0, *plain(image.shape[-2:])), boxes[0], logits)
+                total = logits.new_zeros(image.shape[0], logits.shape[1], cells.height, cells.width)
                 weight = self._window_weight(logits)
-            if logits.shape[1] != total.shape[1]:
+            if plain(logits.shape)[1] != plain(total.shape)[1]:
                 raise ValueError(
                     f"predictor returned {logits.shape[1]} channels for one window and {total.shape[1]} for another; "
                     "it must return the same classes for every window"
                 )
-            if logits.shape[-2:] != weight.shape:
+            if plain(logits.shape[-2:]) != plain(weight.shape):
                 raise ValueError(
                     f"predictor returned {tuple(logits.shape[-2:])} cells for one window and {tuple(weight.shape)} for "
                     "another; with resize=False it must return one size"
                 )
-            for (box, index), window_logits in zip(call, logits * weight, strict=True):
-                crop(total[index], _to_cells(box, box, logits)).add_(window_logits)
+            each = (logits * weight).view(len(call), -1, *logits.shape[1:])
+            for (box, images), window_logits in zip(call, each.unbind(), strict=True):
+                crop(total[images], _to_cells(box, box, logits)).add_(window_logits)
 
+        assert total is not None  # there is a window, so there was a call
+        assert weight is not None
         coverage = total.new_zeros(total.shape[-2:])
         for box in boxes:
             crop(coverage, _to_cells(box, box, logits)).add_(weight)
-        return _finish(total / coverage, self.output, self.label_dtype)
+        return total / coverage
 
     def _predict(self, image: Tensor, call: Call, predictor: Predictor) -> Tensor:
-        windows = torch.stack([crop(image[index], box) for box, index in call])
+        windows = torch.cat([crop(image[images], box) for box, images in call])
         size, logits = windows.shape[-2:], predictor(windows)
         if not isinstance(logits, Tensor) or logits.dim() != 4 or not logits.is_floating_point():
             got = f"{logits.dtype} {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            part = tensor_in(logits) or "['out']"
-            raise ValueError(
-                f"predictor must return float logits (b, C, h, w), got {got}; "
-                f"for a model with another output pass a function, e.g. lambda x: model(x){part}"
-            )
-        if len(logits) != len(call):
-            raise ValueError(f"predictor returned a batch of {len(logits)} for {len(call)} windows")
+            raise ValueError(f"predictor must return float logits (b, C, h, w), got {got}{tensor_in(logits)}")
+        if plain(logits.shape)[0] != plain(windows.shape)[0]:
+            raise ValueError(f"predictor returned a batch of {logits.shape[0]} for {windows.shape[0]} windows")
         logits = at_least_float32(logits)
         return resize(logits, size) if self.resize else logits
 
@@ -142,7 +165,24 @@ class SlidingWindowInferer:
         if self.blend == "constant":
             return logits.new_ones(height, width)
         rows, columns = (_gaussian(length).to(logits) for length in (height, width))
-        return rows[:, None] * columns
+        return (rows[:, None] * columns).clamp(min=1e-3)
+
+
+def _fixed(image: Tensor) -> tuple[int, int]:
+    """The sides of the image, which no dynamic ones are: the windows, and how many there are, depend on them."""
+    rows, columns = plain(image.shape[-2:])
+    if isinstance(rows, torch.SymInt) or isinstance(columns, torch.SymInt):
+        raise ValueError("image must have fixed sides to be covered by windows, got dynamic ones; export fixed sides")
+    return rows, columns
+
+
+def _calls(boxes: list[CropBox], image: Tensor, batch_size: int | None) -> list[Call]:
+    """All windows of all images, ``batch_size`` at once; of a batch without fixed size, that many windows."""
+    fixed = isinstance(image.shape[0], int)
+    images = [slice(index, index + 1) for index in range(image.shape[0])] if fixed else [slice(None)]
+    jobs = list(product(boxes, images))
+    step = batch_size or len(jobs)
+    return [jobs[start : start + step] for start in range(0, len(jobs), step)]
 
 
 def _gaussian(length: int) -> Tensor:
@@ -152,7 +192,7 @@ def _gaussian(length: int) -> Tensor:
 
 def _to_cells(box: CropBox, window: CropBox, logits: Tensor) -> CropBox:
     """``box`` in cells of what the predictor returned for ``window``."""
-    height, width = logits.shape[-2:]
+    height, width = plain(logits.shape[-2:])
     scaled = [value * height for value in box]
     if height * window.width != width * window.height or any(value % window.height for value in scaled):
         raise ValueError(

@@ -69,7 +69,7 @@ def test_expect_is_traced_without_a_break() -> None:
         (lambda: check_up_to(1, share=0.5, other=1.5), "other must be in [0, 1], got 1.5"),
         (lambda: check_up_to(1, share=float("nan")), "share must be in [0, 1], got nan"),
         (lambda: check_scale_and_stride(0.5, 4), "scale must be at least 1 and finite, got 0.5"),
-        (lambda: check_scale_and_stride(2, 3.5), "output_stride must be a positive int, got 3.5"),
+        (lambda: check_scale_and_stride(2, 0.5), "output_stride must be a number in [1, 4096], got 0.5"),
     ],
 )
 def test_other_checks(call: Any, message: str) -> None:

@@ -1,5 +1,7 @@
 import re
 from collections import Counter
+from fractions import Fraction
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from hrda_lib import CropBox, MultiResCropSampler, crop
 
-SCALES_AND_STRIDES = [(s, o) for s in (1, 1.5, 2, 4) for o in (1, 4, 8) if (s * o) % 1 == 0]
+SCALES_AND_STRIDES = [(s, o) for s in (1, 1.5, 2, 4) for o in (1, 1.5, 3.5, 4, 8)]
 
 
 def coordinates(height: int, width: int, batch: int = 1) -> Tensor:
@@ -44,51 +46,89 @@ def test_every_pair_of_boxes_is_equally_likely(generator: torch.Generator) -> No
     assert chi_square < 49.73  # 23 degrees of freedom, p = 0.001
 
 
+def by_trying(scale: float, stride: float, multiple_of: int = 1) -> tuple[int, int, int]:
+    """k, and the smallest sides of a detail and a context crop, found by counting up."""
+    s, o = Fraction(scale), Fraction(stride)
+    k = next(n for n in count(1) if (n / o).denominator == 1 and (n / (s * o)).denominator == 1)
+    detail = next(n for n in count(k, k) if n % multiple_of == 0)
+    context = next(n for n in count(k, k) if (n / (s * multiple_of)).denominator == 1)
+    return k, detail, context
+
+
+def test_k_of_the_known_cases() -> None:
+    assert [by_trying(s, o)[0] for s, o in ((2, 4), (2, 3.5), (1.5, 4), (1, 1), (2, 7))] == [8, 7, 12, 1, 14]
+
+
+@pytest.mark.parametrize("multiple_of", [1, 14, 32])
 @pytest.mark.parametrize(("scale", "stride"), SCALES_AND_STRIDES)
-def test_offsets_reach_every_multiple_of_k_and_the_last(scale: float, stride: int, generator: torch.Generator) -> None:
-    k = int(scale * stride)
-    sampler = MultiResCropSampler((k, 2 * k), context_size=(3 * k, 4 * k), scale=scale, output_stride=stride)
-    image = (5 * k + k // 2, 7 * k)  # rows: the last k/2 pixels are no whole cell
-    boxes = [sampler.sample(image, generator) for _ in range(200)]
+def test_offsets_reach_every_multiple_of_k_and_the_last(
+    scale: float, stride: float, multiple_of: int, generator: torch.Generator
+) -> None:
+    k, fine, coarse = by_trying(scale, stride, multiple_of)
+    context = (coarse * -(-2 * fine // coarse), coarse * -(-3 * fine // coarse))
+    sampler = MultiResCropSampler(
+        (fine, fine), context_size=context, scale=scale, output_stride=stride, multiple_of=multiple_of
+    )
+    image = (context[0] + 2 * k + k // 2, context[1] + k)  # rows: the last k/2 pixels are no whole cell
+    boxes = [sampler.sample(image, generator) for _ in range(100)]
 
-    assert {context[2:] for context, _ in boxes} == {(3 * k, 4 * k)}
-    assert {detail[2:] for _, detail in boxes} == {(k, 2 * k)}
-    assert {context.top for context, _ in boxes} == {0, k, 2 * k}
-    assert {context.left for context, _ in boxes} == {0, k, 2 * k, 3 * k}
-    assert {detail.top for _, detail in boxes} == {0, k, 2 * k}
-    assert {detail.left for _, detail in boxes} == {0, k, 2 * k}
+    assert {outer[2:] for outer, _ in boxes} == {context}
+    assert {inner[2:] for _, inner in boxes} == {(fine, fine)}
+    assert {outer.top for outer, _ in boxes} == {0, k, 2 * k}
+    assert {outer.left for outer, _ in boxes} == {0, k}
+    rows, columns = (set(range(0, side - fine + 1, k)) for side in context)
+    for found, possible in (({b.top for _, b in boxes}, rows), ({b.left for _, b in boxes}, columns)):
+        assert found <= possible
+        assert len(possible) > 12 or found == possible
+    assert sampler.sample(context, generator)[0] == (0, 0, *context)
+
+
+@pytest.mark.parametrize("multiple_of", [1, 14])
+@pytest.mark.parametrize(("scale", "stride"), SCALES_AND_STRIDES)
+def test_no_smaller_size_fits(scale: float, stride: float, multiple_of: int) -> None:
+    _, fine, coarse = by_trying(scale, stride, multiple_of)
+    for size in range(1, fine):
+        with pytest.raises(ValueError, match=f"detail_size must be a multiple of {fine} "):
+            MultiResCropSampler(size, scale=scale, output_stride=stride, multiple_of=multiple_of)
+    most = 40 * coarse // fine * fine + 1
+    sampler = MultiResCropSampler(fine, scale=scale, output_stride=stride, multiple_of=multiple_of)
+    for size in range(1, min(most, 3 * coarse)):
+        if size % coarse:
+            with pytest.raises(ValueError, match=f"image size must be a multiple of {coarse} "):
+                sampler.sample(size)
 
 
 @pytest.mark.parametrize(("scale", "stride"), SCALES_AND_STRIDES)
-def test_crops_match_the_image_and_its_labels(scale: float, stride: int, generator: torch.Generator) -> None:
-    k = int(scale * stride)
-    image = coordinates(6 * k, 7 * k, batch=2)
-    labels = (image[:, 0] * 7 * k + image[:, 1]).long()
-    sampler = MultiResCropSampler((k, 2 * k), context_size=(4 * k, 5 * k), scale=scale, output_stride=stride)
+def test_crops_match_the_image_and_its_labels(scale: float, stride: float, generator: torch.Generator) -> None:
+    k, _, c = by_trying(scale, stride)
+    image = coordinates(6 * c, 7 * c, batch=2)
+    labels = (image[:, 0] * 7 * c + image[:, 1]).long()
+    sampler = MultiResCropSampler((k, 2 * k), context_size=(4 * c, 5 * c), scale=scale, output_stride=stride)
     crops = sampler(image, generator)
 
     top, left = crops.context_box[:2]
     y, x = top + crops.detail_box.top, left + crops.detail_box.left
-    context = image[:, :, top : top + 4 * k, left : left + 5 * k].numpy()
+    context = image[:, :, top : top + 4 * c, left : left + 5 * c].numpy()
     assert torch.equal(crops.detail, image[:, :, y : y + k, x : x + 2 * k])
-    np.testing.assert_allclose(crops.context, resize(context, (4 * stride, 5 * stride)), rtol=1e-12, atol=1e-12)
+    expected = resize(context, (round(4 * c / scale), round(5 * c / scale)))
+    np.testing.assert_allclose(crops.context, expected, rtol=1e-12, atol=1e-12)
 
     detail_labels = crop(crop(labels, crops.context_box), crops.detail_box)
-    assert torch.equal(detail_labels, (crops.detail[:, 0] * 7 * k + crops.detail[:, 1]).long())
+    assert torch.equal(detail_labels, (crops.detail[:, 0] * 7 * c + crops.detail[:, 1]).long())
 
 
 @given(st.sampled_from(SCALES_AND_STRIDES), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
 def test_context_is_the_bilinear_downscale_of_the_whole_image(
-    setting: tuple[float, int], rows: int, columns: int, seed: int
+    setting: tuple[float, float], rows: int, columns: int, seed: int
 ) -> None:
     scale, stride = setting
-    k = int(scale * stride)
+    k, _, c = by_trying(scale, stride)
     generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(1, 3, rows * k, columns * k, generator=generator, dtype=torch.float64)
+    image = torch.randn(1, 3, rows * c, columns * c, generator=generator, dtype=torch.float64)
     crops = MultiResCropSampler(k, scale=scale, output_stride=stride)(image, generator)
 
-    assert crops.context_box == (0, 0, rows * k, columns * k)
-    expected = resize(image.numpy(), (rows * stride, columns * stride))
+    assert crops.context_box == (0, 0, rows * c, columns * c)
+    expected = resize(image.numpy(), (round(rows * c / scale), round(columns * c / scale)))
     np.testing.assert_allclose(crops.context, expected, rtol=1e-12, atol=1e-12)
     assert torch.equal(crops.detail, crop(image, crops.detail_box))
 
@@ -138,15 +178,28 @@ def test_without_a_generator_torch_decides() -> None:
     [
         ({"scale": 0.5}, "scale must be at least 1 and finite, got 0.5"),
         ({"scale": float("nan")}, "scale must be at least 1 and finite, got nan"),
-        ({"output_stride": 0}, "output_stride must be a positive int, got 0"),
-        ({"output_stride": 4.0}, "output_stride must be a positive int, got 4.0"),
-        ({"scale": 1.5, "output_stride": 1}, "scale * output_stride must be a whole number, got 1.5 * 1 = 3/2"),
-        ({"scale": 1.25, "output_stride": 2}, "scale * output_stride must be a whole number, got 1.25 * 2 = 5/2"),
-        ({"detail_size": 12}, "detail_size must be a multiple of scale * output_stride = 8, got (12, 12)"),
-        ({"detail_size": (16, 20)}, "detail_size must be a multiple of scale * output_stride = 8, got (16, 20)"),
+        ({"output_stride": 0}, "output_stride must be a number in [1, 4096], got 0"),
+        ({"output_stride": float("inf")}, "output_stride must be a number in [1, 4096], got inf"),
+        ({"multiple_of": 0}, "multiple_of must be a positive int or two of them (height, width), got 0"),
+        (
+            {"detail_size": 12},
+            "detail_size must be a multiple of 8 (by scale, output_stride and multiple_of), got (12, 12); take (16, "
+            "16), or pad to it",
+        ),
+        (
+            {"detail_size": (16, 20)},
+            "detail_size must be a multiple of 8 (by scale, output_stride and multiple_of), got",
+        ),
+        ({"multiple_of": 14}, "detail_size must be a multiple of 56 (by scale, output_stride and multiple_of), got"),
+        ({"multiple_of": (16, 6)}, "detail_size must be a multiple of (16, 24) (by scale, output_stride and multiple"),
+        (
+            {"multiple_of": 16, "context_size": 40},
+            "context_size must be a multiple of 32 (by scale, output_stride and multiple_of), got (40, 40); take "
+            "(64, 64), or pad to it",
+        ),
         ({"detail_size": (16, 0)}, "detail_size must be a positive int or two of them (height, width), got (16, 0)"),
         ({"detail_size": 16.0}, "detail_size must be a positive int or two of them (height, width), got 16.0"),
-        ({"context_size": (36, 32)}, "context_size must be a multiple of scale * output_stride = 8, got (36, 32)"),
+        ({"context_size": (36, 32)}, "context_size must be a multiple of 8 (by scale, output_stride and multiple_of)"),
         ({"context_size": (8, 32)}, "detail_size (16, 16) must fit into the context crop of (8, 32)"),
         ({"context_size": (32, 8)}, "detail_size (16, 16) must fit into the context crop of (32, 8)"),
     ],
@@ -162,7 +215,7 @@ def test_sampler_refuses(settings: dict, message: str) -> None:
     [
         (32, (24, 40), "image of (24, 40) is smaller than context_size (32, 32); pad it or take a smaller crop"),
         (32, (40, 31), "image of (40, 31) is smaller than context_size (32, 32); pad it or take a smaller crop"),
-        (None, (32, 36), "image size must be a multiple of scale * output_stride = 8, got (32, 36)"),
+        (None, (32, 36), "image size must be a multiple of 8 (by scale, output_stride and multiple_of), got (32, 36)"),
         (None, (32, 8), "detail_size (16, 16) must fit into the context crop of (32, 8)"),
         (None, (32, 0), "size must be a positive int or two of them (height, width), got (32, 0)"),
     ],

@@ -7,7 +7,16 @@ import torch
 import verify
 from documents import DOCS, python_blocks
 
-PAGES = ["quickstart.md", "assemble.md", "differences.md", "reproducing.md", "api/models.md", "api/teacher.md"]
+PAGES = [
+    "quickstart.md",
+    "assemble.md",
+    "differences.md",
+    "reproducing.md",
+    "export.md",
+    "api/models.md",
+    "api/teacher.md",
+    "api/self_training.md",
+]
 
 
 @pytest.fixture

@@ -207,6 +207,50 @@ def test_a_sequence_stands_for_its_last() -> None:
     assert plain((images, features), images, labels).item() == expected
 
 
+@pytest.mark.parametrize("level", [0, 1, -1, -2, "fine", "coarse"])
+@pytest.mark.parametrize("kind", [list, tuple, dict])
+def test_level_names_one_of_several(level: int | str, kind: Any) -> None:
+    """Of what the student gives and of what the reference gives, the same."""
+    first, images, labels = draw()
+    coarse = torch.randn(2, 5, 4, 5, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine, self.coarse = make_encoder(0), make_encoder(1)
+
+        def forward(self, images: Tensor) -> Any:
+            levels = {"fine": self.fine(images), "coarse": self.coarse(images)}
+            return levels if kind is dict else kind(levels.values())
+
+    given_features = {"fine": first, "coarse": coarse} if kind is dict else kind([first, coarse])
+    distance = FeatureDistance(Levels(), classes=None, num_classes=4, level=level)
+    if kind is not dict and isinstance(level, str):
+        with pytest.raises(ValueError, match=re.escape(f"hold one at level={level!r}, got {kind.__name__} (it has 0,")):
+            distance(given_features, images, labels)
+        return
+    k = {"fine": 0, "coarse": 1}.get(level, level) % 2  # type: ignore[call-overload]
+    expected = FeatureDistance(make_encoder(k), classes=None, num_classes=4)((first, coarse)[k], images, labels)
+    assert distance(given_features, images, labels).item() == expected.item() > 0
+
+
+@pytest.mark.parametrize("size", [(8, 16), (12, 8)])
+def test_channels_last_are_refused(size: tuple[int, int]) -> None:
+    encoder = nn.Conv2d(3, 5, 4, stride=4)
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.encoder(images).permute(0, 2, 3, 1)
+
+    images, labels = torch.rand(2, 3, *size), torch.zeros(2, 2 * size[0], 2 * size[1], dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"features are channels last: permute\(0, 3, 1, 2\)"):
+        FeatureDistance(Last(), classes=None, num_classes=4)(Last()(images), images, labels)
+
+
 @given(st.integers(0, 99), st.floats(0, 2))
 def test_linear_in_lambda_and_blind_to_batch_order(seed: int, weight: float) -> None:
     features, images, labels = draw(seed=seed)
@@ -228,6 +272,8 @@ def test_linear_in_lambda_and_blind_to_batch_order(seed: int, weight: float) -> 
         ({"num_classes": 300}, "ignore_index 255 is one of the 300 classes"),
         ({"num_classes": 0}, "classes must be ids in [0, 0), at least one, got []"),
         ({"min_ratio": 1.5}, "min_ratio must be in [0, 1], got 1.5"),
+        ({"level": 0.5}, "level must be an index or a key, got 0.5"),
+        ({"level": True}, "level must be an index or a key, got True"),
         ({"min_ratio": -0.5}, "min_ratio must be in [0, 1], got -0.5"),
     ],
     ids=[
@@ -238,6 +284,8 @@ def test_linear_in_lambda_and_blind_to_batch_order(seed: int, weight: float) -> 
         "256 classes",
         "no classes at all",
         "ratio above",
+        "level",
+        "truth as level",
         "ratio below",
     ],
 )
@@ -263,15 +311,15 @@ FEATURES, IMAGES, LABELS = draw()
             "features must be (2, 5, 4, 5) like the reference encoder's, got (2, 5, 3, 5); pass the features of",
         ),
         ({"features": FEATURES[:1]}, "features must be (2, 5, 4, 5) like the reference encoder's, got (1, 5, 4, 5)"),
-        ({"features": FEATURES[0]}, "features must be a (B, C, h, w) tensor or a sequence whose last is one"),
+        ({"features": FEATURES[0]}, "features must be a (B, C, h, w) tensor or hold one at level=-1, got"),
         (
             {"features": [FEATURES, None]},
-            "features must be a (B, C, h, w) tensor or a sequence whose last is one, got NoneT",
+            "features must be a (B, C, h, w) tensor or hold one at level=-1, got NoneType (it has 0, 1); choose",
         ),
-        ({"features": []}, "features must be a (B, C, h, w) tensor or a sequence whose last is one"),
+        ({"features": []}, "features must be a (B, C, h, w) tensor or hold one at level=-1, got"),
         (
-            {"features": {"last": FEATURES}},
-            "features must be a (B, C, h, w) tensor or a sequence whose last is one, got dict",
+            {"features": {"low": FEATURES, "last": FEATURES.mean()}},
+            "got a tensor of () (it has 'low', 'last'); choose another level, or put Adapted(..., output=...) around",
         ),
         (
             {"labels": LABELS[:, :12]},

@@ -200,8 +200,8 @@ def test_fuse_scales_refuses(arguments: dict, message: str) -> None:
     ("settings", "message"),
     [
         ({"scale": 0.5}, "scale must be at least 1 and finite, got 0.5"),
-        ({"output_stride": 0}, "output_stride must be a positive int, got 0"),
-        ({"output_stride": 4.0}, "output_stride must be a positive int, got 4.0"),
+        ({"output_stride": 0}, "output_stride must be a number in [1, 4096], got 0"),
+        ({"output_stride": "4"}, "output_stride must be a number in [1, 4096], got '4'"),
     ],
     ids=str,
 )

@@ -1,9 +1,11 @@
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -214,3 +216,91 @@ def test_refuses_other_values_for_absent_classes(absent: Any) -> None:
 def test_refuses_no_classes() -> None:
     with pytest.raises(ValueError, match=re.escape("num_classes must be a positive int, got 0")):
         ConfusionMatrix(0)
+
+
+def test_reset_forgets() -> None:
+    confusion, again = ConfusionMatrix(5), ConfusionMatrix(5)
+    confusion.update(*draw(5, 255))
+    kept = confusion.matrix
+    confusion.reset()
+    assert confusion.matrix.sum() == 0 < kept.sum()
+    for counted in (confusion, again):
+        counted.update(*draw(5, 255, seed=1))
+    assert torch.equal(confusion.matrix, again.matrix)
+
+
+def test_printed_it_is_a_table() -> None:
+    confusion = ConfusionMatrix(3, ignore_index=-1)
+    confusion.matrix = torch.tensor([[10_000_000, 0, 0], [30_000_000, 1, 0], [0, 0, 0]])
+    lines = repr(confusion).splitlines()
+    assert lines == [
+        "ConfusionMatrix(3, ignore_index=-1): 40000001 pixels",
+        "class     IoU    pixels",
+        "    0  0.2500  10000000",
+        "    1  0.0000  30000001",
+        "    2     nan         0",
+        " mean  0.1250",
+    ]
+    assert "mean     nan" in repr(ConfusionMatrix(2))
+
+
+class Tagged(Tensor):
+    """A subclass that spreads: all that is made of it is one."""
+
+
+def test_labels_of_a_subclass() -> None:
+    mask = pytest.importorskip("torchvision.tv_tensors").Mask
+    prediction, target = draw(5, 255)
+    plain = ConfusionMatrix(5)
+    plain.update(prediction, target)
+    for kind in (mask, lambda x: x.as_subclass(Tagged)):
+        confusion = ConfusionMatrix(5)
+        confusion.update(kind(prediction), kind(target))
+        assert type(confusion.matrix) is Tensor
+        assert torch.equal(confusion.matrix, plain.matrix)
+        assert type(confusion.iou()) is Tensor
+
+
+def count_a_half(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    prediction, target = draw(5, 255)
+    confusion, alone, whole = (ConfusionMatrix(5) for _ in range(3))
+    confusion.update(prediction[rank], target[rank])
+    alone.update(prediction[rank], target[rank])
+    whole.update(prediction, target)
+    before = confusion.matrix
+    confusion.all_reduce()
+    assert torch.equal(confusion.matrix, whole.matrix)
+    assert torch.equal(before, alone.matrix)  # the counts are summed elsewhere
+    groups = [dist.new_group([rank]) for rank in range(2)]
+    alone.all_reduce(groups[rank])
+    assert torch.equal(alone.matrix, before)
+    dist.destroy_process_group()
+
+
+def test_all_reduce_sums_over_processes(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(count_a_half, (str(tmp_path / "store"),), nprocs=2)
+
+
+def test_all_reduce_of_one_process() -> None:
+    confusion = ConfusionMatrix(5)
+    confusion.update(*draw(5, 255))
+    before = confusion.matrix.clone()
+    confusion.all_reduce()
+    assert torch.equal(confusion.matrix, before)
+
+
+def test_all_reduce_takes_nccl_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nccl is given lies on the current CUDA device, and what comes back where the counts were."""
+    seen = []
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda group: "nccl")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch, "device", lambda kind, index: seen.append((kind, index)) or "cpu")
+    monkeypatch.setattr(dist, "all_reduce", lambda x, group: x.mul_(2))
+    confusion = ConfusionMatrix(2)
+    confusion.matrix += 1
+    confusion.all_reduce()
+    assert seen == [("cuda", 0)]
+    assert confusion.matrix.tolist() == [[2, 2], [2, 2]]

@@ -92,41 +92,44 @@ def around(answer: Callable[[Tensor], Any], attention: Callable[[Tensor], Any] |
 REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
     "torchvision": (
         lambda: SelfTraining(Says(lambda x: {"aux": x, "out": x}), PLAIN).source(IMAGES, MAPS),
-        "student must return SegmenterOutput or a logits tensor, got dict; wrap it in a module that returns its "
-        "['out'] (it has aux, out)",
+        "student must return SegmenterOutput or a logits tensor, got dict; put Adapted(..., "
+        "output='out') around the module that it is from (it has aux, out)",
     ),
     "transformers": (
         lambda: SelfTraining(Says(lambda x: Answer(loss=x, logits=x)), PLAIN).source(IMAGES, MAPS),
-        "got Answer; wrap it in a module that returns its .logits (it has loss, logits)",
+        "got Answer; put Adapted(..., output='logits') around the module that it is from (it has loss, logits)",
     ),
     "an object": (
         lambda: SelfTraining(PLAIN, Says(lambda x: SimpleNamespace(masks=x, n=3))).pseudo_label(IMAGES),
-        "teacher must return SegmenterOutput or a logits tensor, got SimpleNamespace; wrap it in a module that "
-        "returns its .masks (it has masks)",
+        "teacher must return SegmenterOutput or a logits tensor, got SimpleNamespace; put "
+        "Adapted(..., output='masks') around the module that it is from (it has masks, n)",
     ),
     "a tuple": (
         lambda: SelfTraining(Says(lambda x: (x, x)), PLAIN).source(IMAGES, MAPS),
-        "got tuple; wrap it in a module that returns its [0] (it has 2 entries)",
+        "got tuple; put Adapted(..., output=0) around the module that it is from (it has 2 entries)",
     ),
     "other keys": (
         lambda: confidence_weighted_ce({"seg": LOGITS, "n": 1}, LABELS),
-        "logits must be a tensor, got dict; pass one of its entries, e.g. x['seg'] (it has seg, n)",
+        "logits must be a tensor, got dict; put Adapted(..., output='seg') around the module that it is "
+        "from (it has seg, n)",
     ),
     "logits of transformers": (
         lambda: pseudo_labels(Answer(loss=1.0, logits=LOGITS)),
-        "logits must be a tensor, got Answer; pass one of its entries, e.g. x.logits (it has loss, logits)",
+        "logits must be a tensor, got Answer; put Adapted(..., output='logits') around the module that it is from (it "
+        "has loss, logits)",
     ),
     "a SegmenterOutput": (
         lambda: pseudo_labels(segmenter()(IMAGES)),
-        "logits must be a tensor, got SegmenterOutput; pass one of its entries, e.g. x.logits (it has logits, detail",
+        "logits must be a tensor, got SegmenterOutput; put Adapted(..., output='logits') around the module that it "
+        "is from (it has logits, detail_logits, detail_box, context_logits,",
     ),
     "a predictor of transformers": (
         lambda: SlidingWindowInferer(8)(IMAGES, lambda x: Answer(logits=x)),
-        "for a model with another output pass a function, e.g. lambda x: model(x).logits (it has logits)",
+        "predictor must return float logits (b, C, h, w), got Answer; put Adapted(..., output='logits') around",
     ),
     "a decoder of torchvision": (
         lambda: around(lambda x: {"out": x}),
-        "got dict; wrap the decoder in a module that returns its ['out'] (it has out)",
+        "got dict; put Adapted(..., output='out') around the module that it is from (it has out)",
     ),
     "full resolution": (
         lambda: around(lambda x: resize(x, 4 * x.shape[-1])),
@@ -138,18 +141,38 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: around(lambda x: torch.zeros(1, 8, 8, 5)),
         "got (1, 8, 8, 5); these are channels last: permute(0, 3, 1, 2)",
     ),
-    "features finer than the logits": (
-        lambda: around(lambda x: x, lambda x: resize(x, 16)),
-        "attention must return logits (B, C or 1, 8, 8), the size of the context logits, got (1, 8, 16, 16); where the "
-        "encoder's features are finer than the logits, leave the finest out, or resize",
-    ),
     "an attention without tensor": (
         lambda: around(lambda x: x, lambda x: [x]),
-        "attention must return logits (B, C or 1, 8, 8), the size of the context logits, got list",
+        "attention must return logits (B, C or 1, h, w), got list; put Adapted(..., output=0) around the module",
     ),
     "channels-last features of the attention": (
         lambda: ScaleAttentionHead([8, 16], 4)([torch.zeros(1, 8, 6, 6), torch.zeros(1, 3, 3, 16)]),
         "with channels [8, 16], got [8, 3]; these are channels last: permute(0, 3, 1, 2), or an encoder such as hrda",
+    ),
+    "features that start with the image": (
+        lambda: ScaleAttentionHead([8, 16], 4)([torch.zeros(1, c, 4, 4) for c in (3, 0, 8, 16)]),
+        "with channels [8, 16], got [3, 0, 8, 16]; put Adapted(..., input=slice(2, None)) around this module (it is "
+        "given 4 entries)",
+    ),
+    "levels in the middle": (
+        lambda: DAFormerHead([8], 4)([torch.zeros(1, c, 4, 4) for c in (3, 8, 16)]),
+        "got [3, 8, 16]; put Adapted(..., input=slice(1, 2)) around this module",
+    ),
+    "features in a dictionary": (
+        lambda: ScaleAttentionHead([8, 16], 4)({"a": torch.zeros(1, 16, 4, 4), "b": torch.zeros(1, 8, 4, 4)}),
+        "got dict; put Adapted(..., input=['b', 'a']) around this module (it is given a, b)",
+    ),
+    "features in an object": (
+        lambda: ScaleAttentionHead([8], 4)(Answer(last=1, hidden_states=(torch.zeros(1, 8, 4, 4),))),
+        "got Answer; put Adapted(..., input='hidden_states') around this module (it is given last, hidden_states)",
+    ),
+    "one tensor of features": (
+        lambda: DeepLabV2Head(8, 4)(torch.zeros(1, 8, 4, 4)),
+        "got channels a tensor of (1, 8, 4, 4); put Adapted(..., input=lambda x: [x]) around this module",
+    ),
+    "an attention in a dictionary": (
+        lambda: around(lambda x: x, lambda x: {"out": x}),
+        "got dict; put Adapted(..., output='out') around the module that it is from (it has out)",
     ),
     "channels-last features of the decoder": (
         lambda: DAFormerHead([8], 4)([torch.zeros(1, 6, 6, 8)]),
@@ -190,7 +213,7 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a torchvision dictionary": (
         lambda: confidence_weighted_ce({"out": LOGITS}, LABELS),  # type: ignore[arg-type]
-        "logits must be a tensor, got dict; pass one of its entries, e.g. x['out']",
+        "logits must be a tensor, got dict; put Adapted(..., output='out') around the module",
     ),
     "a numpy target": (
         lambda: confidence_weighted_ce(LOGITS, LABELS.numpy()),

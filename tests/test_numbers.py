@@ -147,6 +147,7 @@ CASES: dict[str, Case] = {
     "MultiResCropSampler context_size": Case(lambda v: sampler(context_size=(32, v)), "context_size"),
     "MultiResCropSampler scale": Case(lambda v: sampler(scale=v), "scale"),
     "MultiResCropSampler output_stride": Case(lambda v: sampler(output_stride=v), "output_stride"),
+    "MultiResCropSampler multiple_of": Case(lambda v: sampler(multiple_of=v), "multiple_of"),
     "MultiResCropSampler.sample size": Case(lambda v: MultiResCropSampler(16).sample(v), "size"),
     # fusion
     "fuse_scales attention": Case(lambda v: fuse_scales(LOGITS, resize(LOGITS, 16), v), "attention", ("0",)),
@@ -314,6 +315,7 @@ CASES: dict[str, Case] = {
     "MultiResSegmenter detail_size": Case(lambda v: segmenter(detail_size=v), "detail_size"),
     "MultiResSegmenter scale": Case(lambda v: segmenter(scale=v), "scale"),
     "MultiResSegmenter output_stride": Case(lambda v: segmenter(output_stride=v), "output_stride"),
+    "MultiResSegmenter multiple_of": Case(lambda v: segmenter(multiple_of=(8, v)), "multiple_of"),
     "MultiResSegmenter detail_stride": Case(lambda v: segmenter(detail_stride=v), "detail_stride"),
     "MultiResSegmenter images": Case(
         lambda v: segmenter()(spoiled(IMAGES, v)).logits, "images|logits", ("-1", "0", "1e38"), inside=True

@@ -11,11 +11,13 @@ import hrda_lib.models
 import hrda_lib.optim
 
 SIGNATURES = {
+    "Adapted": "(module, *, input=None, output=None)",
+    "Adapted.forward": "(self, x)",
     "CropBox": "(top, left, height, width)",
     "crop": "(tensor, box)",
     "window_grid": "(size, window, stride)",
     "resize": "(x, size)",
-    "MultiResCropSampler": "(detail_size, *, context_size=None, scale=2, output_stride=4)",
+    "MultiResCropSampler": "(detail_size, *, context_size=None, scale=2, output_stride=4, multiple_of=1)",
     "MultiResCropSampler.sample": "(self, size, generator=None)",
     "MultiResCropSampler.__call__": "(self, image, generator=None)",
     "MultiResCrops": "(context, detail, context_box, detail_box)",
@@ -25,7 +27,7 @@ SIGNATURES = {
     "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256, dropout=0.1)",
     "ScaleAttentionHead.forward": "(self, features)",
     "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
-    "label_dtype=torch.int64, progress=None)",
+    "pad=False, label_dtype=torch.int64, progress=None)",
     "SlidingWindowInferer.__call__": "(self, image, predictor)",
     "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='follow', batch_norm='train', share_frozen=False, "
     "module=None)",
@@ -41,26 +43,32 @@ SIGNATURES = {
     "sigma=(0.15, 1.15))",
     "StrongAugment.__call__": "(self, images, generator=None)",
     "gaussian_blur": "(images, sigma)",
-    "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255)",
+    "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
+    "level=-1)",
     "FeatureDistance.forward": "(self, features, images, labels)",
-    "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, detail_stride=None)",
+    "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, multiple_of=1, "
+    "detail_stride=None, fusion=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
     "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1, "
-    "label_dtype=torch.int64)",
+    "label_dtype=torch.int64, progress=None)",
     "MultiResSegmenter.predict_scales": "(self, images, *, window=None, stride=None, batch_size=1)",
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
     "SelfTraining": "(student, teacher, *, criterion=None, feature_distance=None, detail_weight=0.1, threshold=0.968, "
-    "per='batch', objective='fused', augment=None, generator=None)",
+    "per='batch', objective='fused', augment=None, masking=None, generator=None)",
     "SelfTraining.source": "(self, images, labels, *, box=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
+    "MixedBatch": "(images, labels, weight)",
+    "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None)",
     "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
     "box=None)",
     "SelfTraining.masked": "(self, target_images, labels, weight, *, mask=None, box=None)",
     "SelfTraining.losses": "(self, source_images, source_labels, target_images, *, target_valid=None, source_box=None, "
-    "mixed_box=None, mixed_classes=None)",
+    "mixed_box=None, mixed_classes=None, masked_box=None)",
     "ConfusionMatrix": "(num_classes, *, ignore_index=255)",
     "ConfusionMatrix.update": "(self, prediction, target)",
+    "ConfusionMatrix.reset": "(self)",
+    "ConfusionMatrix.all_reduce": "(self, group=None)",
     "ConfusionMatrix.iou": "(self, *, absent=nan)",
     "ConfusionMatrix.mean_iou": "(self, classes=None, *, absent=nan)",
     "models.hrda": "(encoder='mit_b5', num_classes=19, *, embed_dims=256, attention_embed_dims=256, "

@@ -334,15 +334,16 @@ BAD = {
     ),
     "detail_size": (
         lambda: model(detail_size=(20, 16)),
-        "detail_size must be a multiple of scale * output_stride = 8, got (20, 16)",
+        "detail_size must be a multiple of 8 (by scale, output_stride and multiple_of), got (20, 16)",
     ),
     "detail_stride": (
         lambda: model(detail_stride=6),
-        "detail_stride must be a multiple of output_stride 4, got (6, 6)",
+        "detail_stride must be a multiple of 4, whole cells of the logits, got (6, 6)",
     ),
     "image sides": (
         lambda: model()(torch.zeros(1, 3, 60, 64)),
-        "images must have sides that are multiples of 8, got (60, 64); pad them, or use predict()",
+        "sides of images must be a multiple of 8 (by scale, output_stride and multiple_of), got (60, 64); take "
+        "(64, 64), pad to it, or use predict()",
     ),
     "image rank": (lambda: model()(torch.zeros(3, 64, 64)), "images must be float (B, K, H, W), got torch.float32"),
     "image type": (lambda: model()(IMAGES.byte()), "images must be float (B, K, H, W), got torch.uint8"),
@@ -377,11 +378,13 @@ BAD = {
     ),
     "predict window": (
         lambda: model().predict(IMAGES, window=(30, 32)),
-        "window must be a multiple of 8 pixels, got (30, 32)",
+        "window must be a multiple of 8 (by scale, output_stride and multiple_of), got (30, 32); take (32, "
+        "32), or None",
     ),
     "scales window": (
         lambda: model().predict_scales(IMAGES, window=(30, 32)),
-        "window must be a multiple of 8 pixels, got (30, 32)",
+        "window must be a multiple of 8 (by scale, output_stride and multiple_of), got (30, 32); take (32, "
+        "32), or None",
     ),
     "scales rank": (lambda: model().predict_scales(IMAGES[0]), "images must be float (B, K, H, W), got torch.float32"),
     "predict rank": (

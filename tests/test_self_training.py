@@ -1,5 +1,6 @@
 """SelfTraining against the loss written out by hand."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from hrda_lib import (
     SelfTraining,
     class_mix,
     crop,
+    patch_mask,
     pseudo_labels,
 )
 
@@ -112,6 +114,84 @@ def test_masked_by_hand() -> None:
         out.detail_logits, crop(y, MIXED_BOX), crop(q, MIXED_BOX)
     )
     torch.testing.assert_close(loss, expected)
+
+
+def test_mix_hands_out_what_mixed_learns() -> None:
+    xs, ys, xt = images(1), labels(2).byte(), images(3)
+    results = []
+    for by_hand in (False, True):
+        training = setup(augment=lambda x, generator: x + torch.rand(1, generator=generator))
+        y, q = training.pseudo_label(xt)
+        if by_hand:
+            batch = training.mix(xs, ys, xt, y, q)
+            assert batch.labels.dtype == torch.int64
+            out = training.student(batch.images, MIXED_BOX)
+            detail = crop(batch.labels, MIXED_BOX), crop(batch.weight, MIXED_BOX)
+            fused, small = naive_ce(out.logits, batch.labels, batch.weight), naive_ce(out.detail_logits, *detail)
+            results.append(0.9 * fused + 0.1 * small)
+        else:
+            results.append(training.mixed(xs, ys, xt, y, q, box=MIXED_BOX)[0])
+    torch.testing.assert_close(*results)
+    mask = torch.stack([ys[0] == 1, ys[1] == 2])
+    batch = setup().mix(xs, ys, xt, y, q, classes=[[1], [2]])
+    assert torch.equal(batch.images, class_mix(xs, xt, mask))
+    assert torch.equal(batch.labels, torch.where(mask, ys.long(), y))
+    assert torch.equal(batch.weight, torch.where(mask, 1.0, q))
+
+
+class Once(nn.Module):
+    """A teacher that counts its calls."""
+
+    def __init__(self, teacher: nn.Module) -> None:
+        super().__init__()
+        self.teacher, self.calls = teacher, 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return self.teacher(x)
+
+
+def test_masked_term_of_losses_is_that_of_mic() -> None:
+    """Augmented, then masked, then the box: as ``separatetrgaug``, with the labels of the images as they came."""
+
+    def augment(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return x + torch.rand(1, generator=generator)
+
+    def augment_alone(x: Tensor, generator: torch.Generator | None) -> Tensor:
+        return x.clone()
+
+    net = student()
+    xs, ys, xt = images(1), labels(2), images(3)
+    teacher = Once(EMATeacher(net))
+    for augmentation in (augment, augment_alone):
+        settings = {"threshold": 0.3, "augment": augmentation, "masking": functools.partial(patch_mask, block=8)}
+        generator = torch.Generator().manual_seed(5)
+        terms = SelfTraining(net, teacher, generator=generator, **settings).losses(xs, ys, xt)
+        names = [name for name, _ in (next(terms), next(terms))]
+        before = generator.get_state()
+        name, loss = next(terms)
+        assert [*names, name, next(terms, None)] == ["source", "mixed", "masked", None]
+
+        generator = torch.Generator()
+        generator.set_state(before)
+        expected = setup(net)
+        y, q = expected.pseudo_label(xt)
+        x = augmentation(xt, generator)
+        kept = patch_mask(SIZE, batch=2, block=8, generator=generator)
+        box = net._sampler.sample((SIZE, SIZE), generator)[1]
+        torch.testing.assert_close(loss, expected.masked(x, y, q, mask=kept, box=box)[0])
+    assert teacher.calls == 2
+    boxes = {"source_box": SOURCE_BOX, "mixed_box": MIXED_BOX, "mixed_classes": [[1], [2]]}
+    same = setup(net, masking=lambda size, batch, generator: torch.ones(batch, 1, *size))
+    got = dict(same.losses(xs, ys, xt, **boxes, masked_box=MIXED_BOX))
+    y, q = same.pseudo_label(xt)
+    assert torch.equal(got["masked"], same.masked(xt, y, q, box=MIXED_BOX)[0])
+
+
+def test_without_masking_the_draws_are_what_they_were() -> None:
+    plain, masked = (dict(setup(masking=m).losses(images(1), labels(2), images(3))) for m in (None, patch_mask))
+    assert list(plain) == ["source", "mixed"]
+    assert all(torch.equal(plain[name], masked[name]) for name in plain)
 
 
 def test_losses_equal_the_methods_called_one_by_one() -> None:
@@ -455,7 +535,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "mixed weight": (
         lambda: setup().mixed(X, Y, X, Y, Q[:1]),
-        "mask must be bool (1, 32, 32), got torch.bool (2, 32, 32)",
+        "weight must be float (2, 32, 32) like labels, got torch.float32 (1, 32, 32)",
     ),
     "mixed classes": (
         lambda: setup().mixed(X, Y, X, Y, Q, classes=[[1]]),
@@ -489,6 +569,18 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "teacher with one crop": (
         lambda: SelfTraining(student(), student(), objective="detail").pseudo_label(X),
         "teacher must predict the detail all over the image (windows), got one crop; call eval() on it",
+    ),
+    "masking": (
+        lambda: setup(masking=0.7),
+        "masking must be callable, got 0.7; pass such as patch_mask",
+    ),
+    "a mask of another shape": (
+        lambda: list(setup(masking=lambda size, batch, generator: torch.ones(batch, *size)).losses(X, Y, X)),
+        "mask must be (2, 1, 32, 32), got (2, 32, 32)",
+    ),
+    "a box without masking, at the call": (
+        lambda: setup().losses(X, Y, X, masked_box=MIXED_BOX),
+        "masked_box is for the masked term; pass SelfTraining(masking=patch_mask)",
     ),
     "mask": (
         lambda: setup().masked(X, Y, Q, mask=torch.ones(2, SIZE, SIZE)),

@@ -63,7 +63,7 @@ def infer_by_hand(
             for i in range(rows):
                 for j in range(columns):
                     y, x = (i - (rows - 1) / 2) / (rows / 8), (j - (columns - 1) / 2) / (columns / 8)
-                    weight = exp(-(y * y + x * x) / 2) if gaussian else 1.0
+                    weight = max(exp(-(y * y + x * x) / 2), 1e-3) if gaussian else 1.0
                     total[:, :, top // unit + i, left // unit + j] += weight * logits[:, :, i, j]
                     coverage[top // unit + i, left // unit + j] += weight
     return total / coverage
@@ -337,6 +337,8 @@ def test_no_grad_and_inference_mode() -> None:
         ({"stride": 5}, "stride (5, 5) must not exceed the window (4, 4): pixels between windows would be missed"),
         ({"batch_size": 0}, "batch_size must be a positive int or None (all at once), got 0"),
         ({"blend": "hann"}, "blend must be one of ('constant', 'gaussian'), got 'hann'"),
+        ({"pad": "reflect"}, "pad must be one of (True, False), got 'reflect'"),
+        ({"resize": None}, "resize must be one of (True, False), got None"),
         ({"output": "label"}, "output must be one of ('logits', 'probs', 'labels'), got 'label'"),
     ],
     ids=str,
@@ -356,7 +358,10 @@ def test_inferer_refuses_images(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("predictor", "message"),
     [
-        (lambda x: {"out": x}, "predictor must return float logits (b, C, h, w), got dict; for a model with another"),
+        (
+            lambda x: {"out": x},
+            "predictor must return float logits (b, C, h, w), got dict; put Adapted(..., output='out')",
+        ),
         (lambda x: x[:, 0], "predictor must return float logits (b, C, h, w), got torch.float32 (2, 4, 4)"),
         (lambda x: x.long(), "predictor must return float logits (b, C, h, w), got torch.int64 (2, 3, 4, 4)"),
         (lambda x: x[:1], "predictor returned a batch of 1 for 2 windows"),
@@ -418,3 +423,29 @@ def test_without_resize_everything_must_lie_on_cells(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         inferer(torch.zeros(1, 3, *size), predictor)
     assert where in str(caught.value)
+
+
+@pytest.mark.parametrize("vote", [False, True])
+def test_a_predictor_may_average_probabilities_or_votes(vote: bool) -> None:
+    image, logits_of = random(2, 3, 9, 12), strided(1)
+
+    def predictor(windows: Tensor) -> Tensor:
+        logits = logits_of(windows)
+        return (logits == logits.amax(dim=1, keepdim=True)).double() if vote else logits.softmax(dim=1)
+
+    expected = infer_by_hand(image, predictor, (6, 4), (3, 2))
+    got = SlidingWindowInferer((6, 4), stride=(3, 2))(image, predictor)
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(got.sum(dim=1), np.ones((2, 9, 12)), rtol=1e-12)
+
+
+def test_the_gaussian_ends_at_a_thousandth() -> None:
+    """As MONAI's: a corner of the window alone would weigh exp(-16)."""
+    image = torch.zeros(1, 1, 64, 96)
+    places = iter([1.0, 3.0])
+    got = SlidingWindowInferer(64, stride=(64, 32), blend="gaussian", batch_size=1)(
+        image, lambda x: torch.full_like(x, next(places))
+    )
+    assert got[0, 0, 0, 0] == 1  # of the first window alone
+    # the middle of the first window's edge, exp(-7.8), and a corner of the second, exp(-15.5): both weigh a thousandth
+    assert got[0, 0, 0, 32] == 2

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_counts, check_counts, expect, feature_channels, laid_out
+from hrda_lib._checks import as_counts, check_counts, expect, feature_channels, laid_out, levels_in
 
 FILE = "to load a file: encoder.load_state_dict(torch.load(file), strict=False)"
 
@@ -87,6 +87,7 @@ class DeepLabV2Head(nn.Module):
         if not isinstance(got, list) or got[-1:] != [self.in_channels]:
             last = features[-1] if isinstance(got, list) and features else None
             hint = laid_out(last.shape, self.in_channels) if isinstance(last, Tensor) else ""
+            hint = hint or levels_in(features, [self.in_channels])
             raise ValueError(
                 f"features must be a list whose last is (B, {self.in_channels}, h, w), got channels {got}{hint}"
             )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from hrda_lib._checks import check_counts, check_rates, expect, is_count
+from hrda_lib._checks import check_counts, check_rates, expect, is_count, plain
 
 
 class MixTransformerSize(NamedTuple):
@@ -185,11 +185,12 @@ class Attention(nn.Module):
         query = rearrange(self.query(x), "b n (heads d) -> b heads n d", heads=self.heads)
         if self.reduce is not None:
             grid = _grid(x, height, width)
-            rows, columns = (max(self.reduction - side, 0) for side in (height, width))
+            rows, columns = (max(self.reduction - side, 0) for side in plain((height, width)))
             if rows or columns:  # a small image: fewer cells than one reduction
                 grid = pad(grid, (0, columns, 0, rows))
             x = self.reduce_norm(_tokens(self.reduce(grid)))
-        key, value = rearrange(self.key_value(x), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
+        both = rearrange(self.key_value(x), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
+        key, value = both.unbind()
         mixed = scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return out

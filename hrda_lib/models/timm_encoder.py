@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hrda_lib._checks import check_counts, expect
+from hrda_lib._checks import check_counts, expect, plain
 from hrda_lib.models.weight_files import read_entries
 
 
@@ -67,12 +67,12 @@ class TimmEncoder(nn.Module):
             answer = self.body(images)
         except AssertionError as error:  # of timm: one size only, or whole patches only
             raise ValueError(
-                f"images of {tuple(images.shape[-2:])} do not fit this encoder ({error or 'timm does not say why'}); "
+                f"images of {plain(images.shape[-2:])} do not fit this encoder ({error or 'timm does not say why'}); "
                 "use sides that fit, or timm.create_model(..., features_only=True, img_size=...)"
             ) from None
         levels = list(answer.values() if isinstance(answer, dict) else answer)
         for axis in (1, 3) if self.layout == "NCHW" else (3, 1):  # what timm states first: it is wrong with some hooks
-            if tuple(x.shape[axis] if x.dim() == 4 else 0 for x in levels) == self.channels:
+            if tuple(plain(x.shape)[axis] if x.dim() == 4 else 0 for x in levels) == self.channels:
                 return levels if axis == 1 else [rearrange(x, "b h w c -> b c h w") for x in levels]
         raise ValueError(
             f"levels must be maps of {self.channels} channels, as timm states, got {[tuple(x.shape) for x in levels]}; "
