@@ -15,6 +15,7 @@ lightning = pytest.importorskip("lightning", reason="the extra integrations is n
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '[a-z_]*dataloader[a-z_]*' does not have many workers"),
     pytest.mark.filterwarnings("ignore:Found 3 module.* in eval mode at the start of training"),  # the teacher's
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
 ]
 PAGE = "lightning"
 C = 4
