@@ -92,10 +92,12 @@ def padded(run: Network, image: Tensor, size: Size) -> Tensor:
     return run(pad(image, (0, size[1] - columns, 0, size[0] - rows)))[..., :rows, :columns]
 
 
-def pseudo(teacher_logits: Tensor, size: Any, threshold: float) -> tuple[Tensor, Tensor]:
+def pseudo(teacher_logits: Tensor, size: Any, threshold: float, processes: int = 1) -> tuple[Tensor, Tensor]:
+    """The share of sure pixels is that of the batch; of several processes, each has its own."""
     probability, label = up(teacher_logits, size).softmax(1).max(1)
-    share = (probability >= threshold).to(probability).mean()
-    return label, share.expand(label.shape)
+    sure = (probability >= threshold).to(probability)
+    shares = [part.mean().expand(part.shape) for part in sure.chunk(processes)]
+    return label, torch.cat(shares)
 
 
 def mixture(batch: Batch, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,7 +163,9 @@ def plain_terms(student: Network, teacher: Network, batch: Batch, threshold: flo
     yield ce(student(images), labels, weight)
 
 
-def hrda_terms(student: Parts, teacher: Parts, batch: Batch, threshold: float) -> Iterator[Tensor]:
+def hrda_terms(
+    student: Parts, teacher: Parts, batch: Batch, threshold: float, processes: int = 1
+) -> Iterator[Tensor]:
     def loss(images: Tensor, labels: Tensor, weight: Tensor, box: Box) -> Tensor:
         fused, detail = at_box(student, images, box)
         return 0.9 * ce(fused, labels, weight) + 0.1 * ce(detail, cut(labels, box), cut(weight, box))
@@ -169,7 +173,7 @@ def hrda_terms(student: Parts, teacher: Parts, batch: Batch, threshold: float) -
     sure = torch.ones(batch.labels.shape, dtype=batch.source.dtype)
     yield loss(batch.source, batch.labels, sure, batch.source_box)
     with torch.no_grad():
-        label, weight = pseudo(everywhere(teacher, batch.target), batch.labels.shape[-2:], threshold)
+        label, weight = pseudo(everywhere(teacher, batch.target), batch.labels.shape[-2:], threshold, processes)
     yield loss(*mixture(batch, label, weight), batch.mixed_box)
 
 
