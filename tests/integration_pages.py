@@ -54,7 +54,7 @@ def train(student: nn.Module, steps: list[Batch], *, rate: float = 0.01, **setti
         if step > 0:
             teacher.update(student)
         boxes = {"source_box": CropBox(*batch.source_box), "mixed_box": CropBox(*batch.mixed_box)}
-        at = boxes if isinstance(student, MultiResSegmenter) else {}
+        at = boxes if isinstance(getattr(student, "_orig_mod", student), MultiResSegmenter) else {}
         for _, loss in training.losses(batch.source, batch.labels, batch.target, mixed_classes=batch.classes, **at):
             loss.backward()
             losses.append(loss.item())
@@ -88,6 +88,15 @@ def _check_training(student: nn.Module, terms: Terms, steps: list[Batch]) -> Non
     assert len(set(expected)) == len(expected) > 2
     torch.testing.assert_close(train(student, steps), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close([*student.parameters()], [*twin.parameters()], rtol=1e-6, atol=1e-8)
+
+
+def check_compiled(student: nn.Module, steps: list[Batch]) -> None:
+    """Two steps of the compiled student are those of the student."""
+    student.double().train().zero_grad()
+    expected = train(copy.deepcopy(student), steps)
+    torch.compiler.reset()
+    compiled = torch.compile(student, backend="eager")
+    torch.testing.assert_close(train(compiled, steps), expected, rtol=1e-6, atol=0)
 
 
 @torch.no_grad()
