@@ -28,7 +28,10 @@ def run_page(name: str, **given: Any) -> dict[str, Any]:
 
 
 def glue(name: str) -> dict[str, int]:
-    """Lines that a page adds to somebody's code, by label: imports, comments, class names and what stood there aside."""
+    """Lines that a page adds to somebody's code, by label.
+
+    Imports, comments, class names, the call of a base class and what stood there before do not count.
+    """
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     marked = re.findall(r"^<!-- (before|glue: [^>]+) -->\n```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     before = {line.strip() for mark, block in marked if mark == "before" for line in block.splitlines()}
@@ -40,7 +43,7 @@ def glue(name: str) -> dict[str, int]:
 
 
 def _is_added(line: str, before: set[str]) -> bool:
-    return bool(line) and not line.startswith(("#", "import ", "from ", "class ")) and line not in before
+    return bool(line) and not line.startswith(("#", "import ", "from ", "class ", "super()")) and line not in before
 
 
 def train(student: nn.Module, steps: list[Batch], *, rate: float = 0.01, **settings: Any) -> list[float]:
@@ -120,7 +123,9 @@ def check_predict(student: MultiResSegmenter, parts: Parts, image: Tensor, windo
     cut = min(window, size[0]), min(window, size[1])
     step = window // 2, window // 2
     expected = written_out.padded(
-        lambda x: written_out.slide(lambda part: written_out.everywhere(parts, part), x, cut, step), image.double(), size
+        lambda x: written_out.slide(lambda part: written_out.everywhere(parts, part), x, cut, step),
+        image.double(),
+        size,
     )
     assert got.shape[-2:] == image.shape[-2:]
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)

@@ -34,7 +34,9 @@ class Parts(NamedTuple):
     step: int = 16  # pixels between detail windows
 
 
-def batches(steps: int, *, classes: int, channels: int = 3, side: int = 64, box: int = 32, cell: int = 8) -> list[Batch]:
+def batches(
+    steps: int, *, classes: int, channels: int = 3, side: int = 64, box: int = 32, cell: int = 8
+) -> list[Batch]:
     """Batches of two by number, in float64; boxes lie on multiples of ``cell``."""
     made = []
     for step in range(steps):
@@ -155,17 +157,17 @@ def everywhere(net: Parts, x: Tensor) -> Tensor:
     return fuse(yc, total / count, attention, torch.ones_like(yc))
 
 
-def plain_terms(student: Network, teacher: Network, batch: Batch, threshold: float) -> Iterator[Tensor]:
+def plain_terms(
+    student: Network, teacher: Network, batch: Batch, threshold: float, processes: int = 1
+) -> Iterator[Tensor]:
     yield ce(student(batch.source), batch.labels, None)
     with torch.no_grad():
-        label, weight = pseudo(teacher(batch.target), batch.labels.shape[-2:], threshold)
+        label, weight = pseudo(teacher(batch.target), batch.labels.shape[-2:], threshold, processes)
     images, labels, weight = mixture(batch, label, weight)
     yield ce(student(images), labels, weight)
 
 
-def hrda_terms(
-    student: Parts, teacher: Parts, batch: Batch, threshold: float, processes: int = 1
-) -> Iterator[Tensor]:
+def hrda_terms(student: Parts, teacher: Parts, batch: Batch, threshold: float, processes: int = 1) -> Iterator[Tensor]:
     def loss(images: Tensor, labels: Tensor, weight: Tensor, box: Box) -> Tensor:
         fused, detail = at_box(student, images, box)
         return 0.9 * ce(fused, labels, weight) + 0.1 * ce(detail, cut(labels, box), cut(weight, box))

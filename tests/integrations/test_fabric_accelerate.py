@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from integration_pages import glue, run_page
-from torch import Tensor
+from integration_pages import check_predict, run_page
+from torch import Tensor, nn
+from written_out import Parts
 
 from hrda_lib import EMATeacher, SelfTraining
 
@@ -31,9 +32,13 @@ def batches(count: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     return made
 
 
-def prepared(page: dict[str, Any], kind: str) -> tuple[Any, Any, Any, Any, Any]:
+def one_scale() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 4, stride=4), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+
+
+def prepared(page: dict[str, Any], kind: str, scales: int = 2) -> tuple[Any, Any, Any, Any, Any]:
     torch.manual_seed(0)
-    network = page["network"]()
+    network = one_scale() if scales == 1 else page["network"]()
     optimizer = torch.optim.AdamW(network.parameters())
     if kind == "plain":
         return None, network, network, optimizer, Tensor.backward
@@ -42,20 +47,24 @@ def prepared(page: dict[str, Any], kind: str) -> tuple[Any, Any, Any, Any, Any]:
     return tool, network, *setup(network, optimizer), tool.backward
 
 
-def test_lines_of_glue() -> None:
-    assert glue(PAGE) == {"loop": 5}
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_wrapped_student_trains_as_the_network_alone(page: dict[str, Any], kind: str) -> None:
+@pytest.mark.parametrize("scales", [1, 2])
+def test_the_wrapped_student_trains_as_the_network_alone(page: dict[str, Any], kind: str, scales: int) -> None:
     found = []
     for which in ("plain", kind):
-        _, network, student, optimizer, backward = prepared(page, which)
+        _, network, student, optimizer, backward = prepared(page, which, scales)
         torch.manual_seed(7)
         teacher = page["train"](student, optimizer, backward, batches(3)).teacher
         assert type(teacher.module) is type(network)
         found.append([*network.parameters(), *teacher.module.parameters()])
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_network_inside_predicts_at_an_odd_size(page: dict[str, Any], kind: str) -> None:
+    network = page[f"with_{kind}"]
+    parts = Parts(network.encoder, network.decoder, lambda features: 0.5)
+    check_predict(network, parts, torch.randn(1, 3, 50, 131), 64, (56, 136))
 
 
 @pytest.mark.parametrize("kind", KINDS)

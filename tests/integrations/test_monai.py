@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 import torch
 import written_out
-from integration_pages import check_hrda, check_plain, check_predict, check_windows, glue, run_page, train
+from integration_pages import (
+    check_compiled,
+    check_hrda,
+    check_plain,
+    check_predict,
+    check_windows,
+    glue,
+    run_page,
+    train,
+)
 from torch import Tensor
 from written_out import Parts, batches
 
@@ -27,10 +36,6 @@ def parts(student: Any) -> Parts:
         return written_out.up(convolution(pool(x)).sigmoid(), x.shape[-2:])
 
     return Parts(lambda x: x, student.decoder, attend, stride=1)
-
-
-def test_lines_of_glue() -> None:
-    assert glue(PAGE) == {"one scale": 2, "two scales": 4}
 
 
 def test_self_training_is_that_written_out(page: dict[str, Any]) -> None:
@@ -66,7 +71,7 @@ def test_hrda_predicts_at_an_odd_size(page: dict[str, Any]) -> None:
 
 
 def test_tensors_with_metadata_train_alike(page: dict[str, Any]) -> None:
-    plain = [batch for batch in batches(1, classes=3, channels=1)]
+    plain = batches(1, classes=3, channels=1)
     wrapped = [
         batch._replace(**{name: monai.data.MetaTensor(getattr(batch, name)) for name in ("source", "labels", "target")})
         for batch in plain
@@ -83,3 +88,8 @@ def test_windows_are_those_of_monai(page: dict[str, Any], mode: Any, overlap: fl
         got = SlidingWindowInferer(64, stride=int(64 * (1 - overlap)), blend=mode)(image, model)
         expected = monai.inferers.sliding_window_inference(image, (64, 64), 4, model, overlap=overlap, mode=mode)
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "channels"), [("plain", 1), ("hrda", 4)])
+def test_compiled_it_trains_alike(page: dict[str, Any], name: str, channels: int) -> None:
+    check_compiled(page[name], batches(2, classes=3, channels=channels))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import written_out
-from integration_pages import check_hrda, check_plain, check_predict, check_windows, glue, run_page
+from integration_pages import check_compiled, check_hrda, check_plain, check_predict, check_windows, run_page
 from written_out import Parts, batches
 
 pytest.importorskip("segmentation_models_pytorch", reason="the extra integrations is not installed")
@@ -33,10 +33,6 @@ def of_unet(student: Any) -> Parts:
 NETWORKS = {"hrda": of_fpn, "hrda_unet": of_unet}
 
 
-def test_lines_of_glue() -> None:
-    assert glue(PAGE) == {"one scale": 1, "two scales": 3, "two scales of a U-Net": 5}
-
-
 def test_self_training_is_that_written_out(page: dict[str, Any]) -> None:
     check_plain(page["plain"], lambda s: lambda x: s(x), batches(2, classes=5))
 
@@ -53,3 +49,7 @@ def test_hrda_is_that_written_out(page: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_hrda_predicts_at_an_odd_size(page: dict[str, Any], name: str) -> None:
     check_predict(page[name], NETWORKS[name](page[name]), torch.randn(1, 3, 50, 131), 64, (64, 192))
+
+
+def test_compiled_it_trains_alike(page: dict[str, Any]) -> None:
+    check_compiled(page["plain"], batches(2, classes=5))

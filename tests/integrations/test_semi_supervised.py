@@ -7,7 +7,7 @@ import pytest
 import torch
 import written_out
 from documents import python_blocks
-from integration_pages import PAGES, check_hrda, check_predict, glue, run_page
+from integration_pages import PAGES, check_hrda, check_predict, run_page
 from torch import Tensor
 from written_out import Parts, batches
 
@@ -25,7 +25,10 @@ def page() -> dict[str, Any]:
 def theirs() -> dict[str, Any]:
     """The page up to where our code begins."""
     names: dict[str, Any] = {"__name__": "docs"}
-    exec(python_blocks(PAGES / f"{PAGE}.md").split("    labels, weight = pseudo_labels")[0].rsplit("def step", 1)[0], names)
+    exec(
+        python_blocks(PAGES / f"{PAGE}.md").split("    labels, weight = pseudo_labels")[0].rsplit("def step", 1)[0],
+        names,
+    )
     return names
 
 
@@ -45,10 +48,6 @@ def follow(ema: Any, net: Any, iteration: int) -> None:
     with torch.no_grad():
         for old, new in zip((*ema.parameters(), *ema.buffers()), (*net.parameters(), *net.buffers()), strict=True):
             old.copy_(old * ratio + new * (1 - ratio))
-
-
-def test_lines_of_glue() -> None:
-    assert glue(PAGE) == {"loss": 4, "EMA and windows": 4, "two scales": 3}
 
 
 def test_losses_and_teacher_are_theirs(page: dict[str, Any], theirs: dict[str, Any]) -> None:

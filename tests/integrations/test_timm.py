@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import written_out
-from integration_pages import check_hrda, check_plain, check_predict, check_windows, glue, run_page
+from integration_pages import check_compiled, check_hrda, check_plain, check_predict, check_windows, run_page
 from torch import Tensor
 from written_out import Parts, batches
 
@@ -50,14 +50,8 @@ def of_vit(student: Any) -> Parts:
 NETWORKS = {"hrda_cnn": of_cnn, "hrda_swin": of_swin, "hrda_vit": of_vit}
 
 
-def test_lines_of_glue() -> None:
-    assert glue(PAGE) == {"CNN": 4, "Swin": 4, "ViT": 4}
-
-
 def test_self_training_is_that_written_out(page: dict[str, Any]) -> None:
-    check_plain(
-        page["plain"], lambda s: lambda x: s.decoder(channels_first(s.encoder.body, x)), batches(2, classes=5)
-    )
+    check_plain(page["plain"], lambda s: lambda x: s.decoder(channels_first(s.encoder.body, x)), batches(2, classes=5))
 
 
 def test_windows_at_an_odd_size(page: dict[str, Any]) -> None:
@@ -77,3 +71,7 @@ def test_hrda_is_that_written_out(page: dict[str, Any], name: str) -> None:
 )
 def test_hrda_predicts_at_an_odd_size(page: dict[str, Any], name: str, window: int, size: tuple[int, int]) -> None:
     check_predict(page[name], NETWORKS[name](page[name]), torch.randn(1, 3, 50, 131), window, size)
+
+
+def test_compiled_it_trains_alike(page: dict[str, Any]) -> None:
+    check_compiled(page["plain"], batches(2, classes=5))

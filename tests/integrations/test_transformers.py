@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import written_out
-from integration_pages import check_hrda, check_plain, check_predict, check_windows, glue, run_page
+from integration_pages import check_compiled, check_hrda, check_plain, check_predict, check_windows, run_page
 from written_out import Parts, batches
 
 from hrda_lib import confidence_weighted_ce
@@ -38,10 +38,6 @@ def of_dinov2(student: Any) -> Parts:
         detail=28,
         step=14,
     )
-
-
-def test_lines_of_glue() -> None:
-    assert glue(PAGE) == {"one scale": 1, "two scales": 4, "DINOv2": 3}
 
 
 def test_self_training_is_that_written_out(page: dict[str, Any]) -> None:
@@ -82,3 +78,7 @@ def test_their_loss_is_ours_over_valid_pixels() -> None:
 def test_a_pretrained_model_comes_in_eval_mode(page: dict[str, Any], tmp_path: Any) -> None:
     page["averaged"].save_pretrained(tmp_path)
     assert not transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path).training
+
+
+def test_compiled_it_trains_alike(page: dict[str, Any]) -> None:
+    check_compiled(page["plain"], batches(2, classes=5))
