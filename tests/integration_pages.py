@@ -28,7 +28,7 @@ def run_page(name: str, **given: Any) -> dict[str, Any]:
 
 
 def glue(name: str) -> dict[str, int]:
-    """Lines that a page adds to somebody's code, by label: imports, comments, class names and what stood there aside."""
+    """Lines that a page adds to somebody's code, by label; imports, comments and what stood there aside."""
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     marked = re.findall(r"^<!-- (before|glue: [^>]+) -->\n```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     before = {line.strip() for mark, block in marked if mark == "before" for line in block.splitlines()}
@@ -110,8 +110,10 @@ def check_predict(student: MultiResSegmenter, parts: Parts, image: Tensor, windo
     got = student.predict(image.double())
     cut = min(window, size[0]), min(window, size[1])
     step = window // 2, window // 2
-    expected = written_out.padded(
-        lambda x: written_out.slide(lambda part: written_out.everywhere(parts, part), x, cut, step), image.double(), size
-    )
+
+    def slid(x: Tensor) -> Tensor:
+        return written_out.slide(lambda part: written_out.everywhere(parts, part), x, cut, step)
+
+    expected = written_out.padded(slid, image.double(), size)
     assert got.shape[-2:] == image.shape[-2:]
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8)

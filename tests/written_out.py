@@ -34,7 +34,9 @@ class Parts(NamedTuple):
     step: int = 16  # pixels between detail windows
 
 
-def batches(steps: int, *, classes: int, channels: int = 3, side: int = 64, box: int = 32, cell: int = 8) -> list[Batch]:
+def batches(
+    steps: int, *, classes: int, channels: int = 3, side: int = 64, box: int = 32, cell: int = 8
+) -> list[Batch]:
     """Batches of two by number, in float64; boxes lie on multiples of ``cell``."""
     made = []
     for step in range(steps):
@@ -163,9 +165,7 @@ def plain_terms(student: Network, teacher: Network, batch: Batch, threshold: flo
     yield ce(student(images), labels, weight)
 
 
-def hrda_terms(
-    student: Parts, teacher: Parts, batch: Batch, threshold: float, processes: int = 1
-) -> Iterator[Tensor]:
+def hrda_terms(student: Parts, teacher: Parts, batch: Batch, threshold: float, processes: int = 1) -> Iterator[Tensor]:
     def loss(images: Tensor, labels: Tensor, weight: Tensor, box: Box) -> Tensor:
         fused, detail = at_box(student, images, box)
         return 0.9 * ce(fused, labels, weight) + 0.1 * ce(detail, cut(labels, box), cut(weight, box))

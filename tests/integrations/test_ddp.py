@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 import written_out
 from integration_pages import glue, run_page
-from torch import Tensor
 from written_out import Batch, Parts
 
-from hrda_lib import ConfusionMatrix, CropBox
+from hrda_lib import CropBox
 
 PAGE = "ddp"
 WORLD, STEPS = 2, 3

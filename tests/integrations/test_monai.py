@@ -66,7 +66,7 @@ def test_hrda_predicts_at_an_odd_size(page: dict[str, Any]) -> None:
 
 
 def test_tensors_with_metadata_train_alike(page: dict[str, Any]) -> None:
-    plain = [batch for batch in batches(1, classes=3, channels=1)]
+    plain = list(batches(1, classes=3, channels=1))
     wrapped = [
         batch._replace(**{name: monai.data.MetaTensor(getattr(batch, name)) for name in ("source", "labels", "target")})
         for batch in plain

@@ -55,9 +55,7 @@ def test_lines_of_glue() -> None:
 
 
 def test_self_training_is_that_written_out(page: dict[str, Any]) -> None:
-    check_plain(
-        page["plain"], lambda s: lambda x: s.decoder(channels_first(s.encoder.body, x)), batches(2, classes=5)
-    )
+    check_plain(page["plain"], lambda s: lambda x: s.decoder(channels_first(s.encoder.body, x)), batches(2, classes=5))
 
 
 def test_windows_at_an_odd_size(page: dict[str, Any]) -> None:

@@ -1,14 +1,11 @@
 """torchvision's segmentation networks: dictionaries, an auxiliary head."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-import written_out
-from integration_pages import THRESHOLD, check_hrda, check_plain, check_predict, check_windows, glue, run_page
-from torch import Tensor, nn
-from written_out import Batch, Parts, batches
+from integration_pages import check_hrda, check_plain, check_predict, check_windows, glue, run_page
+from written_out import Parts, batches
 
 PAGE = "torchvision"
 
