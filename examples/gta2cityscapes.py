@@ -259,17 +259,15 @@ def run_once(spec: NetworkSpec, images: Tensor) -> None:
     """With memory.
 
     Raises:
-        ValueError: the encoder does not take images of the size of either crop.
+        ValueError: there is no such encoder, or it does not take images of the size of either crop.
     """
     try:
         with torch.no_grad():
             spec.build()(images)
-    except ValueError:
-        raise
     except Exception as error:
         height, width = spec.detail_size
         raise ValueError(
-            f"--encoder {spec.encoder}: takes no context and detail crops of {height} x {width} ({reason(error)}); "
+            f"--encoder {spec.encoder}, context and detail crops of {height} x {width}: {reason(error)}; "
             "choose another --crop or --encoder"
         ) from None
 
