@@ -249,8 +249,6 @@ def try_out(spec: NetworkSpec, settings: Settings) -> None:
     shape = settings.batch_size, spec.channels, *settings.crop
     try:
         student(torch.empty(shape, device="meta"))
-    except ValueError:
-        raise
     except Exception:  # not every encoder of timm can be run so
         run_once(spec, torch.zeros(shape))
 
@@ -259,7 +257,7 @@ def run_once(spec: NetworkSpec, images: Tensor) -> None:
     """With memory.
 
     Raises:
-        ValueError: there is no such encoder, or it does not take images of the size of either crop.
+        ValueError: the encoder does not take images of the size of either crop.
     """
     try:
         with torch.no_grad():

@@ -507,7 +507,7 @@ def test_an_encoder_is_tried_before_a_label_is_read(
     for name, words in {
         "resnet10": "Unknown model (resnet10); did you mean resnet10t or ",
         "minni": "; did you mean mini?",
-        "vgg11": "--encoder vgg11, context and detail crops of 16 x 24: detail_size must be a multiple of 32 (",
+        "vgg11": "detail_size must be a multiple of 32 (",
     }.items():
         assert main("own_data.py", *arguments, name) == 2
         (line,) = capsys.readouterr().err.splitlines()
