@@ -24,7 +24,7 @@ PAGES = {
 }
 LOOPS = ("a_plain_loop", "as_the_network_alone", "are_one_written_out")
 SHOWN = {  # a column: what the name of a test holds that shows it
-    "one scale": ("self_training_is_that", "losses_and_teacher_are", *LOOPS),
+    "one scale": ("self_training_is_that", "losses_and_averages_are", *LOOPS),
     "two scales": ("hrda_is_that", *LOOPS),
     "odd size": ("odd_size",),
     "resume": ("resume",),

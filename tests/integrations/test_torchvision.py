@@ -12,7 +12,6 @@ from integration_pages import (
     check_plain,
     check_predict,
     check_windows,
-    glue,
     run_page,
 )
 from torch import Tensor
