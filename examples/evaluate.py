@@ -101,13 +101,14 @@ def average(
     whole: bool = False,
     scales: Sequence[float] = (),
     flip: bool = False,
+    cell: int = CELL,
 ) -> dict[str, Tensor]:
     """Logits of one head, averaged with the mirrored image's; with ``scales``, probabilities of resized images."""
     views = []
     for scale in scales or (1.0,):
-        y = resize(x, (max(round(scale * x.shape[2]), CELL), max(round(scale * x.shape[3]), CELL)))
+        y = resize(x, (max(round(scale * x.shape[2]), cell), max(round(scale * x.shape[3]), cell)))
         if whole:
-            window = (y.shape[2] + -y.shape[2] % CELL, y.shape[3] + -y.shape[3] % CELL)
+            window = (y.shape[2] + -y.shape[2] % cell, y.shape[3] + -y.shape[3] % cell)
         for axes in ((), (-1,)) if flip else ((),):
             z = y.flip(axes)
             logits = model.predict(z, window=window) if head == "fused" else heads(model, z, window)[head]
@@ -127,7 +128,7 @@ def label_quality(
     for i in range(0, len(dataset), max(len(dataset) // 12, 1)):
         x, truth = spec.feed(images[i].image[None], device), dataset.label(i)
         rows, columns = x.shape[-2:]
-        labels, weight = training.pseudo_label(pad(x, (0, -columns % CELL, 0, -rows % CELL)))
+        labels, weight = training.pseudo_label(pad(x, (0, -columns % spec.cell, 0, -rows % spec.cell)))
         # both at the size of the truth; the images may have been resized
         maps = torch.stack([labels[0].float(), weight[0]])[:, :rows, :columns].cpu()
         labels, weight = interpolate(maps[None], size=truth.shape, mode="nearest")[0]
@@ -148,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, spec = load(options.run, options.weights)
     if options.head != "fused" and not isinstance(model, MultiResSegmenter):
         raise ValueError(f"--head {options.head}: this network has one scale")
-    if options.window and isinstance(model, MultiResSegmenter) and any(side % CELL for side in options.window):
-        raise ValueError(f"--window must be multiples of {CELL} for two scales, got {options.window}")
+    if options.window and isinstance(model, MultiResSegmenter) and any(side % spec.cell for side in options.window):
+        raise ValueError(f"--window must be multiples of {spec.cell} for two scales, got {options.window}")
     if not all(0 < scale < float("inf") for scale in options.scales):
         raise ValueError(f"--scales must be positive numbers, got {options.scales}")
     if options.classes and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
@@ -158,11 +159,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = find(spec, options.root, options.labels, options.data, **which)
     print(f"{options.data or options.root}: {type(data).__name__}, {len(data)} images")
     settings = {name: getattr(options, name) for name in ("head", "window", "whole", "scales", "flip")}
+    say = partial(average, cell=spec.cell, **settings)
     kinds = getattr(data, "conditions", []) or [""] * len(data)
     matrices = {}
     for kind in dict.fromkeys(kinds):
         indices = [i for i, other in enumerate(kinds) if other == kind]
-        found, _ = measure(model.to(options.device), spec, data, say=partial(average, **settings), indices=indices)
+        found, _ = measure(model.to(options.device), spec, data, say=say, indices=indices)
         matrices[kind] = found[options.head]
     everything = ConfusionMatrix(len(spec.classes))
     everything.matrix = torch.stack([matrix.matrix for matrix in matrices.values()]).sum(dim=0)

@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from support.command_line import (
 )
 from support.data_file import DataFile, read_data_file
 from support.domains import compare_sizes, read_labels
-from support.networks import NetworkSpec
+from support.networks import CELL, NetworkSpec, side_multiple
 from support.plots import draw_curves, draw_panel
 from support.run_folder import RunFolder, load_weights, locked, read_metrics
 from support.tables import share_table, unseen
@@ -113,9 +114,11 @@ def some(images: Any, count: int, on_error: data.OnError) -> Iterator[Tensor]:
 
 
 def crop_of(image: Tensor, settings: Settings) -> tuple[int, int]:
-    """The crop that is asked for, or four fifths of an image."""
+    """The crop that is asked for, or four fifths of an image; a half of it fits the network, whole cells included."""
     asked, (height, width) = settings.crop, image.shape[1:]
-    return asked[0] or min(512, height * 4 // 5) // 16 * 16, asked[1] or min(512, width * 4 // 5) // 16 * 16
+    unit = 2 * lcm(CELL, side_multiple(settings.encoder, len(image)))
+    rows, columns = (min(512, side * 4 // 5) // unit * unit for side in (height, width))
+    return asked[0] or rows, asked[1] or columns
 
 
 def try_encoder(found: DataFile, settings: Settings, init: Path | None, on_error: data.OnError) -> None:

@@ -69,8 +69,9 @@ def _is_kind(value: Tensor, kind: str | torch.dtype) -> bool:
 def check_tensor(name: str, value: object) -> None:
     """Refuse what is no tensor, with a hint at what was meant."""
     if not isinstance(value, Tensor):
-        hint = tensor_in(value) or "; see torch.from_numpy"
-        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}{hint}")
+        best = _best_of(entries_of(value))
+        hint = "see torch.from_numpy" if best is None else f"pass its {best!r}, or {tensor_in(value)[2:]}"
+        raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; {hint}")
 
 
 def check_module(name: str, value: object) -> None:
@@ -97,11 +98,12 @@ def entries_of(value: object) -> dict[str | int, object]:
 def tensor_in(value: object) -> str:
     """What to do about an answer that holds the wanted tensor, and what else is there; empty where nothing is known."""
     entries = entries_of(value)
-    tensors = [name for name, part in entries.items() if isinstance(part, Tensor)]
-    if not tensors:
-        return ""
-    best = next(name for name in ("out", "logits", *tensors) if name in tensors)
-    return f"; put Adapted(..., output={best!r}) around the module that it is from (it has {_listed(entries)})"
+    best = _best_of(entries)
+    return (
+        ""
+        if best is None
+        else f"; put Adapted(..., output={best!r}) around the module that it is from (it has {_listed(entries)})"
+    )
 
 
 def levels_in(features: object, channels: Sequence[int]) -> str:
@@ -122,6 +124,12 @@ def levels_in(features: object, channels: Sequence[int]) -> str:
         pick = repr(whole) if whole is not None else repr(names) if None not in names else ""
     has = f" (it is given {_listed(entries)})" if entries else ""
     return f"; put Adapted(..., input={pick}) around this module{has}" if pick else ""
+
+
+def _best_of(entries: Mapping[str | int, object]) -> str | int | None:
+    """Where the logits are likely to be."""
+    tensors = [name for name, part in entries.items() if isinstance(part, Tensor)]
+    return next((name for name in ("out", "logits", *tensors) if name in tensors), None)
 
 
 def _listed(entries: Mapping[str | int, object]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dis
 import functools
+import inspect
 import threading
 import weakref
 from collections import OrderedDict, deque
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 Held = tuple[str, Any]
@@ -21,6 +21,24 @@ Hooks = dict[int, Any]
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 LIBRARIES = ("torch", "torchvision", "timm", "transformers")  # a hook that these install is part of their network
+WRAPPERS = {  # packages and classes that pass calls on to the one network inside
+    ("torch", "DistributedDataParallel"),
+    ("torch", "DataParallel"),
+    ("torch", "OptimizedModule"),
+    ("lightning", "_FabricModule"),
+    ("lightning_fabric", "_FabricModule"),
+    ("deepspeed", "DeepSpeedEngine"),
+    ("peft", "PeftModel"),
+}
+# where wrappers keep it, those of WRAPPERS and others
+INSIDE = (
+    "_forward_module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "module",
+    "base_model.model",
+)
 LEAVES = (str, bytes, int, float, complex, type(None), type, ModuleType, CodeType)
 KNOWN_REASONS = (  # torch's words, what they mean, what to do
     (
@@ -37,16 +55,52 @@ _LOCK = threading.Lock()
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The user's own module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile``."""
+    """The user's own module inside ``WRAPPERS``.
+
+    What is unwrapped is known by its class, and holds no weights beside those of the network inside: any other module
+    that has one in it, such as :class:`hrda_lib.Adapted`, may do work of its own around it.
+    """
     if not isinstance(module, nn.Module):
         raise ValueError(f"student must be a torch.nn.Module, got {type(module).__name__}")
+    for inner in layers(module):
+        kinds = {(_library(base.__module__), base.__name__) for base in type(module).__mro__}
+        if kinds.isdisjoint(WRAPPERS) or _weights(inner) != _weights(module):
+            break
+        module = inner
+    return module
+
+
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """What lies inside the module where wrappers keep their network, what lies inside that, and so on."""
     while True:
-        if isinstance(module, DistributedDataParallel | DataParallel):
-            module = module.module
-        elif isinstance(getattr(module, "_orig_mod", None), nn.Module):
-            module = module._orig_mod  # type: ignore[assignment]
-        else:
-            return module
+        inner: Any = module
+        for path in INSIDE:
+            inner = module
+            for name in path.split("."):
+                inner = dict(inner.named_children()).get(name) if isinstance(inner, nn.Module) else None
+            if isinstance(inner, nn.Module):
+                break
+        if not isinstance(inner, nn.Module):
+            return
+        module = inner
+        yield module
+
+
+def parameters_of_forward(student: nn.Module) -> set[str]:
+    """The names of its arguments; those of the network inside where wrappers take anything and pass it on."""
+    for module in (student, *layers(student)):
+        try:
+            parameters = dict(inspect.signature(module.forward).parameters)
+        except ValueError:  # TorchScript
+            break
+        takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
+        if {"box", "generator"} <= parameters.keys() or not takes_any:
+            return set(parameters)
+    return set()
+
+
+def _weights(module: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
 
 @contextlib.contextmanager

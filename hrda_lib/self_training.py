@@ -1,11 +1,11 @@
 """The terms of one self-training step, as losses to call backward on."""
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hrda_lib._checks import (
     LABEL_TYPES,
@@ -18,7 +18,7 @@ from hrda_lib._checks import (
     short,
     tensor_in,
 )
-from hrda_lib._modules import unwrap
+from hrda_lib._modules import layers, parameters_of_forward, unwrap
 from hrda_lib.adapted import Adapted
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.geometry import CropBox, crop, resize
@@ -137,6 +137,7 @@ class SelfTraining:
         self.augment, self.masking, self.generator = augment, masking, generator
         self.criterion = ConfidenceWeightedCE() if criterion is None else criterion
         parameters = _arguments_of_forward(student)
+        _check_all_are_trained(student, objective)
         takes_box = {"box", "generator"} <= parameters
         self._segment = self._segment_at_box if takes_box else self._segment_whole
         asked = "return_features" in parameters and not takes_box
@@ -333,46 +334,36 @@ class SelfTraining:
 
 
 def _arguments_of_forward(student: nn.Module) -> set[str]:
-    """Their names; those of the network inside where wrappers (Fabric, DeepSpeed, FSDP, PEFT) take anything."""
-    module = unwrap(student)
-    while True:
-        parameters = _parameters_of_forward(module)
-        if isinstance(module, Adapted):
-            _check_adapted(module)
-        takes_any = any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values())
-        if {"box", "generator"} <= parameters.keys() or (parameters and not takes_any):
-            return set(parameters)
-        inner = _wrapped(module)
-        if inner is None:
-            raise ValueError(
-                f"student's forward must name its arguments, got {type(module).__name__}, which takes any: whether it "
-                "takes box and generator is hidden; pass a module whose forward names them, forward(self, images, "
-                "box=None, generator=None), or forward(self, images) for a student that takes neither"
-            )
-        module = unwrap(inner)
-
-
-def _parameters_of_forward(module: nn.Module) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(module.forward).parameters)
-    except ValueError:  # TorchScript
-        return {}
-
-
-def _check_adapted(student: nn.Module) -> None:
-    while isinstance(student, Adapted):
-        student = unwrap(student.module)
-    if {"box", "generator"} <= _parameters_of_forward(student).keys():
+    """Their names; those of the network inside where a wrapper takes anything."""
+    network = unwrap(student)
+    names = parameters_of_forward(network)
+    if not names:
         raise ValueError(
-            "student must take box and generator, which Adapted does not pass to the "
-            f"{type(student).__name__} inside; adapt its encoder, decoder and attention"
+            f"student's forward must name its arguments, got {type(network).__name__}, which takes any: whether it "
+            "takes box and generator is hidden; pass a module whose forward names them, forward(self, images, "
+            "box=None, generator=None), or forward(self, images) for a student that takes neither"
         )
+    for inner in layers(network) if isinstance(network, Adapted) else ():
+        if {"box", "generator"} <= parameters_of_forward(inner):
+            raise ValueError(
+                "student must take box and generator, which Adapted does not pass to the "
+                f"{type(inner).__name__} inside; adapt its encoder, decoder and attention"
+            )
+    return names
 
 
-def _wrapped(module: Any) -> nn.Module | None:
-    base = getattr(module, "base_model", None)
-    inner = (getattr(module, "module", None), getattr(module, "_forward_module", None), getattr(base, "model", None))
-    return next((part for part in inner if isinstance(part, nn.Module) and part is not module), None)
+def _check_all_are_trained(student: nn.Module, objective: Objective) -> None:
+    """DistributedDataParallel waits for the gradient of every parameter, for ever of one that has none."""
+    attention = getattr(unwrap(student), "attention", None)
+    untrained = isinstance(attention, nn.Module) and any(p.requires_grad for p in attention.parameters())
+    around = [part for part in (student, *layers(student)) if isinstance(part, DistributedDataParallel)]
+    waits = any(not part.find_unused_parameters for part in around)
+    if waits and untrained and objective != "fused":
+        raise ValueError(
+            f"objective {objective!r} gives the attention head no gradient, for which DistributedDataParallel waits; "
+            "give the student a number as attention, or student.attention.requires_grad_(False) before it is wrapped, "
+            "or wrap it with find_unused_parameters=True"
+        )
 
 
 def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:

@@ -29,7 +29,9 @@ class EMATeacher(nn.Module):
     the k-th :meth:`update` uses :math:`\alpha_k`, so 0.5 first.
 
     Args:
-        student: the module to copy and follow; ``DistributedDataParallel`` and ``torch.compile`` are unwrapped.
+        student: the module to copy and follow. Of ``DistributedDataParallel``, ``DataParallel``, ``torch.compile``,
+            Fabric, DeepSpeed and PEFT the network inside is: known by their class, where they hold no weights of their
+            own. Any other module around another, such as :class:`hrda_lib.Adapted`, is copied as it is.
         decay: :math:`\alpha` in [0, 1).
         warmup: False uses :math:`\alpha` from the first update.
         buffers: "follow": at each update every buffer is the student's, but for the running statistics of batch norm

@@ -13,7 +13,7 @@ from hrda_lib import CropBox, MultiResSegmenter
 from hrda_lib.models import daformer, hrda
 
 SIDE = 128
-STEP = 32  # sides that all networks here take are its multiples
+STEP = 64  # sides of all networks here may be its multiples
 BOX = CropBox(16, 24, 64, 64)
 Run = Callable[[Tensor], Tensor]
 
@@ -99,7 +99,7 @@ def batch() -> Dim:
 
 
 def sides() -> dict[int, object]:
-    return {2: STEP * Dim("rows", min=3, max=64), 3: STEP * Dim("columns", min=3, max=64)}
+    return {2: STEP * Dim("rows", min=2, max=64), 3: STEP * Dim("columns", min=2, max=64)}
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def deprecated() -> Iterator[None]:
 
 
 FIXED, BATCHES = [(2, SIDE, SIDE)], [(2, SIDE, SIDE), (1, SIDE, SIDE), (3, SIDE, SIDE)]
-SIDES = [*BATCHES, (2, SIDE - STEP, SIDE + STEP)]
+SIDES = [*BATCHES, (2, SIDE + STEP, SIDE + 2 * STEP)]
 WAYS: dict[str, tuple[Callable[[nn.Module, Tensor], Run], list[tuple[int, int, int]]]] = {
     "`torch.compile`, aot_eager": (compiled, FIXED),
     "`torch.compile`, inductor": (inductor, FIXED),

@@ -13,6 +13,7 @@ PAGES = [
     "differences.md",
     "reproducing.md",
     "export.md",
+    "sides.md",
     "api/models.md",
     "api/teacher.md",
     "api/self_training.md",

@@ -1,6 +1,5 @@
 import math
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,28 +258,6 @@ def test_labels_of_a_subclass() -> None:
         assert type(confusion.matrix) is Tensor
         assert torch.equal(confusion.matrix, plain.matrix)
         assert type(confusion.iou()) is Tensor
-
-
-def count_a_half(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    prediction, target = draw(5, 255)
-    confusion, alone, whole = (ConfusionMatrix(5) for _ in range(3))
-    confusion.update(prediction[rank], target[rank])
-    alone.update(prediction[rank], target[rank])
-    whole.update(prediction, target)
-    before = confusion.matrix
-    confusion.all_reduce()
-    assert torch.equal(confusion.matrix, whole.matrix)
-    assert torch.equal(before, alone.matrix)  # the counts are summed elsewhere
-    groups = [dist.new_group([rank]) for rank in range(2)]
-    alone.all_reduce(groups[rank])
-    assert torch.equal(alone.matrix, before)
-    dist.destroy_process_group()
-
-
-def test_all_reduce_sums_over_processes(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(count_a_half, (str(tmp_path / "store"),), nprocs=2)
 
 
 def test_all_reduce_of_one_process() -> None:

@@ -110,18 +110,18 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "other keys": (
         lambda: confidence_weighted_ce({"seg": LOGITS, "n": 1}, LABELS),
-        "logits must be a tensor, got dict; put Adapted(..., output='seg') around the module that it is "
-        "from (it has seg, n)",
+        "logits must be a tensor, got dict; pass its 'seg', or put Adapted(..., output='seg') around the module "
+        "that it is from (it has seg, n)",
     ),
     "logits of transformers": (
         lambda: pseudo_labels(Answer(loss=1.0, logits=LOGITS)),
-        "logits must be a tensor, got Answer; put Adapted(..., output='logits') around the module that it is from (it "
-        "has loss, logits)",
+        "logits must be a tensor, got Answer; pass its 'logits', or put Adapted(..., output='logits') around the "
+        "module that it is from (it has loss, logits)",
     ),
     "a SegmenterOutput": (
         lambda: pseudo_labels(segmenter()(IMAGES)),
-        "logits must be a tensor, got SegmenterOutput; put Adapted(..., output='logits') around the module that it "
-        "is from (it has logits, detail_logits, detail_box, context_logits,",
+        "logits must be a tensor, got SegmenterOutput; pass its 'logits', or put Adapted(..., output='logits') "
+        "around the module that it is from (it has logits, detail_logits, detail_box, context_logits,",
     ),
     "a predictor of transformers": (
         lambda: SlidingWindowInferer(8)(IMAGES, lambda x: Answer(logits=x)),
@@ -213,7 +213,7 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a torchvision dictionary": (
         lambda: confidence_weighted_ce({"out": LOGITS}, LABELS),  # type: ignore[arg-type]
-        "logits must be a tensor, got dict; put Adapted(..., output='out') around the module",
+        "logits must be a tensor, got dict; pass its 'out', or put Adapted(..., output='out') around the module",
     ),
     "a numpy target": (
         lambda: confidence_weighted_ce(LOGITS, LABELS.numpy()),

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import parity
 import runtimes
+import timm_table
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -259,6 +260,7 @@ def write(name: str, lines: list[str]) -> None:
 
 
 def main() -> int:
+    write("timm.md", timm_table.table())
     return 1 if write_proofs() + write_parity() + write_runtimes() else 0
 
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import lcm
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,7 @@ from support.ending import reason, similar
 Network = MultiResSegmenter | EncoderDecoder
 MODELS = ("small", "hrda", "daformer", "deeplab_v2")
 HEADS = ("fused", "context", "detail", "average")
-CELL = 8  # sides that two scales take are multiples of it: scale 2, output stride 4
+CELL = 8  # sides that two scales take are multiples of it, and of more around some encoders: scale 2, output stride 4
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,11 @@ class NetworkSpec:
     def takes_pictures(self) -> bool:
         """Whether its images are RGB pictures of 8 bits."""
         return (self.channels, tuple(self.mean)) == (3, IMAGENET_MEAN)
+
+    @property
+    def cell(self) -> int:
+        """What sides of images are multiples of: whole cells at both scales, and halves that the encoder takes."""
+        return lcm(CELL, 2 * side_multiple(self.encoder, self.channels)) if self.model == "small" else CELL
 
     def build(self, weights: str | Path | None = None) -> Network:
         """With random weights, or those of a file in its encoder.
@@ -75,18 +83,12 @@ class NetworkSpec:
             if weights:
                 _load(encoder, weights)
         else:
-            encoder = FromStrideFour(self._of_timm(weights))
+            encoder = FromStrideFour(_of_timm(self.encoder, self.channels, weights))
         count, widths = len(self.classes), encoder.channels
         decoder = PyramidDecoder(widths, count)
         attention = ScaleAttentionHead(widths, count, embed_dims=16) if self.attention is None else self.attention
-        return MultiResSegmenter(encoder, decoder, attention, detail_size=self.detail_size)
-
-    def _of_timm(self, weights: str | Path | None) -> TimmEncoder:
-        try:
-            return TimmEncoder(self.encoder, weights=weights or None, in_channels=self.channels)
-        except ValueError as error:
-            known = _names_of_timm()
-            raise ValueError(f"{error}{'' if self.encoder in known else similar(self.encoder, known)}") from None
+        multiple = side_multiple(self.encoder, self.channels)
+        return MultiResSegmenter(encoder, decoder, attention, detail_size=self.detail_size, multiple_of=multiple)
 
     def feed(self, images: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """(B, K, H, W) as data sets give them, to what the network takes.
@@ -97,6 +99,29 @@ class NetworkSpec:
         if images.shape[1] != self.channels:
             raise ValueError(f"images must have {self.channels} channels for this network, got {images.shape[1]}")
         return normalize(images.to(device), self.mean, self.std)
+
+
+@cache
+def side_multiple(encoder: str, channels: int = 3) -> int:
+    """What the sides of an encoder's images must be multiples of, found by trying it without memory.
+
+    1 for our own; the coarsest stride of one of timm, which even those that take any side need of small images; or the
+    one size that it is made for.
+
+    Raises:
+        ValueError: there is no such encoder.
+    """
+    if encoder == "mini" or encoder.startswith("mit_b"):
+        return 1
+    with torch.device("meta"):
+        body = _of_timm(encoder, channels).eval()
+    stride: int = max(body.strides)
+    try:
+        body(torch.empty(1, channels, 3 * stride, 2 * stride, device="meta"))
+    except (ValueError, RuntimeError):
+        made_for: dict[str, Any] = body.body.pretrained_cfg  # type: ignore[assignment]
+        return int(made_for["input_size"][-1])
+    return stride
 
 
 class MiniEncoder(nn.Module):
@@ -203,6 +228,14 @@ def _conv(inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, dilati
         nn.GroupNorm(8, outputs),
         nn.ReLU(),
     )
+
+
+def _of_timm(name: str, channels: int, weights: str | Path | None = None) -> TimmEncoder:
+    try:
+        return TimmEncoder(name, weights=weights or None, in_channels=channels)
+    except ValueError as error:
+        known = _names_of_timm()
+        raise ValueError(f"{error}{'' if name in known else similar(name, known)}") from None
 
 
 def _names_of_timm() -> list[str]:

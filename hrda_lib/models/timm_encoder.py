@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hrda_lib._checks import check_counts, expect
+from hrda_lib._checks import check_counts, expect, plain
 from hrda_lib.models.weight_files import read_entries
 
 
@@ -16,7 +16,8 @@ class TimmEncoder(nn.Module):
 
     All levels that timm gives are returned, channels first, whatever their layout in timm. ``.channels`` and
     ``.strides`` are tuples, one number a level; ``.body`` is timm's module. An encoder by name takes images of any size
-    where timm can build it so (Swin, ViT); others are timm's matter.
+    where timm can build it so (Swin, ViT with whole patches); one that is made for a single size takes that, or
+    another after ``TimmEncoder(timm.create_model(name, features_only=True, img_size=(512, 512)))``.
 
     Args:
         name_or_model: a name of timm such as "resnet18", or what ``timm.create_model(..., features_only=True)`` built.
@@ -26,7 +27,7 @@ class TimmEncoder(nn.Module):
 
     Raises:
         ValueError: timm is missing, has no such encoder or cannot load the weights; the model was not built with
-            ``features_only=True``; images are not float (B, in_channels, H, W).
+            ``features_only=True``; images are not float (B, in_channels, H, W), or their sides do not fit.
 
     Example:
         >>> import torch
@@ -62,9 +63,21 @@ class TimmEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         expect("images", images, ("B", self.in_channels or "K", "H", "W"), kind="float")
-        answer = self.body(images)
+        try:
+            answer = self.body(images)
+        except AssertionError as error:  # of timm: one size only, or whole patches only
+            raise ValueError(
+                f"images of {plain(images.shape[-2:])} do not fit this encoder ({error or 'timm does not say why'}); "
+                "use sides that fit, or timm.create_model(..., features_only=True, img_size=...)"
+            ) from None
         levels = list(answer.values() if isinstance(answer, dict) else answer)
-        return [rearrange(x, "b h w c -> b c h w") for x in levels] if self.layout == "NHWC" else levels
+        for axis in (1, 3) if self.layout == "NCHW" else (3, 1):  # what timm states first: it is wrong with some hooks
+            if tuple(plain(x.shape)[axis] if x.dim() == 4 else 0 for x in levels) == self.channels:
+                return levels if axis == 1 else [rearrange(x, "b h w c -> b c h w") for x in levels]
+        raise ValueError(
+            f"levels must be maps of {self.channels} channels, as timm states, got {[tuple(x.shape) for x in levels]}; "
+            "build the model without feature_cls, or with feature_cls='getter'"
+        )
 
 
 def _created(name: str, weights: str | Path | None, in_channels: int) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from hrda_lib.data import normalize
-from support.networks import HEADS, MiniEncoder, Network, NetworkSpec, heads, jitter_and_blur
+from support.networks import HEADS, MiniEncoder, Network, NetworkSpec, heads, jitter_and_blur, side_multiple
 
 SIZES = [(64, 64), (50, 75), (7, 9), (130, 90)]
 CLASSES = ("a", "b", "c", "d", "e")
@@ -117,6 +117,17 @@ def test_images_of_other_channels() -> None:
     pytest.importorskip("timm")
     large = replace(spec, detail_size=(64, 64), encoder="resnet10t").build()
     assert large.predict(torch.zeros(1, 5, 128, 128)).shape[1] == 5
+
+
+def test_sides_that_an_encoder_takes() -> None:
+    pytest.importorskip("timm")
+    assert side_multiple("mini") == 1
+    assert replace(TINY, model="hrda", encoder="mit_b0").cell == TINY.cell == 8
+    stride = {"resnet10t": 32, "hrnet_w18_small": 32, "convmixer_768_32": 7, "hiera_tiny_224": 224}
+    assert {name: side_multiple(name) for name in stride} == stride
+    assert [replace(TINY, encoder=name).cell for name in stride] == [64, 64, 56, 448]
+    one_size = replace(TINY, encoder="hiera_tiny_224", detail_size=(224, 224), attention=0.5).build()
+    assert one_size.predict(torch.zeros(1, 3, 50, 301), output="labels").shape == (1, 50, 301)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from scripts import EXAMPLES, FAST, main, picture, run, write
 from torch import Tensor
 
 import own_data
+from gta2cityscapes import Settings
 from hrda_lib.data import UnlabeledImages
 from support.run_folder import RunFolder, load, read_metrics
 
@@ -199,6 +201,18 @@ def test_two_sources_a_warm_start_and_a_timm_encoder(folders: tuple[Path, Path],
     assert network(tmp_path / "timm")["encoder"] == "resnet10t"
 
 
+def test_an_encoder_whose_levels_are_added_takes_images_of_any_size(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    out = tmp_path / "run"
+    once = ["--encoder", "hrnet_w18_small", "--crop", 64, 64, "--warmup", 1, "--steps", 1]
+    assert main("own_data.py", "--source", folders[0], "--target", folders[1], "--out", out, *FAST, *once) == 0
+    Image.fromarray(np.zeros((50, 131, 3), np.uint8)).save(tmp_path / "odd.png")
+    assert main("predict.py", out, tmp_path / "odd.png", "--out", tmp_path / "labels") == 0
+    assert picture(tmp_path / "labels" / "odd.png").shape == (50, 131)
+    whole = ["--labels", folders[0] / "labels", "--whole"]
+    assert main("evaluate.py", out, folders[0] / "images", *whole, "--scales", 0.3, 1.1) == 0
+
+
 def test_same_seed_same_weights(folders: tuple[Path, Path], finished: Path, tmp_path: Path) -> None:
     names = finished.parent / "names.txt"
     again = adapt(tmp_path / "again", *folders, "--classes", names)
@@ -211,6 +225,21 @@ def test_a_crop_is_chosen_from_the_first_image(folders: tuple[Path, Path], tmp_p
     out = adapt(tmp_path / "run", *folders, "--method", "source", "--crop", 0, 0)
     assert json.loads((out / "config.json").read_text())["crop"] == [32, 48]
     assert network(out)["detail_size"] == [16, 24]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "crop"),
+    [
+        ("mini", (100, 200), (80, 160)),
+        ("hrnet_w18_small", (100, 200), (64, 128)),
+        ("hiera_tiny_224", (600, 900), (448, 448)),
+    ],
+)
+def test_a_crop_that_the_encoder_takes(encoder: str, size: tuple[int, int], crop: tuple[int, int]) -> None:
+    pytest.importorskip("timm")
+    settings = replace(Settings(), encoder=encoder, crop=(0, 0))
+    assert own_data.crop_of(torch.empty(3, *size), settings) == crop
+    assert own_data.crop_of(torch.empty(3, *size), replace(settings, crop=(96, 32))) == (96, 32)
 
 
 def test_binary_segmentation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -534,7 +563,10 @@ def with_label(root: Path, value: int, count: int = 2) -> Path:
 
 OPTIONS: dict[str, tuple[list[Any], str]] = {
     "encoder": (["--encoder", "nonsense"], "encoder 'nonsense'"),
-    "crop": (["--crop", 30, 48], "detail_size must be a multiple of scale * output_stride = 8, got (15, 24)"),
+    "crop": (
+        ["--crop", 30, 48],
+        "detail_size must be a multiple of 8 (by scale, output_stride and multiple_of), got (15, 24)",
+    ),
     "steps": (["--steps", 0], "--steps must be finite and at least 1, got 0"),
     "batch size": (["--batch-size", 0], "batch_size must be positive, got 0"),
     "learning rate": (["--lr", -1], "--lr must be finite and at least 0, got -1.0"),

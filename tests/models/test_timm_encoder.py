@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm_table
 import torch
 from torch import nn
 
@@ -47,6 +48,64 @@ def test_the_layout_is_asked_and_not_guessed() -> None:
     images = torch.rand(1, 3, 384, 32)
     assert encoder(images)[0].shape == (1, 96, 96, 8)
     assert torch.equal(encoder(images)[0], torch.einsum("bhwc->bchw", encoder.body(images)[0]))
+
+
+class Levels(nn.Module):
+    """Two levels, channels last, of a network that states what it is told."""
+
+    def __init__(self, output_fmt: str) -> None:
+        super().__init__()
+        self.output_fmt = output_fmt
+        self.feature_info = timm.models.FeatureInfo(
+            [{"num_chs": c, "reduction": o, "module": ""} for c, o in ((8, 4), (16, 8))], (0, 1)
+        )
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [
+            images.new_ones(len(images), images.shape[2] // o, images.shape[3] // o, c) for c, o in ((8, 4), (16, 8))
+        ]
+
+
+@pytest.mark.parametrize("stated", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("size", [(32, 64), (32, 32), (64, 128), (48, 80)])  # as many rows as channels, in one level
+def test_the_layout_is_what_comes_out_even_if_the_network_says_otherwise(stated: str, size: tuple[int, int]) -> None:
+    levels = TimmEncoder(Levels(stated))(torch.zeros(3, 1, *size))
+    assert [x.shape for x in levels] == [(3, 8, size[0] // 4, size[1] // 4), (3, 16, size[0] // 8, size[1] // 8)]
+
+
+def test_hooks_of_timm_that_state_a_wrong_layout() -> None:
+    settings = {"depth": 4, "global_attn_indexes": (3,), "features_only": True, "feature_cls": "hook"}
+    with torch.device("meta"):
+        encoder = TimmEncoder(timm.create_model("samvit_base_patch16", **settings))
+    assert encoder.layout == "NCHW"
+    assert encoder.body(torch.empty(2, 3, 1024, 1024, device="meta"))[0].shape == (2, 64, 64, 768)
+    assert [x.shape for x in encoder(torch.empty(2, 3, 1024, 1024, device="meta"))] == [(2, 768, 64, 64)] * 3
+
+
+ONE_SIZE = ["beit_base_patch16_224", "hiera_tiny_224", "maxvit_tiny_tf_224", "volo_d1_224", "gcvit_xxtiny"]
+
+
+@pytest.mark.parametrize("name", ONE_SIZE)
+def test_a_network_of_one_size_is_built_for_another(name: str) -> None:
+    with torch.device("meta"):
+        encoder = TimmEncoder(timm.create_model(name, features_only=True, img_size=448))
+    levels = encoder(torch.empty(2, 3, 448, 448, device="meta"))
+    expected = zip(encoder.channels, encoder.strides, strict=True)
+    assert [tuple(x.shape) for x in levels] == [(2, c, 448 // stride, 448 // stride) for c, stride in expected]
+
+
+def test_the_table_of_the_docs_has_all_names() -> None:
+    lines = timm_table.FILE.read_text().splitlines()
+    assert [line.split("`")[1] for line in lines[2:]] == list(timm_table.NAMES)
+    assert len(lines) - 2 == 25
+
+
+QUICK = ["resnet18", "hrnet_w18_small", "mambaout_femto", "hiera_tiny_224", "vit_small_patch14_dinov2"]
+
+
+@pytest.mark.parametrize("name", QUICK)  # tests/verify.py makes all rows
+def test_the_table_of_the_docs(name: str) -> None:
+    assert timm_table.row(name) in timm_table.FILE.read_text().splitlines()
 
 
 def test_a_model_of_ones_own() -> None:
@@ -121,6 +180,16 @@ def saved(folder: Path, content: Any) -> Path:
         (
             lambda path: TimmEncoder("convnext_atto", weights=saved(path, {"a": torch.zeros(1)})),
             r"file\.pth: no weights of encoder 'convnext_atto': it leaves stem_0\.weight and 39 others random",
+        ),
+        (
+            lambda _: TimmEncoder("vit_tiny_patch16_224")(torch.rand(1, 3, 40, 32)),
+            r"^images of \(40, 32\) do not fit this encoder \(Input height \(40\) should be divisible by patch size",
+        ),
+        (
+            lambda _: TimmEncoder(
+                timm.create_model("vit_tiny_patch16_224", depth=3, features_only=True, feature_cls="hook", img_size=32)
+            )(torch.rand(1, 3, 32, 32)),
+            r"^levels must be maps of \(192, 192, 192\) channels, as timm states, got \[\(1, 5, 192\).*'getter'$",
         ),
         (lambda _: TimmEncoder("resnet18")(torch.rand(1, 4, 32, 32)), r"images must be float \(B, 3, H, W\), got"),
         (
