@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, interpolate
 
 from hrda_lib._checks import (
@@ -24,6 +23,8 @@ from hrda_lib.geometry import resize
 
 Normalize = Literal["all", "valid", "weight"]
 NORMALIZERS = get_args(Normalize)
+# numbers a band: what a cache holds on a CPU, what keeps a GPU busy
+CPU_BAND, GPU_BAND = 1 << 19, 1 << 24
 
 
 def confidence_weighted_ce(
@@ -57,7 +58,9 @@ def confidence_weighted_ce(
         normalize: which Z.
 
     Returns:
-        A scalar, in float32 at least; 0 with zero gradient where nothing counts, never NaN.
+        A scalar, in float32 at least; 0 with zero gradient where nothing counts, never NaN. It is summed by bands of
+        rows, its gradient in the same sweep, so that no map of all pixels and classes is ever kept; compiled code,
+        ``torch.func`` and a ``weight`` that learns take the plain way. It has no second derivative.
 
     Raises:
         ValueError: shapes or types differ from the above; on the CPU also for a label that is no class, a weight
@@ -199,10 +202,15 @@ class _BandedSum(torch.autograd.Function):
         return torch.stack(totals).sum(), z
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * slope.to(gradient.dtype), *[None] * 6
+        gradient = gradient * slope.detach().to(gradient.dtype)
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph: what is asked of this gradient's own fails, and is not just left out
+            refusal = b"confidence_weighted_ce has no second derivative; write the loss out to differentiate it twice"
+            gradient = torch._C._functions.DelayedError(refusal, 1)(gradient.requires_grad_())
+        return gradient, *[None] * 6
 
 
 class _Band(NamedTuple):
@@ -229,10 +237,10 @@ class _Band(NamedTuple):
 
 
 def _bands(logits: Tensor, target: Tensor) -> list[_Band]:
-    """Of as many rows as a cache holds, on a GPU as keep it busy."""
+    """Bands of rows, none shared."""
     cpu = logits.device.type == "cpu"
     height, size, numbers = logits.shape[-2], target.shape[-2], logits.shape[1] * target.shape[-1]
-    step = max((1 << 19 if cpu else 1 << 24) // numbers, 1)
+    step = max((CPU_BAND if cpu else GPU_BAND) // numbers, 1)
     place = ((torch.arange(size, dtype=torch.float64) + 0.5) * height / size - 0.5).clamp(min=0)
     lower = place.long().clamp(max=height - 1)
     upper, share = (lower + 1).clamp(max=height - 1), place - lower
