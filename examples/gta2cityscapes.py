@@ -249,8 +249,6 @@ def try_out(spec: NetworkSpec, settings: Settings) -> None:
     shape = settings.batch_size, spec.channels, *settings.crop
     try:
         student(torch.empty(shape, device="meta"))
-    except ValueError:
-        raise
     except Exception:  # not every encoder of timm can be run so
         run_once(spec, torch.zeros(shape))
 
@@ -264,12 +262,10 @@ def run_once(spec: NetworkSpec, images: Tensor) -> None:
     try:
         with torch.no_grad():
             spec.build()(images)
-    except ValueError:
-        raise
     except Exception as error:
         height, width = spec.detail_size
         raise ValueError(
-            f"--encoder {spec.encoder}: takes no context and detail crops of {height} x {width} ({reason(error)}); "
+            f"--encoder {spec.encoder}, context and detail crops of {height} x {width}: {reason(error)}; "
             "choose another --crop or --encoder"
         ) from None
 

@@ -297,6 +297,7 @@ def test_every_kind_of_batch_norm_counts(layer: nn.Module) -> None:
 @pytest.mark.parametrize("mode", ["built", "train", "eval", "student in eval"])
 def test_dropout_and_drop_path_are_always_off(mode: str) -> None:
     student = make_student()
+    torch.manual_seed(0)  # two passes of the student may drop the same
     if mode == "student in eval":
         student.eval()
     teacher = EMATeacher(student)

@@ -507,7 +507,7 @@ def test_an_encoder_is_tried_before_a_label_is_read(
     for name, words in {
         "resnet10": "Unknown model (resnet10); did you mean resnet10t or ",
         "minni": "; did you mean mini?",
-        "vgg11": "--encoder vgg11: takes no context and detail crops of 16 x 24 (",
+        "vgg11": "detail_size must be a multiple of 32 (",
     }.items():
         assert main("own_data.py", *arguments, name) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -534,7 +534,7 @@ def test_an_encoder_that_takes_no_crop_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(MiniEncoder, "forward", needs_memory)
     gta2cityscapes.try_out(spec, settings)
     monkeypatch.setattr(MiniEncoder, "forward", refuse)
-    message = r"--encoder mini: takes no context and detail crops of 32 x 32 \(Input height 32 .*choose another --crop"
+    message = r"--encoder mini, context and detail crops of 32 x 32: .*Input height 32 .*choose another --crop"
     with pytest.raises(ValueError, match=message):
         gta2cityscapes.try_out(spec, settings)
 

@@ -506,7 +506,10 @@ def test_damaged_data_is_one_line_and_exit_2(
         (["--lr", "nan"], "--lr must be finite and at least 0, got nan"),
         (["--clip", "-1"], "--clip must be finite and at least 0, got -1.0"),
         (["--min-crop-pixels", "-2"], "--min-crop-pixels must be finite and at least -1, got -2"),
-        (["--crop", "100", "384"], "detail_size must be a multiple of scale * output_stride = 8, got (50, 192)"),
+        (
+            ["--crop", "100", "384"],
+            "detail_size must be a multiple of 8 (by scale, output_stride and multiple_of), got",
+        ),
         (["--per", "patch"], "per must be one of ('batch', 'image', 'pixel'), got 'patch'"),
         (["--ema-decay", "1"], "decay must be in [0, 1), got 1.0"),
         (["--threshold", "1.5"], "threshold must be in [0, 1], got 1.5"),
