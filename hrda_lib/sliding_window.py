@@ -106,11 +106,12 @@ class SlidingWindowInferer:
         bands = self._bands(size, image.shape[0], lambda box, images: crop(image[images], box), predictor, self.output)
         for top, height, logits in bands:
             band = _finish(logits, self.output, self.label_dtype)
-            if band.shape[-2] == height:
+            rows = plain(band.shape)[-2]
+            if rows == height:
                 return band
             if out is None:
                 out = band.new_empty(*band.shape[:-2], height, band.shape[-1])
-            out[..., top : top + band.shape[-2], :] = band
+            out[..., top : top + rows, :] = band
         assert out is not None  # there is a window
         return out
 
@@ -168,7 +169,7 @@ class SlidingWindowInferer:
             logits = self._predict(size, call, read, predictor)
             if total is None:
                 whole, kept = (_to_cells(CropBox(0, 0, *sides), boxes[0], logits) for sides in (covered, size))
-                rows = whole.height if output == "logits" else logits.shape[-2]
+                rows = whole.height if output == "logits" else plain(logits.shape)[-2]
                 total = logits.new_zeros(images, logits.shape[1], rows, whole.width)
                 cells, weight = [_to_cells(box, boxes[0], logits) for box in boxes], self._window_weight(logits)
             _check_alike(logits, total, cells[0])
@@ -184,7 +185,7 @@ class SlidingWindowInferer:
                 crop(total[index], place._replace(top=place.top - top)).add_(part)
         assert total is not None  # there is a window, so there was a call
         if top < kept.height:
-            yield top, kept.height, _averaged(total, top, total.shape[-2], kept, cells, weight, output)
+            yield top, kept.height, _averaged(total, top, rows, kept, cells, weight, output)
 
     def _predict(self, size: tuple[int, int], call: Call, read: Read, predictor: Predictor) -> Tensor:
         windows = torch.cat([_padded(read, box, images, size) for box, images in call])
