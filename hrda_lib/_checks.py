@@ -179,10 +179,15 @@ def check_finite(name: str, x: Tensor) -> None:
 
 def check_scores(name: str, logits: Tensor) -> None:
     """Refuse logits (B, C, h, w) of which no class is the best one; -inf rules out a class, but not all."""
-    if not readable(logits):
+    if readable(logits):
+        check_best(name, logits.detach().amax(dim=1))
+
+
+def check_best(name: str, best: Tensor) -> None:
+    """The same of the best class's logits (B, h, w)."""
+    if not readable(best):
         return
-    best = logits.detach().amax(dim=1)
-    wrong = best[~best.isfinite()]
+    wrong = best.detach()[~best.isfinite()]
     if len(wrong):
         raise ValueError(
             f"{name} must be finite in the best class of every pixel, got {wrong[0]:.4g}; look at weights and images"

@@ -1,11 +1,12 @@
 """Cross-entropy weighted by pseudo-label confidence."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from itertools import product
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 
 from hrda_lib._checks import (
     at_least_float32,
@@ -22,6 +23,8 @@ from hrda_lib.geometry import resize
 
 Normalize = Literal["all", "valid", "weight"]
 NORMALIZERS = get_args(Normalize)
+# numbers a band: what a cache holds on a CPU, what keeps a GPU busy
+CPU_BAND, GPU_BAND = 1 << 19, 1 << 24
 
 
 def confidence_weighted_ce(
@@ -55,7 +58,9 @@ def confidence_weighted_ce(
         normalize: which Z.
 
     Returns:
-        A scalar, in float32 at least; 0 with zero gradient where nothing counts, never NaN.
+        A scalar, in float32 at least; 0 with zero gradient where nothing counts, never NaN. It is summed by bands of
+        rows, its gradient in the same sweep, so that no map of all pixels and classes is ever kept; compiled code,
+        ``torch.func`` and a ``weight`` that learns take the plain way. It has no second derivative.
 
     Raises:
         ValueError: shapes or types differ from the above; on the CPU also for a label that is no class, a weight
@@ -68,21 +73,13 @@ def confidence_weighted_ce(
         1.0397
     """
     _check(logits, target, weight, ignore_index, normalize)
-    logits = resize(at_least_float32(logits), target.shape[-2:])
     kappa = None if class_weight is None else _class_weight(class_weight, logits)
-    target = target.long()
-    # a pixel of weight 0 says nothing, whatever its logits are
-    heard = target if weight is None else torch.where(weight == 0, ignore_index, target)
-    loss = cross_entropy(logits, heard, weight=kappa, ignore_index=ignore_index, reduction="none")
-    total = (loss if weight is None else loss * weight).sum()
-    if normalize == "all":
-        return _finite(total) / target.numel()
-    counted = (target != ignore_index).to(loss.dtype)
-    if normalize == "weight":
-        counted = counted if weight is None else counted * weight
-        counted = counted if kappa is None else counted * kappa[torch.where(target == ignore_index, 0, target)]
-    z = _finite(counted.sum())
-    return _finite(total) / torch.where(z > 0, z, 1)
+    if _in_bands(logits, weight, kappa):
+        learns = logits.requires_grad and torch.is_grad_enabled()
+        total, z = _BandedSum.apply(logits, target, weight, kappa, ignore_index, normalize, learns)
+    else:
+        total, z = _plain_sum(logits, target, weight, kappa, ignore_index, normalize)
+    return _finite(total) / torch.where(_finite(z) > 0, z, 1)
 
 
 class ConfidenceWeightedCE(nn.Module):
@@ -126,6 +123,156 @@ class ConfidenceWeightedCE(nn.Module):
 
     def extra_repr(self) -> str:
         return f"ignore_index={self.ignore_index}, normalize={self.normalize!r}"
+
+
+def _in_bands(logits: Tensor, weight: Tensor | None, kappa: Tensor | None) -> bool:
+    """Whether the sum may be taken band by band: compilers fuse the plain way themselves, others cannot look inside."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active():
+        return False
+    if any(x is not None and x.requires_grad for x in (weight, kappa)):
+        return False
+    # 0 times infinity is nan, which the product with the rows' weights would spread over a band
+    return not readable(logits) or bool(logits.detach().isfinite().all())
+
+
+def _plain_sum(
+    logits: Tensor, target: Tensor, weight: Tensor | None, kappa: Tensor | None, ignore_index: int, normalize: str
+) -> tuple[Tensor, Tensor]:
+    """The sum of the equation, and Z, from logits and losses of all pixels at once."""
+    logits = resize(at_least_float32(logits), target.shape[-2:])
+    target = target.long()
+    # a pixel of weight 0 says nothing, whatever its logits are
+    heard = target if weight is None else torch.where(weight == 0, ignore_index, target)
+    loss = cross_entropy(logits, heard, weight=kappa, ignore_index=ignore_index, reduction="none")
+    total = (loss if weight is None else loss * weight).sum()
+    return total, _divisor(target, _factor(target, weight, kappa, ignore_index, loss.dtype), ignore_index, normalize)
+
+
+def _factor(
+    target: Tensor, weight: Tensor | None, kappa: Tensor | None, ignore_index: int, dtype: torch.dtype
+) -> Tensor:
+    """What each pixel's loss is multiplied by: its weight and its class's, 0 where it is ignored."""
+    valid = target != ignore_index
+    factor = valid.to(dtype) if weight is None else torch.where(valid, weight, 0).to(dtype)
+    return factor if kappa is None else factor * kappa[torch.where(valid, target, 0)]
+
+
+def _divisor(target: Tensor, factor: Tensor, ignore_index: int, normalize: str) -> Tensor:
+    """Z of the equation, of these pixels."""
+    if normalize == "all":
+        return factor.new_full((), target.numel())
+    return factor.sum() if normalize == "weight" else (target != ignore_index).sum().to(factor.dtype)
+
+
+class _BandedSum(torch.autograd.Function):
+    """:func:`_plain_sum` by bands of rows, gradient in the same sweep: there is no map of all pixels and classes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        kappa: Tensor | None,
+        ignore_index: int,
+        normalize: str,
+        learns: bool,
+    ) -> tuple[Tensor, Tensor]:
+        columns, dtype = target.shape[-1], torch.promote_types(logits.dtype, torch.float32)
+        gradient = torch.zeros_like(logits, dtype=dtype) if learns else None
+        totals, divisors = [], []
+        with torch.autocast(logits.device.type, enabled=False):
+            for band, image in product(_bands(logits, target), range(len(logits))):
+                y = target[image, band.rows].long()
+                q = None if weight is None else weight[image, band.rows]
+                factor = _factor(y, q, kappa, ignore_index, dtype)
+                divisors.append(_divisor(y, factor, ignore_index, normalize))
+                source = logits[image, :, band.source].transpose(0, 1).to(dtype)  # rows, classes, columns
+                scores = band.up(_columns_up(source, columns)).log_softmax(dim=1)
+                y, factor = torch.where(factor == 0, 0, y)[:, None], factor[:, None]
+                totals.append(-torch.where(factor == 0, 0, scores.gather(1, y) * factor).sum())
+                if gradient is not None:
+                    slope = scores.exp_().mul_(factor)
+                    slope.scatter_(1, y, slope.gather(1, y) - factor)
+                    gradient[image, :, band.source] += _columns_down(band.down(slope), source).transpose(0, 1)
+        ctx.save_for_backward(*([] if gradient is None else [gradient.to(logits.dtype)]))
+        z = torch.stack(divisors).sum()
+        ctx.mark_non_differentiable(z)
+        return torch.stack(totals).sum(), z
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        gradient = gradient * slope.detach().to(gradient.dtype)
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph: what is asked of this gradient's own fails, and is not just left out
+            refusal = b"confidence_weighted_ce has no second derivative; write the loss out to differentiate it twice"
+            gradient = torch._C._functions.DelayedError(refusal, 1)(gradient.requires_grad_())
+        return gradient, *[None] * 6
+
+
+class _Band(NamedTuple):
+    """Some rows of the target, and how those of the logits make them: by ``share`` between ``lower`` and the next."""
+
+    rows: slice
+    source: slice
+    lower: Tensor
+    upper: Tensor
+    share: Tensor
+    matrix: Tensor | None  # the same as (rows, source rows); where products keep full precision, it is much faster
+
+    def up(self, x: Tensor) -> Tensor:
+        if self.matrix is not None:
+            return (self.matrix @ x.flatten(1)).view(-1, *x.shape[1:])
+        return torch.lerp(x[self.lower], x[self.upper], self.share)
+
+    def down(self, x: Tensor) -> Tensor:
+        """The adjoint."""
+        if self.matrix is not None:
+            return (self.matrix.T @ x.flatten(1)).view(-1, *x.shape[1:])
+        out = x.new_zeros(self.source.stop - self.source.start, *x.shape[1:])
+        return out.index_add_(0, self.lower, x * (1 - self.share)).index_add_(0, self.upper, x * self.share)
+
+
+def _bands(logits: Tensor, target: Tensor) -> list[_Band]:
+    """Bands of rows, none shared."""
+    cpu = logits.device.type == "cpu"
+    height, size, numbers = logits.shape[-2], target.shape[-2], logits.shape[1] * target.shape[-1]
+    step = max((CPU_BAND if cpu else GPU_BAND) // numbers, 1)
+    place = ((torch.arange(size, dtype=torch.float64) + 0.5) * height / size - 0.5).clamp(min=0)
+    lower = place.long().clamp(max=height - 1)
+    upper, share = (lower + 1).clamp(max=height - 1), place - lower
+    bands = []
+    for top in range(0, size, step):
+        rows = slice(top, min(top + step, size))
+        source = slice(int(lower[rows][0]), int(upper[rows][-1]) + 1)
+        ends = lower[rows] - source.start, upper[rows] - source.start
+        part = share[rows].to(torch.promote_types(logits.dtype, torch.float32))
+        matrix = _matrix(*ends, part, source.stop - source.start) if cpu else None
+        first, second, part = (x.to(logits.device) for x in (*ends, part[:, None, None]))
+        bands.append(_Band(rows, source, first, second, part, matrix))
+    return bands
+
+
+def _matrix(lower: Tensor, upper: Tensor, share: Tensor, width: int) -> Tensor:
+    one = torch.eye(width, dtype=share.dtype)
+    return one[lower] * (1 - share[:, None]) + one[upper] * share[:, None]
+
+
+def _columns_up(x: Tensor, columns: int) -> Tensor:
+    if x.shape[-1] == columns:
+        return x.contiguous()
+    return interpolate(x, size=columns, mode="linear", align_corners=False)
+
+
+def _columns_down(x: Tensor, like: Tensor) -> Tensor:
+    """The adjoint."""
+    if x.shape == like.shape:
+        return x
+    sizes = [x.shape[-1]], list(like.shape)
+    return torch.ops.aten.upsample_linear1d_backward(x, *sizes, False, None)  # type: ignore[no-any-return]
 
 
 def _finite(total: Tensor) -> Tensor:

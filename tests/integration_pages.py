@@ -46,6 +46,55 @@ def _is_added(line: str, before: set[str]) -> bool:
     return bool(line) and not line.startswith(("#", "import ", "from ", "class ", "super()")) and line not in before
 
 
+# page -> labels of its blocks: one scale, two scales; whether odd sizes are predicted; what else its tests run
+MATRIX: dict[str, tuple[str, list[str], list[str], str, str]] = {
+    "torchvision": (
+        "torchvision",
+        ["one scale", "auxiliary head"],
+        ["two scales"],
+        "yes",
+        "auxiliary head trained, compiled",
+    ),
+    "transformers": ("transformers", ["one scale"], ["two scales", "DINOv2"], "yes", "their loss, compiled"),
+    "segmentation_models": (
+        "segmentation-models-pytorch",
+        ["one scale"],
+        ["two scales", "two scales of a U-Net"],
+        "yes",
+        "compiled",
+    ),
+    "timm": ("timm", ["one scale"], ["CNN", "Swin", "ViT"], "yes", "CNN, Swin, ViT with patches of 14, compiled"),
+    "monai": (
+        "MONAI",
+        ["one scale"],
+        ["two scales"],
+        "yes",
+        "1 and 4 channels, metadata, deep supervision, its windows, compiled",
+    ),
+    "lightning": ("Lightning", ["automatic", "manual"], ["automatic", "manual"], "yes", "resume, validation"),
+    "fabric_accelerate": ("Fabric, Accelerate", ["loop"], ["loop"], "yes", "resume"),
+    "ddp": ("DistributedDataParallel", ["loop"], ["loop"], "yes", "two processes equal one"),
+    "semi_supervised": (
+        "a loop like UniMatch's",
+        ["EMA", "loss", "windows"],
+        ["two scales"],
+        "yes",
+        "labels, average and loss of its own",
+    ),
+}
+
+
+def matrix() -> list[str]:
+    """docs/tables/integrations.md."""
+    lines = ["| code base | one scale | two scales | odd sizes | also |", "| --- | --- | --- | --- | --- |"]
+    for page, (name, one, two, odd, also) in MATRIX.items():
+        count = glue(page)
+        assert count.keys() == {*one, *two}, page
+        cells = (" + ".join(str(count[label]) for label in labels) for labels in (one, two))
+        lines.append(f"| [{name}](../integrations/{page}.md) | {' | '.join(cells)} | {odd} | {also} |")
+    return lines
+
+
 def train(student: nn.Module, steps: list[Batch], *, rate: float = 0.01, **settings: Any) -> list[float]:
     """The steps of ``written_out.train`` by :class:`SelfTraining`."""
     teacher = EMATeacher(student)

@@ -29,6 +29,7 @@ SIGNATURES = {
     "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
     "pad=False, label_dtype=torch.int64, progress=None)",
     "SlidingWindowInferer.__call__": "(self, image, predictor)",
+    "SlidingWindowInferer.stream": "(self, size, read, predictor)",
     "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='follow', batch_norm='train', share_frozen=False, "
     "module=None)",
     "EMATeacher.update": "(self, student)",

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hrda_lib import SlidingWindowInferer
+from hrda_lib import CropBox, SlidingWindowInferer, crop
 
 Predictor = Callable[[Tensor], Tensor]
 
@@ -449,3 +450,81 @@ def test_the_gaussian_ends_at_a_thousandth() -> None:
     assert got[0, 0, 0, 0] == 1  # of the first window alone
     # the middle of the first window's edge, exp(-7.8), and a corner of the second, exp(-15.5): both weigh a thousandth
     assert got[0, 0, 0, 32] == 2
+
+
+# Bands of rows
+
+
+@pytest.mark.parametrize("size", [(13, 9), (40, 7), (6, 4), (5, 3), (17, 20)])
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+@pytest.mark.parametrize("padded", [False, True])
+def test_labels_and_probabilities_by_bands_are_those_of_all_logits(
+    size: tuple[int, int], blend: Any, batch_size: int | None, padded: bool
+) -> None:
+    image, predictor = random(2, 3, *size), strided(1)
+    settings: dict[str, Any] = {"stride": (3, 2), "blend": blend, "batch_size": batch_size, "pad": padded}
+    logits = SlidingWindowInferer((6, 4), **settings)(image, predictor)
+    assert torch.equal(SlidingWindowInferer((6, 4), output="labels", **settings)(image, predictor), logits.argmax(1))
+    probabilities = SlidingWindowInferer((6, 4), output="probs", **settings)(image, predictor)
+    torch.testing.assert_close(probabilities, logits.softmax(1), rtol=1e-12, atol=1e-12)
+
+    infer = SlidingWindowInferer((6, 4), label_dtype=torch.uint8, **settings)
+    read: list[CropBox] = []
+
+    def part(box: CropBox) -> Tensor:
+        read.append(box)
+        return crop(image[1:], box)
+
+    bands = list(infer.stream(size, part, predictor))
+    assert [top for top, _ in bands] == [0, *np.cumsum([band.shape[1] for _, band in bands])[:-1]]
+    streamed = torch.cat([band for _, band in bands], dim=1)
+    assert streamed.dtype == torch.uint8
+    assert torch.equal(streamed, logits[1:].argmax(1).byte())
+    assert len(read) == len(set(read))  # each window once
+    assert all(box.top + box.height <= size[0] and box.left + box.width <= size[1] for box in read)
+
+
+def test_streamed_bands_come_as_soon_as_no_window_reaches_them() -> None:
+    image, read = random(1, 3, 40, 8), []
+
+    def part(box: CropBox) -> Tensor:
+        read.append(box.top)
+        return crop(image, box)
+
+    rows_read = [(top, max(read)) for top, _ in SlidingWindowInferer(8, batch_size=1).stream((40, 8), part, strided(1))]
+    assert rows_read[:3] == [(0, 4), (4, 8), (8, 12)]
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes that a floating-point result held."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point() and result._base is None:
+            self.bytes = max(self.bytes, result.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("output", ["labels", "probs", "logits"])
+def test_logits_of_labels_take_the_memory_of_a_row_of_windows(output: Any) -> None:
+    sums = []
+    for rows in (64, 256):
+        image = torch.zeros(1, 1, rows, 48)
+        with Largest() as largest:
+            SlidingWindowInferer(16, output=output)(image, lambda x: x.expand(-1, 19, -1, -1).clone())
+        sums.append(largest.bytes)
+    if output == "labels":
+        assert sums == [4 * 19 * 16 * 16 * 4] * 2  # four windows; their sums are a row of windows, less than that
+    else:
+        assert sums == [4 * 19 * rows * 48 for rows in (64, 256)]
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda box: torch.zeros(2, 3, *box[2:]), lambda box: torch.zeros(1, 3, 4, 5), lambda box: None]
+)
+def test_stream_refuses_what_read_returns(answer: Any) -> None:
+    with pytest.raises(ValueError, match="read's answer must be "):
+        list(SlidingWindowInferer(4).stream((8, 8), answer, strided(1)))
