@@ -79,7 +79,8 @@ def confidence_weighted_ce(
         total, z = _BandedSum.apply(logits, target, weight, kappa, ignore_index, normalize, learns)
     else:
         total, z = _plain_sum(logits, target, weight, kappa, ignore_index, normalize)
-    return _finite(total) / torch.where(_finite(z) > 0, z, 1)
+    loss = _finite(total) / torch.where(_finite(z) > 0, z, 1)
+    return loss.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class ConfidenceWeightedCE(nn.Module):
@@ -180,6 +181,7 @@ class _BandedSum(torch.autograd.Function):
         learns: bool,
     ) -> tuple[Tensor, Tensor]:
         columns, dtype = target.shape[-1], torch.promote_types(logits.dtype, torch.float32)
+        exact = dtype if logits.device.type == "mps" else torch.float64  # of sums: few numbers
         gradient = torch.zeros_like(logits, dtype=dtype) if learns else None
         totals, divisors = [], []
         with torch.autocast(logits.device.type, enabled=False):
@@ -187,11 +189,11 @@ class _BandedSum(torch.autograd.Function):
                 y = target[image, band.rows].long()
                 q = None if weight is None else weight[image, band.rows]
                 factor = _factor(y, q, kappa, ignore_index, dtype)
-                divisors.append(_divisor(y, factor, ignore_index, normalize))
+                divisors.append(_divisor(y, factor.to(exact), ignore_index, normalize))
                 source = logits[image, :, band.source].transpose(0, 1).to(dtype)  # rows, classes, columns
                 scores = band.up(_columns_up(source, columns)).log_softmax(dim=1)
                 y, factor = torch.where(factor == 0, 0, y)[:, None], factor[:, None]
-                totals.append(-torch.where(factor == 0, 0, scores.gather(1, y) * factor).sum())
+                totals.append(-torch.where(factor == 0, 0, scores.gather(1, y) * factor).sum(dtype=exact))
                 if gradient is not None:
                     slope = scores.exp_().mul_(factor)
                     slope.scatter_(1, y, slope.gather(1, y) - factor)

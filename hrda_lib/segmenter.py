@@ -317,14 +317,28 @@ class MultiResSegmenter(nn.Module):
         sides = plain(images.shape[-2:])
         size = self._in_cells(sides)
         fits = isinstance(logits, Tensor) and logits.dim() == 4
-        if not fits or (self.output_stride is not None and plain(logits.shape[-2:]) != size):
+        if not fits or not self._is_of(plain(logits.shape[-2:]), size, sides):
             wanted = f"(B, C, {size[0]}, {size[1]}) for images of {sides} at output_stride={self.output_stride}"
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            if self.output_stride is None:
+                last = "; if channels are last: permute(0, 3, 1, 2)" if fits else tensor_in(logits)
+                raise ValueError(
+                    f"decoder must return logits (B, C, h, w), h to w as in images of {sides}, got {got}{last}"
+                )
             raise (SidesRefused if fits else ValueError)(
-                f"decoder must return logits {'(B, C, h, w)' if self.output_stride is None else wanted}, got {got}"
-                f"{_remedy(logits, images, size)}"
+                f"decoder must return logits {wanted}, got {got}{_remedy(logits, images, size)}"
             )
         return logits  # type: ignore[no-any-return]
+
+    def _is_of(self, cells: tuple[int, ...], size: tuple[int, int], sides: tuple[int, ...]) -> bool:
+        """Whether logits of so many ``cells`` can be of images of those sides; of any size, by their proportions."""
+        if self.output_stride is not None:
+            return cells == size
+        if torch.compiler.is_compiling():  # sides may be symbols, which must not be pinned down here
+            return True
+        # a cell is as high as it is wide, but for what rounding of a side can make
+        high, wide = ((side / (n + 1), side / max(n - 1, 0.5)) for side, n in zip(sides, cells, strict=True))
+        return high[0] <= wide[1] and wide[0] <= high[1]
 
     def _attend(self, features: Any, logits: Tensor) -> Tensor | float:
         """After the sigmoid, of the size of the context logits where those have one; or the fixed number."""

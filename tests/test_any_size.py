@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from hrda_lib import (
+    Adapted,
     CropBox,
     EMATeacher,
     MultiResSegmenter,
@@ -287,6 +288,23 @@ def test_at_pixels_and_at_cells_agree_where_all_is_linear() -> None:
     assert all(torch.equal(a, b) for a, b in zip(pixels.parameters(), cells.parameters(), strict=True))
     detail = [resize(net(images, box).detail_logits, (28, 28)) for net in (pixels, cells)]
     torch.testing.assert_close(*detail)
+
+
+def test_at_pixels_channels_last_are_refused() -> None:
+    decoder = Adapted(nn.Conv2d(8, CLASSES, 1), output=lambda x: x.permute(0, 2, 3, 1))
+    net = MultiResSegmenter(nn.Conv2d(3, 8, 4, stride=4), decoder, 0.5, detail_size=48, output_stride=None)
+    message = (
+        "decoder must return logits (B, C, h, w), h to w as in images of (48, 48), got (1, 12, 12, 4); if channels"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        net(torch.zeros(1, 3, 96, 96))
+
+
+@pytest.mark.parametrize("cells", [(1, 1), (1, 2), (3, 4), (4, 5), (96, 128)])
+def test_at_pixels_any_rounding_of_cells_will_do(cells: tuple[int, int]) -> None:
+    decoder = nn.Sequential(nn.Conv2d(8, CLASSES, 1), nn.AdaptiveAvgPool2d(cells))
+    net = MultiResSegmenter(nn.Conv2d(3, 8, 4, stride=4), decoder, 0.5, detail_size=(96, 128), output_stride=None)
+    assert net(torch.zeros(1, 3, 96, 128)).logits.shape == (1, CLASSES, 96, 128)
 
 
 def test_boxes_at_pixels_lie_anywhere_and_are_drawn_on_multiples_of_the_scale() -> None:
