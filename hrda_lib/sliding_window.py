@@ -173,7 +173,7 @@ class SlidingWindowInferer:
                 total = logits.new_zeros(images, logits.shape[1], rows, whole.width)
                 cells, weight = [_to_cells(box, boxes[0], logits) for box in boxes], self._window_weight(logits)
             _check_alike(logits, total, cells[0])
-            parts = (logits if weight is None else logits * weight).view(len(call), -1, *logits.shape[1:])
+            parts = logits.view(len(call), -1, *logits.shape[1:])
             for (box, index), part in zip(call, parts.unbind(), strict=True):
                 place = _to_cells(box, box, logits)
                 done = place.top - top
@@ -182,7 +182,8 @@ class SlidingWindowInferer:
                         yield top, kept.height, _averaged(total, top, done, kept, cells, weight, output)
                     total = torch.cat([total[..., done:, :], torch.zeros_like(total[..., :done, :])], dim=-2)
                     top = place.top
-                crop(total[index], place._replace(top=place.top - top)).add_(part)
+                sums = crop(total[index], place._replace(top=place.top - top))
+                sums.add_(part) if weight is None else sums.addcmul_(part, weight)
         assert total is not None  # there is a window, so there was a call
         if top < kept.height:
             yield top, kept.height, _averaged(total, top, rows, kept, cells, weight, output)
