@@ -150,7 +150,7 @@ class SidesRefused(ValueError):
 def refuses_sides(error: Exception) -> bool:
     """Whether a network's own error is about the sides of its input, as far as its words tell."""
     text = str(error).lower()
-    if isinstance(error, torch.OutOfMemoryError) or "channels" in text:
+    if isinstance(error, (torch.OutOfMemoryError, SidesRefused)) or "channels" in text:
         return False
     return any(word in text for word in ("size", "shape", "divisible", "multiple", "height"))
 

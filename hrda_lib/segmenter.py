@@ -303,17 +303,18 @@ class MultiResSegmenter(nn.Module):
         """Features and logits."""
         try:
             features = self.encoder(images)
-            return features, self._decode(features, images)
-        except (RuntimeError, AssertionError) as error:
+            logits = self.decoder(features)
+        except (RuntimeError, AssertionError, ValueError) as error:
             if not refuses_sides(error):
                 raise
             raise SidesRefused(
                 f"encoder and decoder must take crops of {plain(images.shape[-2:])}, but came to: {error}; pass what "
                 f"their sides must be divisible by, such as multiple_of=32 (it is {self.multiple_of})"
             ) from error
+        self._check_logits(logits, images)
+        return features, logits
 
-    def _decode(self, features: Any, images: Tensor) -> Tensor:
-        logits = self.decoder(features)
+    def _check_logits(self, logits: Any, images: Tensor) -> None:
         sides = plain(images.shape[-2:])
         size = self._in_cells(sides)
         fits = isinstance(logits, Tensor) and logits.dim() == 4
@@ -328,7 +329,6 @@ class MultiResSegmenter(nn.Module):
             raise (SidesRefused if fits else ValueError)(
                 f"decoder must return logits {wanted}, got {got}{_remedy(logits, images, size)}"
             )
-        return logits  # type: ignore[no-any-return]
 
     def _is_of(self, cells: tuple[int, ...], size: tuple[int, int], sides: tuple[int, ...]) -> bool:
         """Whether logits of so many ``cells`` can be of images of those sides; of any size, by their proportions."""

@@ -193,7 +193,7 @@ class SlidingWindowInferer:
         sides = windows.shape[-2:]
         try:
             logits = predictor(windows)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ValueError) as error:
             if not refuses_sides(error) or plain(sides) == self.window:
                 raise
             raise SidesRefused(

@@ -199,6 +199,20 @@ def test_a_network_that_refuses_its_crops_says_so() -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError, ValueError])
+def test_predict_pads_to_the_window_however_the_network_refuses(kind: type[Exception]) -> None:
+    class Picky(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-2:] != (32, 32):
+                raise kind(f"Input image size {tuple(x.shape[-2:])} doesn't match model")
+            return super().forward(x)
+
+    student = MultiResSegmenter(Picky(3, 8, 4, stride=4), nn.Conv2d(8, CLASSES, 1), 0.5, detail_size=32)
+    assert student.predict(torch.randn(1, 3, 20, 131)).shape == (1, CLASSES, 20, 131)
+    with pytest.raises(ValueError, match=r"must take crops of \(32, 48\), but came to: Input image size \(32, 48\)"):
+        student(torch.zeros(1, 3, 64, 96))
+
+
 @pytest.mark.parametrize("error", [RuntimeError("mine, and about no number"), torch.OutOfMemoryError("size 8 GB")])
 def test_other_errors_of_a_network_stay_what_they_are(error: Exception) -> None:
     class Broken(nn.Module):
