@@ -79,8 +79,11 @@ def confidence_weighted_ce(
         total, z = _BandedSum.apply(logits, target, weight, kappa, ignore_index, normalize, learns)
     else:
         total, z = _plain_sum(logits, target, weight, kappa, ignore_index, normalize)
-    loss = _finite(total) / torch.where(_finite(z) > 0, z, 1)
-    return loss.to(torch.promote_types(logits.dtype, torch.float32))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    _check_sum(total.to(dtype))  # as gradients are
+    _check_sum(z.to(dtype))
+    loss: Tensor = (total / torch.where(z > 0, z, 1)).to(dtype)
+    return loss
 
 
 class ConfidenceWeightedCE(nn.Module):
@@ -277,13 +280,12 @@ def _columns_down(x: Tensor, like: Tensor) -> Tensor:
     return torch.ops.aten.upsample_linear1d_backward(x, *sizes, False, None)  # type: ignore[no-any-return]
 
 
-def _finite(total: Tensor) -> Tensor:
+def _check_sum(total: Tensor) -> None:
     if readable(total) and not total.isfinite():
         raise ValueError(
             f"logits and class_weight must give a finite sum, got {total.item():.4g}: they are too large, or a logit "
             "is -inf and its label is asked for, or it is resized beside others"
         )
-    return total
 
 
 def _class_weight(class_weight: Tensor | Sequence[float], logits: Tensor) -> Tensor:
