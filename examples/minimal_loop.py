@@ -1,29 +1,16 @@
 """HRDA in a plain PyTorch loop around a torchvision segmentation model.
 
-Its networks return dictionaries; two one-line modules say which entry is meant. Random tensors stand for the data:
-replace ``batches`` by two data loaders, and give the model pretrained weights.
+Its features are a dictionary; ``Adapted`` says which entry is meant. Random tensors stand for the data: replace
+``batches`` by two data loaders, and give the model pretrained weights.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 
-from hrda_lib import EMATeacher, MultiResSegmenter, ScaleAttentionHead, SelfTraining, StrongAugment
+from hrda_lib import Adapted, EMATeacher, MultiResSegmenter, ScaleAttentionHead, SelfTraining, StrongAugment
 
 CLASSES, STEPS = 19, 2
-
-
-class Last(nn.Module):
-    """The entry "out" of torchvision's features, as a list for the attention head or as it is for the classifier."""
-
-    def __init__(self, head: nn.Module, *, as_list: bool = False) -> None:
-        super().__init__()
-        self.head, self.as_list = head, as_list
-
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        last = features["out"]
-        logits: Tensor = self.head([last] if self.as_list else last)
-        return logits
 
 
 def batches(step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,10 +22,9 @@ def batches(step: int) -> tuple[Tensor, Tensor, Tensor]:
 def main() -> None:
     torch.manual_seed(0)
     network = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
-    attention = Last(ScaleAttentionHead([960], CLASSES), as_list=True)
-    student = MultiResSegmenter(
-        network.backbone, Last(network.classifier), attention, detail_size=(64, 64), output_stride=16
-    )
+    decoder = Adapted(network.classifier, input="out")
+    attention = Adapted(ScaleAttentionHead([960], CLASSES), input=["out"])
+    student = MultiResSegmenter(network.backbone, decoder, attention, detail_size=(64, 64), output_stride=16)
     teacher = EMATeacher(student)
     augment = StrongAugment(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     training = SelfTraining(student, teacher, augment=augment)
