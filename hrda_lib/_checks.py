@@ -1,5 +1,6 @@
 """Checks of arguments: a mistake of the caller is a ValueError that says what was expected, and what came."""
 
+import inspect
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -119,7 +120,7 @@ def levels_in(features: object, channels: Sequence[int]) -> str:
             stop = starts[-1] + len(wanted)
             pick = f"slice({starts[-1]}, {None if stop == len(found) else stop})"
     else:
-        names = [next((name for name, part in entries.items() if _channels_of(part) == c), None) for c in wanted]
+        names = _one_each(entries, wanted)
         whole = next((name for name, part in entries.items() if feature_channels(part) == wanted), None)
         pick = repr(whole) if whole is not None else repr(names) if None not in names else ""
     has = f" (it is given {_listed(entries)})" if entries else ""
@@ -130,6 +131,16 @@ def _best_of(entries: Mapping[str | int, object]) -> str | int | None:
     """Where the logits are likely to be."""
     tensors = [name for name, part in entries.items() if isinstance(part, Tensor)]
     return next((name for name in ("out", "logits", *tensors) if name in tensors), None)
+
+
+def _one_each(entries: Mapping[str | int, object], channels: Sequence[int]) -> list[str | int | None]:
+    """For each number of channels the first entry that has it and was not taken before."""
+    rest, names = dict(entries), list[str | int | None]()
+    for wanted in channels:
+        name = next((name for name, part in rest.items() if _channels_of(part) == wanted), None)
+        rest.pop(name, None)  # type: ignore[arg-type]
+        names.append(name)
+    return names
 
 
 def _listed(entries: Mapping[str | int, object]) -> str:
@@ -152,7 +163,23 @@ def refuses_sides(error: Exception) -> bool:
     text = str(error).lower()
     if isinstance(error, (torch.OutOfMemoryError, SidesRefused)) or "channels" in text:
         return False
-    return any(word in text for word in ("size", "shape", "divisible", "multiple", "height"))
+    if isinstance(error, AssertionError) and not text:  # a bare assert, mostly of a side
+        return True
+    words = ("size", "shape", "divisible", "multiple", "height", "width", "resolution", " even")
+    return any(word in text for word in words)
+
+
+def takes(function: object, *args: object, **kwargs: object) -> bool:
+    """Whether it can be called with these arguments, as far as its signature tells."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
 
 
 def laid_out(shape: Sequence[int], channels: int) -> str:

@@ -63,11 +63,19 @@ def unwrap(module: nn.Module) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(f"student must be a torch.nn.Module, got {type(module).__name__}")
     for inner in layers(module):
-        kinds = {(_library(base.__module__), base.__name__) for base in type(module).__mro__}
+        kinds = {
+            (_library(base.__module__), base.__name__) for base in type(module).__mro__ if _passes_on(module, base)
+        }
         if kinds.isdisjoint(WRAPPERS) or _weights(inner) != _weights(module):
             break
         module = inner
     return module
+
+
+def _passes_on(module: nn.Module, base: type) -> bool:
+    """Whether the module is called as ``base`` is; PEFT has a subclass with a ``forward`` of its own for each task."""
+    own = _library(base.__module__) != "torch"
+    return own or type(module).forward is getattr(base, "forward", None)
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:

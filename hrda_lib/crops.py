@@ -63,7 +63,7 @@ class MultiResCropSampler:
     ) -> None:
         check_scale_and_stride(scale, output_stride)
         self.scale, self.output_stride, self.multiple_of = scale, output_stride, pair("multiple_of", multiple_of)
-        ratio, stride = Fraction(scale).limit_denominator(1 << 16), Fraction(output_stride).limit_denominator(1 << 16)
+        ratio, stride = as_fraction("scale", scale), as_fraction("output_stride", output_stride)
         rows, columns = self.multiple_of
         # n / x is whole for a reduced fraction x where its numerator divides n
         self.step = lcm(stride.numerator, (ratio * stride).numerator)
@@ -114,6 +114,16 @@ class MultiResCropSampler:
     def _check_fits(self, context_size: tuple[int, int]) -> None:
         if self.detail_size[0] > context_size[0] or self.detail_size[1] > context_size[1]:
             raise ValueError(f"detail_size {self.detail_size} must fit into the context crop of {context_size}")
+
+
+def as_fraction(name: str, value: float) -> Fraction:
+    """``value`` as a quotient of whole numbers, which boxes are scaled by; a ValueError where it is rounded."""
+    fraction = Fraction(value).limit_denominator(4096)
+    if abs(fraction - Fraction(value)) > Fraction(1, 10**9) * fraction:
+        raise ValueError(
+            f"{name} must be a quotient of whole numbers up to 4096, got {value}; write it as one, such as 4 / 3"
+        )
+    return fraction
 
 
 def check_multiple(

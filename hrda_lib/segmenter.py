@@ -1,7 +1,6 @@
 """HRDA around any encoder, decoder and attention head."""
 
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,10 +17,11 @@ from hrda_lib._checks import (
     pair,
     plain,
     refuses_sides,
+    takes,
     tensor_in,
 )
 from hrda_lib._modules import in_eval_mode
-from hrda_lib.crops import MultiResCropSampler, check_multiple, downscale
+from hrda_lib.crops import MultiResCropSampler, as_fraction, check_multiple, downscale
 from hrda_lib.fusion import fuse_scales
 from hrda_lib.geometry import CropBox, as_box, crop, resize
 from hrda_lib.sliding_window import Output, Progress, SlidingWindowInferer
@@ -84,8 +84,9 @@ class MultiResSegmenter(nn.Module):
         multiple_of: what the sides of the encoder's input must be divisible by (its patch, its total stride, its only
             size); one number or (rows, columns). 1: any side.
         detail_stride: step between detail windows, whole cells of the logits; None: half a window.
-        fusion: what to call in place of :func:`hrda_lib.fuse_scales`, with its arguments: (context_logits,
-            detail_logits, attention, *, box, scale) -> logits of the detail's resolution. A module may have weights.
+        fusion: what to call in place of :func:`hrda_lib.fuse_scales`, with its arguments: context logits, detail logits
+            and attention, then ``box=`` and ``scale=``; it returns logits of the detail's resolution. A module may have
+            weights.
 
     Images, context crops, have sides that are whole cells at both scales and, divided by the scale, multiples of
     ``multiple_of``: of 8 by default. A detail box has whole cells and sides that are multiples of ``multiple_of``, with
@@ -126,13 +127,13 @@ class MultiResSegmenter(nn.Module):
                 )
         if not isinstance(attention, nn.Module) and not (is_number(attention) and 0 <= attention <= 1):
             raise ValueError(f"attention must be a module or a number in [0, 1], got {attention}")
-        if not (fusion is None or callable(fusion)):
+        if not (fusion is None or takes(fusion, None, None, None, box=None, scale=2)):
             raise ValueError(f"fusion must be a function like hrda_lib.fuse_scales, got {fusion!r}")
         stride = 1 if output_stride is None else output_stride
         self._sampler = MultiResCropSampler(detail_size, scale=scale, output_stride=stride, multiple_of=multiple_of)
         self.detail_size, self.multiple_of = self._sampler.detail_size, self._sampler.multiple_of
         self.scale, self.output_stride = scale, output_stride
-        self._pixels, self._cells = Fraction(stride).limit_denominator(1 << 16).as_integer_ratio()  # o as a fraction
+        self._pixels, self._cells = as_fraction("output_stride", stride).as_integer_ratio()  # o as a fraction
         self.detail_stride = self._steps(detail_stride)
         self.fusion = fuse_scales if fusion is None else fusion
         self.encoder, self.decoder, self.attention = encoder, decoder, attention
@@ -318,27 +319,25 @@ class MultiResSegmenter(nn.Module):
         sides = plain(images.shape[-2:])
         size = self._in_cells(sides)
         fits = isinstance(logits, Tensor) and logits.dim() == 4
-        if not fits or not self._is_of(plain(logits.shape[-2:]), size, sides):
+        if not fits or not self._is_of(plain(logits.shape), size, sides):
             wanted = f"(B, C, {size[0]}, {size[1]}) for images of {sides} at output_stride={self.output_stride}"
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             if self.output_stride is None:
-                last = "; if channels are last: permute(0, 3, 1, 2)" if fits else tensor_in(logits)
-                raise ValueError(
-                    f"decoder must return logits (B, C, h, w), h to w as in images of {sides}, got {got}{last}"
-                )
+                hint = "; these are channels last: permute(0, 3, 1, 2)" if fits else tensor_in(logits)
+                raise ValueError(f"decoder must return logits (B, C, h, w) for images of {sides}, got {got}{hint}")
             raise (SidesRefused if fits else ValueError)(
                 f"decoder must return logits {wanted}, got {got}{_remedy(logits, images, size)}"
             )
 
-    def _is_of(self, cells: tuple[int, ...], size: tuple[int, int], sides: tuple[int, ...]) -> bool:
-        """Whether logits of so many ``cells`` can be of images of those sides; of any size, by their proportions."""
+    def _is_of(self, shape: tuple[int, ...], size: tuple[int, int], sides: tuple[int, ...]) -> bool:
+        """Whether logits of that shape can be of images of those sides; of any size, if they are not channels last."""
         if self.output_stride is not None:
-            return cells == size
+            return shape[2:] == size
         if torch.compiler.is_compiling():  # sides may be symbols, which must not be pinned down here
             return True
-        # a cell is as high as it is wide, but for what rounding of a side can make
-        high, wide = ((side / (n + 1), side / max(n - 1, 0.5)) for side, n in zip(sides, cells, strict=True))
-        return high[0] <= wide[1] and wide[0] <= high[1]
+        _, first, second, third = shape  # proportions tell which two of them are rows and columns
+        last = second > 1 and first * sides[1] == second * sides[0] and second * sides[1] != third * sides[0]
+        return not last
 
     def _attend(self, features: Any, logits: Tensor) -> Tensor | float:
         """After the sigmoid, of the size of the context logits where those have one; or the fixed number."""

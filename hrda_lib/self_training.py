@@ -15,7 +15,9 @@ from hrda_lib._checks import (
     check_tensor,
     check_up_to,
     expect,
+    readable,
     short,
+    takes,
     tensor_in,
 )
 from hrda_lib._modules import layers, parameters_of_forward, unwrap
@@ -120,10 +122,15 @@ class SelfTraining:
         check_generator(generator)
         if not callable(teacher) or not (augment is None or callable(augment)):
             raise ValueError(f"teacher and augment must be callable, got {teacher!r} and {augment!r}")
-        if not (masking is None or callable(masking)):
-            raise ValueError(f"masking must be callable, got {short(masking)}; pass such as patch_mask")
-        if not (criterion is None or callable(criterion)):
-            raise ValueError(f"criterion must be callable, got {short(criterion)}; pass such as ConfidenceWeightedCE()")
+        if not (masking is None or takes(masking, (8, 8), batch=1, generator=None)):
+            raise ValueError(
+                f"masking must be callable as (size, batch=, generator=), got {short(masking)}; pass such as patch_mask"
+            )
+        if not (criterion is None or takes(criterion, None, None, None)):
+            raise ValueError(
+                f"criterion must be callable as (logits, labels, weight), got {short(criterion)}; pass such as "
+                "ConfidenceWeightedCE()"
+            )
         ignored = getattr(criterion, "ignore_index", 255)
         if feature_distance is not None and feature_distance.ignore_index != ignored:
             raise ValueError(
@@ -225,6 +232,8 @@ class SelfTraining:
         if mask is None:
             mask = (self.masking or patch_mask)((height, width), batch=batch, generator=self.generator)
         expect("mask", mask, (batch, 1, height, width))
+        if readable(mask) and mask.dtype != torch.bool and not ((mask >= 0) & (mask <= 1)).all():
+            raise ValueError(f"mask must be in [0, 1], 1 or True = kept, got {mask.min():.4g} to {mask.max():.4g}")
         return self._loss(self._segment(target_images * mask.to(target_images), box), labels, weight)
 
     def losses(
@@ -265,14 +274,24 @@ class SelfTraining:
         return terms()
 
     def _augmented(self, images: Tensor) -> Tensor:
-        return images if self.augment is None else self.augment(images, self.generator)
+        if self.augment is None:
+            return images
+        augmented = self.augment(images, self.generator)
+        expect("augment's answer", augmented, images.shape, like="its images")
+        return augmented
 
     def _segment_at_box(self, images: Tensor, box: CropBox | None) -> SegmenterOutput | Tensor:
         return _checked("student", self.student(images, box=box, generator=self.generator))
 
     def _segment_whole(self, images: Tensor, box: CropBox | None) -> SegmenterOutput | Tensor:
         _refuse_box(box)
-        return _checked("student", self.student(images))
+        output = _checked("student", self.student(images))
+        if self.generator is not None and isinstance(output, SegmenterOutput) and output.detail_box is not None:
+            raise ValueError(
+                f"student must take box and generator, got {type(unwrap(self.student)).__name__}, whose forward does "
+                "not pass them to the segmenter inside, which draws boxes of its own; pass the segmenter itself"
+            )
+        return output
 
     def _keeping_features(self, images: Tensor, box: CropBox | None) -> tuple[SegmenterOutput, Any, Tensor]:
         output = self._segment(images, box)

@@ -16,6 +16,7 @@ from hrda_lib import (
     Adapted,
     CropBox,
     EMATeacher,
+    MultiResCropSampler,
     MultiResSegmenter,
     SelfTraining,
     SlidingWindowInferer,
@@ -307,9 +308,7 @@ def test_at_pixels_and_at_cells_agree_where_all_is_linear() -> None:
 def test_at_pixels_channels_last_are_refused() -> None:
     decoder = Adapted(nn.Conv2d(8, CLASSES, 1), output=lambda x: x.permute(0, 2, 3, 1))
     net = MultiResSegmenter(nn.Conv2d(3, 8, 4, stride=4), decoder, 0.5, detail_size=48, output_stride=None)
-    message = (
-        "decoder must return logits (B, C, h, w), h to w as in images of (48, 48), got (1, 12, 12, 4); if channels"
-    )
+    message = "decoder must return logits (B, C, h, w) for images of (48, 48), got (1, 12, 12, 4); these are"
     with pytest.raises(ValueError, match=re.escape(message)):
         net(torch.zeros(1, 3, 96, 96))
 
@@ -430,3 +429,40 @@ def test_predict_shows_its_progress() -> None:
 
     unet(multiple_of=8).predict(torch.zeros(1, 3, 64, 128), progress=shown)
     assert calls == [3]
+
+
+@pytest.mark.parametrize("size", [(7, 200), (300, 20), (1, 1), (4, 64)])
+def test_at_pixels_one_cell_may_be_of_any_height(size: tuple[int, int]) -> None:
+    layers = [nn.Conv2d(3 if i == 0 else 4, 4, 3, stride=2, padding=1) for i in range(5)]
+    student = MultiResSegmenter(nn.Sequential(*layers), nn.Conv2d(4, 4, 1), 0.5, detail_size=64, output_stride=None)
+    assert student.predict(torch.randn(1, 3, *size)).shape == (1, 4, *size)
+
+
+def test_at_pixels_cells_need_not_be_square() -> None:
+    student = MultiResSegmenter(
+        nn.Conv2d(3, 5, (16, 8), stride=(16, 8)),
+        nn.Identity(),
+        0.5,
+        detail_size=64,
+        output_stride=None,
+        multiple_of=(16, 8),
+    )
+    assert student.predict(torch.randn(1, 3, 100, 131)).shape == (1, 5, 100, 131)
+
+
+@pytest.mark.parametrize("text", ["Input width (16) doesn't match model (32).", "", "wrong resolution"])
+def test_however_a_network_says_that_sides_do_not_fit(text: str) -> None:
+    class Picky(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[-2:] == (32, 32), text
+            return super().forward(x)
+
+    student = MultiResSegmenter(Picky(3, 8, 4, stride=4), nn.Conv2d(8, CLASSES, 1), 0.5, detail_size=32)
+    assert student.predict(torch.randn(1, 3, 64, 20)).shape == (1, CLASSES, 64, 20)
+
+
+@pytest.mark.parametrize("setting", [{"scale": 1.3333333}, {"output_stride": 3.3333333}, {"scale": 2.000001}])
+def test_rounded_numbers_are_refused_at_once(setting: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="must be a quotient of whole numbers up to 4096, got"):
+        MultiResCropSampler(48, **setting)
+    assert MultiResCropSampler(48, scale=4 / 3).sample(48)[1] == (0, 0, 48, 48)

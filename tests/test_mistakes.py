@@ -210,7 +210,44 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+def training(student: nn.Module, **settings: Any) -> SelfTraining:
+    return SelfTraining(student, EMATeacher(student), **settings)
+
+
+ONE, ONE_LABELS = torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64, dtype=torch.int64)
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a generator that a wrapper hides": (
+        lambda: training(nn.Sequential(segmenter()), generator=torch.Generator()).source(ONE, ONE_LABELS),
+        "student must take box and generator, got Sequential, whose forward does not pass them to the segmenter inside",
+    ),
+    "an augmentation that crops": (
+        lambda: training(segmenter(), augment=lambda x, _: x[..., :32, :32]).mix(
+            ONE, ONE_LABELS, ONE, ONE_LABELS, torch.ones(1, 64, 64)
+        ),
+        "augment's answer must be (1, 3, 64, 64) like its images, got (1, 3, 32, 32)",
+    ),
+    "a mask of 0 and 255": (
+        lambda: training(segmenter()).masked(
+            ONE, ONE_LABELS, torch.ones(1, 64, 64), mask=torch.full((1, 1, 64, 64), 255, dtype=torch.uint8)
+        ),
+        "mask must be in [0, 1], 1 or True = kept, got 255 to 255",
+    ),
+    "torch's own loss as criterion": (
+        lambda: training(segmenter(), criterion=nn.CrossEntropyLoss()),
+        "criterion must be callable as (logits, labels, weight), got CrossEntropyLoss()",
+    ),
+    "masking of other arguments": (
+        lambda: training(segmenter(), masking=lambda images: images),
+        "masking must be callable as (size, batch=, generator=), got <function",
+    ),
+    "fusion of other arguments": (
+        lambda: MultiResSegmenter(nn.Identity(), nn.Identity(), 0.5, detail_size=8, fusion=lambda a, b: a),
+        "fusion must be a function like hrda_lib.fuse_scales, got <function",
+    ),
+    "levels of one width in a dictionary": (
+        lambda: ScaleAttentionHead([4, 4], 1)({"a": torch.zeros(1, 4, 8, 8), "b": torch.zeros(1, 4, 4, 4)}),
+        "Adapted(..., input=['a', 'b'])",
+    ),
     "a torchvision dictionary": (
         lambda: confidence_weighted_ce({"out": LOGITS}, LABELS),  # type: ignore[arg-type]
         "logits must be a tensor, got dict; pass its 'out', or put Adapted(..., output='out') around the module",

@@ -491,7 +491,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "criterion": (
         lambda: setup(criterion=0.5),
-        "criterion must be callable, got 0.5; pass such as ConfidenceWeightedCE()",
+        "criterion must be callable as (logits, labels, weight), got 0.5; pass such as ConfidenceWeightedCE()",
     ),
     "another ignored label of the feature distance": (
         lambda: setup(
@@ -572,7 +572,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "masking": (
         lambda: setup(masking=0.7),
-        "masking must be callable, got 0.7; pass such as patch_mask",
+        "masking must be callable as (size, batch=, generator=), got 0.7; pass such as patch_mask",
     ),
     "a mask of another shape": (
         lambda: list(setup(masking=lambda size, batch, generator: torch.ones(batch, *size)).losses(X, Y, X)),

@@ -480,3 +480,13 @@ def test_a_copy_of_ones_own_may_share_what_is_frozen() -> None:
     with pytest.raises(ValueError, match=r"reaches a Parameter that is not its own, by 0\.weight"):
         EMATeacher(student, module=module)
     assert EMATeacher(student, module=module, share_frozen=True).module[0].weight is student[0].weight
+
+
+def test_a_wrapper_with_work_of_its_own_is_copied_whole() -> None:
+    class Tripled(nn.DataParallel):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 3 * self.module(x)
+
+    network, images = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(EMATeacher(Tripled(network))(images), 3 * network(images))
+    torch.testing.assert_close(EMATeacher(nn.DataParallel(network))(images), network(images))
