@@ -60,7 +60,7 @@ def embed_levels(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> Tenso
     if got != expected:
         shapes = [tuple(f.shape) if isinstance(f, Tensor) else () for f in features] if isinstance(got, list) else []
         hints = [laid_out(shape, channels) for shape, channels in zip(shapes, expected, strict=False)]
-        hint = next(filter(None, hints), "") or levels_in(features, expected)
+        hint = levels_in(features, expected) or next(filter(None, hints), "")
         raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}{hint}")
     finest = features[0]
     for feature in features:  # no max(key=): the compiler of older torch stops at it

@@ -360,7 +360,7 @@ def _arguments_of_forward(student: nn.Module) -> set[str]:
         raise ValueError(
             f"student's forward must name its arguments, got {type(network).__name__}, which takes any: whether it "
             "takes box and generator is hidden; pass a module whose forward names them, forward(self, images, "
-            "box=None, generator=None), or forward(self, images) for a student that takes neither"
+            "box=None, generator=None), or Adapted(student, output=...) for one that takes neither"
         )
     for inner in layers(network) if isinstance(network, Adapted) else ():
         if {"box", "generator"} <= parameters_of_forward(inner):

@@ -150,7 +150,7 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
         "with channels [8, 16], got [8, 3]; these are channels last: permute(0, 3, 1, 2), or an encoder such as hrda",
     ),
     "features that start with the image": (
-        lambda: ScaleAttentionHead([8, 16], 4)([torch.zeros(1, c, 4, 4) for c in (3, 0, 8, 16)]),
+        lambda: ScaleAttentionHead([8, 16], 4)([torch.zeros(1, c, 4, 16) for c in (3, 0, 8, 16)]),
         "with channels [8, 16], got [3, 0, 8, 16]; put Adapted(..., input=slice(2, None)) around this module (it is "
         "given 4 entries)",
     ),

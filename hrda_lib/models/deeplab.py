@@ -87,7 +87,7 @@ class DeepLabV2Head(nn.Module):
         if not isinstance(got, list) or got[-1:] != [self.in_channels]:
             last = features[-1] if isinstance(got, list) and features else None
             hint = laid_out(last.shape, self.in_channels) if isinstance(last, Tensor) else ""
-            hint = hint or levels_in(features, [self.in_channels])
+            hint = levels_in(features, [self.in_channels]) or hint
             raise ValueError(
                 f"features must be a list whose last is (B, {self.in_channels}, h, w), got channels {got}{hint}"
             )
