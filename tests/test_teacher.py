@@ -543,6 +543,10 @@ def shared_twice(student: nn.Sequential) -> None:
     student.append(nn.Sequential(student[1], student[0]))
 
 
+def unshared(student: nn.Sequential) -> None:
+    student[5] = copy.deepcopy(student[5])
+
+
 def wider(student: nn.Sequential) -> None:
     student.double()
     student[4].to(torch.bfloat16)
@@ -553,7 +557,7 @@ def without(student: nn.Sequential) -> None:
 
 
 @pytest.mark.parametrize("before", [None, tied, shared_twice], ids=["plain", "tied", "shared"])
-@pytest.mark.parametrize("after", [assigned, renamed, swapped, wider, without, tied, shared_twice])
+@pytest.mark.parametrize("after", [assigned, renamed, swapped, unshared, wider, without, tied, shared_twice])
 def test_update_side_by_side_equals_matching_by_names(before: Any, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where both are built alike no names are put together; what comes of it is the same."""
     student = make_student()
