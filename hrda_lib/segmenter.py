@@ -1,6 +1,7 @@
 """HRDA around any encoder, decoder and attention head."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,15 +20,20 @@ from hrda_lib._checks import (
     refuses_sides,
     takes,
     tensor_in,
+    written_out,
 )
 from hrda_lib._modules import in_eval_mode
 from hrda_lib.crops import MultiResCropSampler, as_fraction, check_multiple, downscale
 from hrda_lib.fusion import fuse_scales
-from hrda_lib.geometry import CropBox, as_box, crop, resize
-from hrda_lib.sliding_window import Output, Progress, SlidingWindowInferer
+from hrda_lib.geometry import CropBox, as_box, crop, resize, window_grid
+from hrda_lib.sliding_window import Call, Output, Progress, SlidingWindowInferer
 
 Detail = Literal["crop", "windows"]
 Fusion = Callable[..., Tensor]  # as fuse_scales
+Place = tuple[int, CropBox]  # of a window: which image, where
+
+WINDOWS_AT_ONCE = 4
+SURE = 0.968  # probability from which the context needs no detail
 
 
 class SegmenterOutput(NamedTuple):
@@ -144,7 +150,7 @@ class MultiResSegmenter(nn.Module):
         box: CropBox | None = None,
         generator: torch.Generator | None = None,
         *,
-        detail: Detail | None = None,
+        detail: "Detail | _UniqueWindows | None" = None,
     ) -> SegmenterOutput:
         """Segment ``images`` (B, K, H, W).
 
@@ -153,7 +159,8 @@ class MultiResSegmenter(nn.Module):
             detail: "crop" (one) or "windows" (all over the image); None: "crop" while training or with a box,
                 else "windows".
         """
-        if detail not in ("crop", "windows", None):
+        unique = detail if isinstance(detail, _UniqueWindows) else None
+        if unique is None and detail not in ("crop", "windows", None):
             raise ValueError(f"detail must be 'crop', 'windows' or None, got {detail!r}")
         if detail == "windows" and box is not None:
             raise ValueError("box is for detail='crop'; windows cover the whole image")
@@ -165,7 +172,9 @@ class MultiResSegmenter(nn.Module):
         context = downscale(images, self.scale)
         features, context_logits = self._segment(context)
         attention = self._attend(features, context_logits)
-        if box is None:
+        if unique is not None:
+            detail_logits, attention = unique.detail(images, context_logits, attention)
+        elif box is None:
             detail_logits = self._detail_windows(images)
         else:
             _, detail_logits = self._segment(crop(images, box))
@@ -184,12 +193,14 @@ class MultiResSegmenter(nn.Module):
         batch_size: int | None = 1,
         label_dtype: torch.dtype = torch.int64,
         progress: Progress | None = None,
+        confident: float | None = None,
     ) -> Tensor:
         """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
-        Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). Images are padded
-        with 0 (the mean colour) at the bottom and right to sides that fit, those smaller than the window to all of it
-        where the network takes no less, and the result is cut back.
+        Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). A detail window
+        that several of them share runs once. Images are padded with 0 (the mean colour) at the bottom and right to
+        sides that fit, those smaller than the window to all of it where the network takes no less, and the result is
+        cut back.
 
         Args:
             images: (B, K, H, W).
@@ -199,12 +210,17 @@ class MultiResSegmenter(nn.Module):
             batch_size: windows x images at once: more memory, the same result.
             label_dtype: of labels: int64, or uint8 for up to 256 classes.
             progress: wraps the list of calls, as ``tqdm`` does.
+            confident: leave out the detail where the context is sure: a detail window does not run if the context's
+                probability is 0.968 or more in at least this share of it, in [0, 1] (gated as in DGVFM). There the
+                attention is 0, and the detail is the average of the windows that ran. None: all run.
         """
         infer = SlidingWindowInferer(
             self._window(window), stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype,
             progress=progress,
         )  # fmt: skip
-        return self._over_windows(images, infer, lambda x: self(x, detail="windows").logits)
+        if confident is not None and not (is_number(confident) and 0 <= confident <= 1):
+            raise ValueError(f"confident must be a share in [0, 1] or None, got {confident}")
+        return self._over_windows(images, infer, lambda x, detail: self(x, detail=detail).logits, confident)
 
     @torch.no_grad()
     def predict_scales(
@@ -240,8 +256,8 @@ class MultiResSegmenter(nn.Module):
         """
         channels: list[int] = []
 
-        def maps(x: Tensor) -> Tensor:
-            out = self(x, detail="windows")
+        def maps(x: Tensor, detail: "Detail | _UniqueWindows") -> Tensor:
+            out = self(x, detail=detail)
             parts = [out.logits, out.context_logits, out.detail_logits]
             parts += [out.attention] if isinstance(out.attention, Tensor) else []
             channels[:] = [part.shape[1] for part in parts]
@@ -255,20 +271,34 @@ class MultiResSegmenter(nn.Module):
         return ScalePredictions(fused, context, detail, attention)
 
     def _over_windows(
-        self, images: Tensor, infer: SlidingWindowInferer, predictor: Callable[[Tensor], Tensor]
+        self,
+        images: Tensor,
+        infer: SlidingWindowInferer,
+        predictor: Callable[[Tensor, "Detail | _UniqueWindows"], Tensor],
+        confident: float | None = None,
     ) -> Tensor:
         """What ``infer`` makes, in eval mode, of the images padded to sides that the network takes."""
         expect("images", images, "BKHW", kind="float")
         rows, columns = images.shape[-2:]
         least = self._fitting(rows, 0), self._fitting(columns, 1)
         window = max(least[0], infer.window[0]), max(least[1], infer.window[1])
+
+        def run(sides: tuple[int, int]) -> Tensor:
+            padded = pad(images, (0, sides[1] - columns, 0, sides[0] - rows))
+            if written_out() or self._needs_all_at_once():
+                return infer(padded, lambda x: predictor(x, "windows"))
+            unique = _UniqueWindows(self, padded, confident)
+            told = copy.copy(infer)
+            told.progress = lambda calls: unique.following(infer.progress(calls) if infer.progress else calls)
+            return told(padded, lambda x: predictor(x, unique))
+
         with in_eval_mode(self):
             try:
-                padded = infer(pad(images, (0, least[1] - columns, 0, least[0] - rows)), predictor)
+                padded = run(least)
             except SidesRefused:
                 if least == window:
                     raise
-                padded = infer(pad(images, (0, window[1] - columns, 0, window[0] - rows)), predictor)
+                padded = run(window)
         return padded[..., :rows, :columns]
 
     def _window(self, window: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -290,15 +320,17 @@ class MultiResSegmenter(nn.Module):
         return side
 
     def _detail_windows(self, images: Tensor) -> Tensor:
-        # a batch norm that uses batch statistics must see all windows at once, as in the released code
-        at_once = any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in self.modules())
         infer = SlidingWindowInferer(
             self.detail_size,
             stride=self.detail_stride,
-            batch_size=None if at_once else 4,
+            batch_size=None if self._needs_all_at_once() else WINDOWS_AT_ONCE,
             resize=self.output_stride is None,
         )
         return infer(images, lambda windows: self._segment(windows)[1])
+
+    def _needs_all_at_once(self) -> bool:
+        """A batch norm that uses batch statistics must see all windows at once, as in the released code."""
+        return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in self.modules())
 
     def _segment(self, images: Tensor) -> tuple[Any, Tensor]:
         """Features and logits."""
@@ -429,3 +461,89 @@ def _remedy(logits: Any, images: Tensor, size: tuple[int, int]) -> str:
     rows, columns = (side / max(cells, 1) for side, cells in zip(images.shape[-2:], logits.shape[-2:], strict=True))
     same = f"this is output_stride={rows:g}, and " if rows == columns else ""
     return f"; {same}output_stride=None takes logits of any size"
+
+
+class _UniqueWindows:
+    """The detail of context windows that overlap: what they share runs once, what the context is sure of not at all.
+
+    ``following`` is told which windows come next. Windows that no later row of context windows can hold are forgotten.
+    """
+
+    def __init__(self, model: MultiResSegmenter, images: Tensor, confident: float | None) -> None:
+        self.model, self.images, self.confident = model, images, confident
+        self.known: dict[Place, Tensor] = {}
+        self.call: Call = []
+
+    def following(self, calls: Iterable[Call]) -> Iterator[Call]:
+        for self.call in calls:
+            top = min(box.top for box, _ in self.call)
+            self.known = {place: logits for place, logits in self.known.items() if place[1].top >= top}
+            yield self.call
+
+    def detail(
+        self, windows: Tensor, context_logits: Tensor, attention: Tensor | float
+    ) -> tuple[Tensor, Tensor | float]:
+        """Logits all over the windows of this call, and the attention, 0 where no detail window ran."""
+        model, size = self.model, plain(windows.shape[-2:])
+        boxes = window_grid((size[0], size[1]), model.detail_size, model.detail_stride)
+        keep = self._unsure(boxes, context_logits, size)
+        jobs = [  # in the order in which the inferer asks
+            (images.start, CropBox(box.top + at.top, box.left + at.left, *box[2:])) if kept else None
+            for box, of_box in zip(boxes, keep, strict=True)
+            for (at, images), kept in zip(self.call, of_box, strict=True)
+        ]
+        self._run([job for job in jobs if job is not None])
+        empty = context_logits.new_zeros(1, context_logits.shape[1], *self._shape_of_answers(boxes[0]))
+        answers = iter(empty if job is None else self.known[job] for job in jobs)
+        stitch = SlidingWindowInferer(
+            model.detail_size, stride=model.detail_stride, batch_size=1, resize=model.output_stride is None
+        )
+        logits = stitch(windows[:, :1], lambda _: next(answers))
+        if None not in jobs:
+            return logits, attention
+        ran = _covered(boxes, keep, size, logits)
+        everything = _covered(boxes, [[True] * len(windows)] * len(boxes), size, logits)
+        if not isinstance(attention, Tensor):
+            attention = context_logits.new_full(context_logits[:, :1].shape, attention)
+        inside = _covered(boxes, keep, size, context_logits) > 0
+        return logits * torch.where(ran > 0, everything / ran, 0), attention * inside
+
+    def _unsure(self, boxes: list[CropBox], context_logits: Tensor, size: tuple[int, ...]) -> list[list[bool]]:
+        """Of each detail window, and each context window of this call, whether it runs."""
+        if self.confident is None:
+            return [[True] * len(context_logits)] * len(boxes)
+        sure = (at_least_float32(context_logits).softmax(dim=1).amax(dim=1) >= SURE).float()
+        shares = [crop(sure, _in_cells_of(box, size, sure, outwards=True)).mean(dim=(1, 2)) for box in boxes]
+        keep: list[list[bool]] = (torch.stack(shares) < self.confident).tolist()
+        return keep
+
+    def _shape_of_answers(self, box: CropBox) -> tuple[int, int]:
+        known = next(iter(self.known.values()), None)
+        return self.model._in_cells(box[2:]) if known is None else (known.shape[-2], known.shape[-1])
+
+    def _run(self, places: list[Place]) -> None:
+        new = [place for place in dict.fromkeys(places) if place not in self.known]
+        for start in range(0, len(new), WINDOWS_AT_ONCE):
+            some = new[start : start + WINDOWS_AT_ONCE]
+            _, logits = self.model._segment(torch.cat([crop(self.images[i : i + 1], box) for i, box in some]))
+            self.known.update(zip(some, torch.split(logits, 1), strict=True))
+
+
+def _covered(boxes: list[CropBox], keep: list[list[bool]], size: tuple[int, ...], like: Tensor) -> Tensor:
+    """How many of the windows that are kept cover each cell of ``like``, (B, 1, h, w)."""
+    counts = like.new_zeros(len(like), 1, *like.shape[-2:])
+    for box, kept in zip(boxes, keep, strict=True):
+        top, left, height, width = _in_cells_of(box, size, like, outwards=False)
+        counts[..., top : top + height, left : left + width] += like.new_tensor(kept).view(-1, 1, 1, 1)
+    return counts
+
+
+def _in_cells_of(box: CropBox, size: tuple[int, ...], like: Tensor, *, outwards: bool) -> CropBox:
+    """The cells that the box, in pixels of an image of ``size``, touches, or holds whole."""
+    ends = []
+    for start, length, pixels, cells in zip(box[:2], box[2:], size, like.shape[-2:], strict=True):
+        low, high = start * cells, (start + length) * cells
+        first, last = (low // pixels, -(-high // pixels)) if outwards else (-(-low // pixels), high // pixels)
+        ends.append((first, max(last - first, 0)))
+    (top, height), (left, width) = ends
+    return CropBox(top, left, height, width)

@@ -51,7 +51,7 @@ SIGNATURES = {
     "detail_stride=None, fusion=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
     "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1, "
-    "label_dtype=torch.int64, progress=None)",
+    "label_dtype=torch.int64, progress=None, confident=None)",
     "MultiResSegmenter.predict_scales": "(self, images, *, window=None, stride=None, batch_size=1)",
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
