@@ -90,7 +90,8 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
         for path in INSIDE:
             inner = module
             for name in path.split("."):
-                inner = dict(inner.named_children()).get(name) if isinstance(inner, nn.Module) else None
+                children = inner._modules if isinstance(inner, nn.Module) else {}
+                inner = next((children[key] for key in children if key == name), None)
             if isinstance(inner, nn.Module):
                 break
         if not isinstance(inner, nn.Module):

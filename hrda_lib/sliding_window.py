@@ -180,7 +180,7 @@ class SlidingWindowInferer:
                 if done and output != "logits":  # a new row of windows
                     if top < kept.height:
                         yield top, kept.height, _averaged(total, top, done, kept, cells, weight, output)
-                    total = torch.cat([total[..., done:, :], torch.zeros_like(total[..., :done, :])], dim=-2)
+                    _move_up(total, done)
                     top = place.top
                 sums = crop(total[index], place._replace(top=place.top - top))
                 sums.add_(part) if weight is None else sums.addcmul_(part, weight)
@@ -283,6 +283,15 @@ def _averaged(
             inside = weight[first - box.top : last - box.top]
             coverage[first - top : last - top, box.left : box.left + box.width] += inside
     return band.div_(coverage[:, :columns])
+
+
+def _move_up(total: Tensor, done: int) -> None:
+    """Drop the first ``done`` rows; zeros come in at the end. In place: all rows of windows share this memory."""
+    rows = total.shape[-2]
+    for top in range(0, rows - done, done):  # in steps that do not overlap
+        end = min(top + done, rows - done)
+        total[..., top:end, :] = total[..., top + done : end + done, :]
+    total[..., rows - done :, :] = 0
 
 
 def _gaussian(length: int) -> Tensor:

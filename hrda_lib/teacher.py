@@ -1,5 +1,6 @@
 """The mean teacher: an exponential moving average of the student."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,6 +17,7 @@ Place = tuple[nn.Module, nn.Module, str]  # of a buffer: its owner in the teache
 Parts = list[tuple[str, nn.Module, nn.Module]]  # a path, the teacher's module there and the student's
 
 WHOLE = {Tensor, nn.Parameter}  # types of tensors that nothing has sharded
+EXACT = {torch.float32, torch.float64}  # in which a small step is not rounded away
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 WRAPPERS = ("", "_orig_mod", "_checkpoint_wrapped_module")  # parts of a name that wrappers inside a network add
 WAY_OUT = "pass EMATeacher(student, module=a copy of yours)"
@@ -110,11 +112,16 @@ class EMATeacher(nn.Module):
         student = unwrap(student)
         _reshard(self.module)
         parts = _side_by_side(self.module, student)
-        parameters = _matched_parameters(self.module, student, parts)
+        parameters = None if parts is None else _parameters_of(parts)
+        plain = parameters is not None and all(_is_plain(parameters))
+        if parameters is None or not plain:
+            parameters = _matched_parameters(self.module, student)
+            _check_precision(parameters)
         buffers = [] if self.buffer_policy == "keep" else _matched_buffers(self.module, student, parts)
-        _check_precision(parameters)
         decay = min(1 - 1 / (self.step + 2), self.decay) if self.warmup else self.decay
-        _average([pair for pair in parameters if pair[0] is not pair[1]], 1 - decay)
+        if self.share_frozen:
+            parameters = [pair for pair in parameters if pair[0] is not pair[1]]
+        _average(parameters, 1 - decay, plain)
         self._copy_what_trains_now()
         self._freeze_with(student, parts)
         self._update_buffers(buffers, student, 1 - decay)
@@ -183,15 +190,21 @@ def _write(pairs: list[Pair]) -> None:
         torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
 
 
-def _average(pairs: list[Pair], share: float) -> None:
-    if all(  # whether they can be averaged as they are: a loop whose every word costs time
+def _is_plain(pairs: list[Pair]) -> Iterator[bool]:
+    """Whether two parameters can be averaged as they are. Every word of it is said a thousand times an update."""
+    return (
         type(mine) in WHOLE
         and type(new) in WHOLE
         and (dtype := mine.dtype) is new.dtype
-        and dtype.is_floating_point
+        and dtype in EXACT
+        and mine.shape == new.shape
         and mine.get_device() == new.get_device()
         for mine, new in pairs
-    ):
+    )
+
+
+def _average(pairs: list[Pair], share: float, plain: bool) -> None:
+    if plain:
         averages, values = [mine for mine, _ in pairs], [new for _, new in pairs]
     else:
         averages, values = _averaged_at_once(pairs, share)
@@ -293,7 +306,7 @@ def _side_by_side(module: nn.Module, student: nn.Module) -> Parts | None:
         found[mine] = theirs
         parts.append((path, mine, theirs))
         inner, other = mine._modules, theirs._modules
-        if inner.keys() != other.keys() or list(mine._parameters) != list(theirs._parameters):
+        if inner.keys() != other.keys() or [*mine._parameters] != [*theirs._parameters]:
             return None
         if inner:
             waiting += [(f"{path}.{name}", inner[name], other[name]) for name in reversed(inner)]
@@ -301,11 +314,13 @@ def _side_by_side(module: nn.Module, student: nn.Module) -> Parts | None:
 
 
 def _parameters_of(parts: Parts) -> list[Pair] | None:
-    """Each of the teacher's beside the student's; None where other ones are tied, or shapes differ."""
-    mine = [parameter for _, part, _ in parts for parameter in part._parameters.values()]
-    new = [parameter for _, _, part in parts for parameter in part._parameters.values()]
-    pairs = list(zip(mine, new, strict=True))
-    counts = len(set(map(id, mine))), len(set(map(id, new)))
+    """Each of the teacher's beside the student's; None where other ones are tied, or absent."""
+    pairs = [
+        pair
+        for _, part, other in parts
+        for pair in zip(part._parameters.values(), other._parameters.values(), strict=True)
+    ]
+    counts = len({id(own) for own, _ in pairs}), len({id(other) for _, other in pairs})
     if counts != (len(pairs), len(pairs)):
         pairs = list({(id(own), id(other)): (own, other) for own, other in pairs}.values())
         if counts != (len(pairs), len(pairs)):
@@ -313,13 +328,10 @@ def _parameters_of(parts: Parts) -> list[Pair] | None:
     found: list[Pair] = [(own, other) for own, other in pairs if own is not None and other is not None]
     if len(found) < len(pairs) and any((own is None) != (other is None) for own, other in pairs):
         return None
-    return found if all(own.shape == other.shape for own, other in found) else None
+    return found
 
 
-def _matched_parameters(module: nn.Module, student: nn.Module, parts: Parts | None = None) -> list[Pair]:
-    found = None if parts is None else _parameters_of(parts)
-    if found is not None:
-        return found
+def _matched_parameters(module: nn.Module, student: nn.Module) -> list[Pair]:
     own = {_plain(name): parameter for name, parameter in module.named_parameters()}
     new = {_plain(name): parameter for name, parameter in student.named_parameters()}
     _check_names("parameters", own.keys() - new.keys(), new.keys() - own.keys())
