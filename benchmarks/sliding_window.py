@@ -13,8 +13,8 @@ from rounds import OURS, Row, alternate, peak_memory
 MONAI, PADDED = "MONAI sliding_window_inference", "every window padded to the image"
 
 NOTE = (
-    "to fill the sums, to add the windows and to divide once is all that is left, at the speed of memory: in MONAI, which "
-    "does the same and counts by pixel, too"
+    "to fill the sums, add the windows and divide once is all that is left, at the speed of memory; MONAI, which does "
+    "the same and counts by pixel, is bound by it too"
 )
 
 
