@@ -1,10 +1,12 @@
 """Dilated depthwise convolutions that are fast on CPUs too."""
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d
 
 from hrda_lib._checks import written_out
 
@@ -47,7 +49,7 @@ class _ByPhases(torch.autograd.Function):
         if dilation < FAR:
             return conv2d(x, weight, padding=dilation, dilation=dilation, groups=len(weight))
         parts = conv2d(_phases(x, dilation), weight, padding=1, groups=len(weight))
-        return _together(parts, dilation, x.shape).contiguous(memory_format=torch.channels_last)
+        return _together(parts, dilation, x.shape)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -64,15 +66,35 @@ def _phases(x: Tensor, dilation: int) -> Tensor:
     """(B, C, H, W) -> (B * dilation * dilation, C, h, w), channels last; zeros fill up the last rows and columns."""
     batch, channels, height, width = x.shape
     h, w = -(-height // dilation), -(-width // dilation)
-    x = pad(x.permute(0, 2, 3, 1), (0, 0, 0, w * dilation - width, 0, h * dilation - height))
-    x = x.reshape(batch, h, dilation, w, dilation, channels).permute(0, 2, 4, 1, 3, 5)
-    return x.reshape(-1, h, w, channels).permute(0, 3, 1, 2)
+    parts = x.new_empty(batch, dilation, dilation, h, w, channels)
+    parts[:, height - (h - 1) * dilation :, :, h - 1] = 0
+    parts[:, :, width - (w - 1) * dilation :, :, w - 1] = 0
+    for image, part in _blocks(x.permute(0, 2, 3, 1), parts):
+        part.copy_(image)
+    return parts.view(-1, h, w, channels).permute(0, 3, 1, 2)
 
 
 def _together(parts: Tensor, dilation: int, shape: torch.Size) -> Tensor:
     """The adjoint, and inverse, of :func:`_phases`."""
     batch, channels, height, width = shape
-    h, w = parts.shape[-2:]
-    x = parts.permute(0, 2, 3, 1).reshape(batch, dilation, dilation, h, w, channels).permute(0, 3, 1, 4, 2, 5)
-    x = x.reshape(batch, h * dilation, w * dilation, channels)[:, :height, :width]
+    x = parts.new_empty(batch, height, width, channels)
+    parts = parts.permute(0, 2, 3, 1)
+    for image, part in _blocks(x, parts.reshape(batch, dilation, dilation, *parts.shape[1:])):
+        image.copy_(part)
     return x.permute(0, 3, 1, 2)
+
+
+def _blocks(x: Tensor, parts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same cells of (B, H, W, C) and of their phases: whole rounds of all phases, and the last, shorter one."""
+    rows, columns = (_rounds(length, parts.shape[1]) for length in x.shape[1:3])
+    for (top, n, a, i), (left, m, b, j) in product(rows, columns):
+        image = x[:, top : top + n * a, left : left + m * b]
+        image = torch.unflatten(torch.unflatten(image, 2, (m, b)), 1, (n, a))
+        yield image.permute(0, 2, 4, 1, 3, 5), parts[:, :a, :b, i : i + n, j : j + m]
+
+
+def _rounds(length: int, dilation: int) -> list[tuple[int, int, int, int]]:
+    """Where they start, how many, of how many phases, and the first of them."""
+    whole = (length - 1) // dilation
+    rest = (whole * dilation, 1, length - whole * dilation, whole)
+    return [(0, whole, dilation, 0), rest] if whole else [rest]
