@@ -61,7 +61,9 @@ class ScaleAttentionHead(nn.Module):
         self.checkpoint = checkpoint
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         self.fuse = nn.Sequential(
-            nn.Conv2d(len(in_channels) * embed_dims, embed_dims, 1, bias=False), nn.BatchNorm2d(embed_dims), nn.ReLU()
+            nn.Conv2d(len(in_channels) * embed_dims, embed_dims, 1, bias=False),
+            nn.BatchNorm2d(embed_dims),
+            nn.ReLU(inplace=True),
         )
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(embed_dims, out_channels, 1)
