@@ -36,6 +36,7 @@ CASES = (
     "primitives",
     "scaling",
     "mix_transformer",
+    "import_time",
 )
 PEERS = ("monai", "timm", "torchmetrics", "kornia", "transformers")
 

@@ -195,12 +195,6 @@ def readable(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not tracing and x.device.type == "cpu"
 
 
-def written_out() -> bool:
-    """Whether plain operations are wanted: compilers, tracers and torch.func look into nothing else."""
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()
-
-
 def check_finite(name: str, x: Tensor) -> None:
     """Refuse nan and infinity where values are readable: 0 times either is nan, and so one spreads to others."""
     if not readable(x) or not x.is_floating_point():

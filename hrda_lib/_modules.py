@@ -19,8 +19,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
-from hrda_lib._checks import written_out
-
 Held = tuple[str, Any]
 Hooks = dict[int, Any]
 
@@ -90,8 +88,10 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
         for path in INSIDE:
             inner = module
             for name in path.split("."):
-                children = inner._modules if isinstance(inner, nn.Module) else {}
-                inner = next((children[key] for key in children if key == name), None)
+                children = getattr(inner, "_modules", {})
+                if not isinstance(children, dict):  # of TorchScript
+                    children = dict(inner.named_children())
+                inner = children.get(name)
             if isinstance(inner, nn.Module):
                 break
         if not isinstance(inner, nn.Module):
@@ -136,6 +136,12 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
                     _MODES[id(module)] = users - 1, training
                 else:
                     module.training = training
+
+
+def written_out() -> bool:
+    """Whether plain operations are wanted: compilers, tracers and torch.func look into nothing else."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()
 
 
 def recomputed(module: nn.Module, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

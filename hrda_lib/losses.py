@@ -18,8 +18,8 @@ from hrda_lib._checks import (
     check_two_classes,
     expect,
     readable,
-    written_out,
 )
+from hrda_lib._modules import written_out
 from hrda_lib.geometry import resize
 
 Normalize = Literal["all", "valid", "weight"]

@@ -20,9 +20,8 @@ from hrda_lib._checks import (
     refuses_sides,
     takes,
     tensor_in,
-    written_out,
 )
-from hrda_lib._modules import in_eval_mode
+from hrda_lib._modules import in_eval_mode, written_out
 from hrda_lib.crops import MultiResCropSampler, as_fraction, check_multiple, downscale
 from hrda_lib.fusion import fuse_scales
 from hrda_lib.geometry import CropBox, as_box, crop, resize, window_grid

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from hrda_lib._checks import written_out
+from hrda_lib._modules import written_out
 
 FAR = 12  # from this dilation on torch's own forward is the slower one too
 
