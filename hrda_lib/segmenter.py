@@ -13,6 +13,7 @@ from hrda_lib._checks import (
     SidesRefused,
     at_least_float32,
     check_finite,
+    check_two_classes,
     expect,
     is_number,
     pair,
@@ -194,12 +195,22 @@ class MultiResSegmenter(nn.Module):
         progress: Progress | None = None,
         confident: float | None = None,
     ) -> Tensor:
-        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
+        r"""Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
         Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). A detail window
-        that several of them share runs once. Images are padded with 0 (the mean colour) at the bottom and right to
-        sides that fit, those smaller than the window to all of it where the network takes no less, and the result is
-        cut back.
+        that several of them share runs once, which changes logits by rounding alone. Images are padded with 0 (the mean
+        colour) at the bottom and right to sides that fit, those smaller than the window to all of it where the network
+        takes no less, and the result is cut back.
+
+        With ``confident``, :math:`\tau`, of the detail windows d of a context window those run that are in
+
+        .. math::
+            R = \Big\{ d : \frac{1}{|d|} \sum_{q \in d}
+            \big[ \max_k \mathrm{softmax}(\hat y_c)_k(q) \ge 0.968 \big] < \tau \Big\}
+
+        (gated as in DGVFM, over the cells q of the context logits that d touches). The detail logits of a cell are the
+        average of those of R that hold it, and the attention is 0 in context cells that none of R holds. Each context
+        window decides for itself.
 
         Args:
             images: (B, K, H, W).
@@ -209,9 +220,12 @@ class MultiResSegmenter(nn.Module):
             batch_size: windows x images at once: more memory, the same result.
             label_dtype: of labels: int64, or uint8 for up to 256 classes.
             progress: wraps the list of calls, as ``tqdm`` does.
-            confident: leave out the detail where the context is sure: a detail window does not run if the context's
-                probability is 0.968 or more in at least this share of it, in [0, 1] (gated as in DGVFM). There the
-                attention is 0, and the detail is the average of the windows that ran. None: all run.
+            confident: share of sure cells, in [0, 1], from which a detail window is left out; 0: all are, 1: those
+                that are sure all over. None: all run.
+
+        Raises:
+            ValueError: an argument does not fit, or ``confident`` is given where detail windows can't be told apart: on
+                batch statistics, under a compiler or tracer, with one class.
         """
         infer = SlidingWindowInferer(
             self._window(window), stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype,
@@ -282,9 +296,13 @@ class MultiResSegmenter(nn.Module):
         least = self._fitting(rows, 0), self._fitting(columns, 1)
         window = max(least[0], infer.window[0]), max(least[1], infer.window[1])
 
+        together = self._why_together()
+        if together and confident is not None:
+            raise ValueError(f"confident must be None where {together}: detail windows run all together there")
+
         def run(sides: tuple[int, int]) -> Tensor:
             padded = pad(images, (0, sides[1] - columns, 0, sides[0] - rows))
-            if written_out() or self._needs_all_at_once():
+            if together:
                 return infer(padded, lambda x: predictor(x, "windows"))
             unique = _UniqueWindows(self, padded, confident)
             told = copy.copy(infer)
@@ -326,6 +344,14 @@ class MultiResSegmenter(nn.Module):
             resize=self.output_stride is None,
         )
         return infer(images, lambda windows: self._segment(windows)[1])
+
+    def _why_together(self) -> str:
+        """Why all detail windows of a context window must run with it in prediction; empty if they need not."""
+        if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in self.modules()):
+            return "a batch norm is on batch statistics"
+        if written_out() or self._compiled_call_impl is not None:  # what is shared differs from window to window
+            return "the network is compiled, traced or exported"
+        return ""
 
     def _needs_all_at_once(self) -> bool:
         """A batch norm that uses batch statistics must see all windows at once, as in the released code."""
@@ -511,6 +537,7 @@ class _UniqueWindows:
         """Of each detail window, and each context window of this call, whether it runs."""
         if self.confident is None:
             return [[True] * len(context_logits)] * len(boxes)
+        check_two_classes("decoder's logits", context_logits.shape[1])
         sure = (at_least_float32(context_logits).softmax(dim=1).amax(dim=1) >= SURE).float()
         shares = [crop(sure, _in_cells_of(box, size, sure, outwards=True)).mean(dim=(1, 2)) for box in boxes]
         keep: list[list[bool]] = (torch.stack(shares) < self.confident).tolist()

@@ -189,3 +189,64 @@ def test_confident_at_its_ends(settings: dict[str, Any]) -> None:
 def test_confident_refused(confident: Any) -> None:
     with pytest.raises(ValueError, match=r"confident must be a share in \[0, 1\] or None, got "):
         build().predict(torch.zeros(1, 3, 32, 32), confident=confident)
+
+
+def with_batch_statistics() -> MultiResSegmenter:
+    model = build()
+    model.decoder = nn.Sequential(nn.BatchNorm2d(6, track_running_stats=False), model.decoder)
+    return model
+
+
+def compiled() -> MultiResSegmenter:
+    model = build()
+    model.compile(backend="eager")
+    return model
+
+
+def one_class() -> MultiResSegmenter:
+    return MultiResSegmenter(Encoder(4), nn.Conv2d(6, 1, 1), 0.5, detail_size=(16, 16))
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (with_batch_statistics, "confident must be None where a batch norm is on batch statistics"),
+        (compiled, "confident must be None where the network is compiled, traced or exported"),
+        (one_class, "decoder's logits must have at least two classes, got one class"),
+    ],
+    ids=["batch statistics", "compiled", "one class"],
+)
+def test_confident_where_windows_cannot_be_left_out(make: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        make().predict(torch.zeros(1, 3, 32, 32), confident=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+def test_a_trace_does_not_forget_confident() -> None:
+    class Prediction(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.model.predict(images, confident=0.5)
+
+    with pytest.raises(ValueError, match="confident must be None where the network is compiled, traced or exported"):
+        torch.jit.trace(Prediction(), torch.zeros(1, 3, 32, 32))
+
+
+def test_a_network_compiled_in_place_is_compiled_once_for_all_windows() -> None:
+    graphs: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    torch.manual_seed(0)
+    model = MultiResSegmenter(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 3, 1), 0.5, detail_size=16, detail_stride=16)
+    images = torch.randn(1, 3, 32, 64)
+    expected = model.predict(images, stride=16)
+    torch.compiler.reset()
+    model.compile(backend=backend, fullgraph=True)
+    assert torch.allclose(model.predict(images, stride=16), expected, atol=1e-6)
+    assert len(graphs) == 1
