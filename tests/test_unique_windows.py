@@ -221,7 +221,7 @@ def test_confident_where_windows_cannot_be_left_out(make: Any, why: str) -> None
         make().predict(torch.zeros(1, 3, 32, 32), confident=0.5)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace")
 def test_a_trace_does_not_forget_confident() -> None:
     class Prediction(nn.Module):
         def __init__(self) -> None:
