@@ -31,6 +31,7 @@ CASES = (
     "cross_entropy",
     "sliding_window",
     "inference",
+    "gated_detail",
     "teacher",
     "self_training",
     "primitives",
