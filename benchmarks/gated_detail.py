@@ -12,7 +12,7 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from hrda_lib import ConfusionMatrix, MultiResSegmenter, confidence_weighted_ce
+from hrda_lib import ConfusionMatrix, MultiResSegmenter, confidence_weighted_ce, crop
 from hrda_lib.optim import warmup_poly
 from rounds import OURS, Row
 
@@ -84,8 +84,7 @@ def trained(steps: int) -> MultiResSegmenter:
 
 def loss_of(model: MultiResSegmenter, images: Tensor, labels: Tensor) -> Tensor:
     out = model(images)
-    top, left, height, width = out.detail_box
-    inside = labels[:, top : top + height, left : left + width]
+    inside = crop(labels, out.detail_box)
     return 0.9 * confidence_weighted_ce(out.logits, labels) + 0.1 * confidence_weighted_ce(out.detail_logits, inside)
 
 

@@ -110,7 +110,7 @@ def verdict(row: Row, peer: str) -> str:
     target = row.targets.get(peer)
     if target is None:
         return ""
-    return f"; target {target:.2g}: {'met' if ratios(row, peer)[0] <= target else 'MISSED'}"
+    return f"; target {target:.3g}: {'met' if ratios(row, peer)[0] <= target else 'MISSED'}"
 
 
 def read(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -130,7 +130,7 @@ def check(folder: Path, names: Sequence[str]) -> int:
                 ratio, low, high = ratios(row, peer)
                 if ratio > target:
                     missed += 1
-                    print(f"{name}: {row.title}: {ratio:.2f} ({low:.2f} to {high:.2f}) of {peer}, target {target:.2g}")
+                    print(f"{name}: {row.title}: {ratio:.2f} ({low:.2f} to {high:.2f}) of {peer}, target {target:.3g}")
     print(f"{missed} targets missed")
     return 1 if missed else 0
 

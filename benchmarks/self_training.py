@@ -72,8 +72,7 @@ class ReleasedStep:
         for part in self.teacher.modules():
             if isinstance(part, nn.Dropout2d) or type(part).__name__ == "DropPath":
                 part.eval()
-        self.reference = copy.deepcopy(self.student.encoder).eval().requires_grad_(False)
-        self.distance = FeatureDistance(self.reference, classes=THINGS, num_classes=19)
+        self.distance = FeatureDistance(self.student.encoder, classes=THINGS, num_classes=19)
         self.augment = StrongAugment(mean=(0, 0, 0), std=(1, 1, 1))
         self.optimizer = torch.optim.AdamW(parameter_groups(self.student))
 

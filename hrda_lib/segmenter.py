@@ -297,10 +297,6 @@ class MultiResSegmenter(nn.Module):
         least = self._fitting(rows, 0), self._fitting(columns, 1)
         window = max(least[0], infer.window[0]), max(least[1], infer.window[1])
 
-        together = self._why_together()
-        if together and confident is not None:
-            raise ValueError(f"confident must be None where {together}: detail windows run all together there")
-
         def run(sides: tuple[int, int]) -> Tensor:
             padded = pad(images, (0, sides[1] - columns, 0, sides[0] - rows))
             if together:
@@ -311,6 +307,9 @@ class MultiResSegmenter(nn.Module):
             return told(padded, lambda x: predictor(x, unique))
 
         with in_eval_mode(self):
+            together = self._why_together()
+            if together and confident is not None:
+                raise ValueError(f"confident must be None where {together}: detail windows run all together there")
             try:
                 padded = run(least)
             except SidesRefused:
@@ -348,7 +347,7 @@ class MultiResSegmenter(nn.Module):
 
     def _why_together(self) -> str:
         """Why all detail windows of a context window must run with it in prediction; empty if they need not."""
-        if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in self.modules()):
+        if self._needs_all_at_once():
             return "a batch norm is on batch statistics"
         if written_out() or self._compiled_call_impl is not None:  # what is shared differs from window to window
             return "the network is compiled, traced or exported"

@@ -1,6 +1,5 @@
 """The mean teacher: an exponential moving average of the student."""
 
-from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -113,7 +112,7 @@ class EMATeacher(nn.Module):
         _reshard(self.module)
         parts = _side_by_side(self.module, student)
         parameters = None if parts is None else _parameters_of(parts)
-        plain = parameters is not None and all(_is_plain(parameters))
+        plain = parameters is not None and _are_plain(parameters)
         if parameters is None or not plain:
             parameters = _matched_parameters(self.module, student)
             _check_precision(parameters)
@@ -190,9 +189,9 @@ def _write(pairs: list[Pair]) -> None:
         torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
 
 
-def _is_plain(pairs: list[Pair]) -> Iterator[bool]:
-    """Whether two parameters can be averaged as they are. Every word of it is said a thousand times an update."""
-    return (
+def _are_plain(pairs: list[Pair]) -> bool:
+    """Whether all can be averaged as they are. Every word of it is said a thousand times an update."""
+    return all(
         type(mine) in WHOLE
         and type(new) in WHOLE
         and (dtype := mine.dtype) is new.dtype

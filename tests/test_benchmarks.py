@@ -59,9 +59,7 @@ def test_page_shows_every_row_with_its_verdict(tmp_path: Path) -> None:
     row = Row("one", "ms", {OURS: [1.0], "peer": [4.0], "other": [0.5]}, {"peer": 0.3}, "bound by memory")
     written(tmp_path, row)
     page = run.page(tmp_path)
-    assert "| one | 1 ms | peer | 4 ms | 0.25 (0.25 to 0.25) | target 0.3: met |" in page.replace(
-        "| 0.3: ", "| target 0.3: "
-    )
+    assert "| one | 1 ms | peer | 4 ms | 0.25 (0.25 to 0.25) | 0.3: met |" in page
     assert "| one | 1 ms | other | 0.5 ms | 2.00 (2.00 to 2.00) |  |" in page
     assert "- one: bound by memory" in page
 
