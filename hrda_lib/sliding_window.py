@@ -19,6 +19,7 @@ from hrda_lib._checks import (
     is_count,
     pair,
     plain,
+    readable,
     refuses_sides,
     tensor_in,
 )
@@ -287,7 +288,7 @@ class _Layout(NamedTuple):
         if tuple(cells) != self.window:
             raise ValueError(
                 f"predictor returned {tuple(cells)} cells for one window and {self.window} for another; with "
-                "resize=False it must return one size"
+                "resize=False or 'once' it must return one size"
             )
 
     def coverage(self, like: Tensor) -> Tensor:
@@ -382,9 +383,7 @@ def _bands(contents: Iterable[tuple[_Piece, Tensor]], images: int) -> Iterator[t
             yield rows.start, height, bands.pop(rows.start)
 
 
-def _upsampled(
-    bands: Iterable[tuple[int, int, Tensor]], size: tuple[int, int]
-) -> Iterator[tuple[int, Tensor]]:
+def _upsampled(bands: Iterable[tuple[int, int, Tensor]], size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
     """What :func:`resize` makes of the whole map, a few rows at once: (first row, (B, C, rows, columns))."""
     held, first, done = None, 0, 0  # cells still needed, their first row; rows of pixels that are done
     for top, height, band in bands:
@@ -418,8 +417,8 @@ def _to_cells(box: CropBox, window: CropBox, logits: Tensor) -> CropBox:
     if height * window.width != width * window.height or any(value % window.height for value in scaled):
         raise ValueError(
             f"predictor returned {(height, width)} cells for windows of {(window.height, window.width)} pixels, which "
-            f"do not line up with the box {tuple(box)}; with resize=False the image, the window and the stride must be "
-            "multiples of the predictor's output stride"
+            f"do not line up with the box {tuple(box)}; with resize=False or 'once' the image, the window and the "
+            "stride must be multiples of the predictor's output stride"
         )
     return CropBox(*(value // window.height for value in scaled))
 
@@ -433,6 +432,16 @@ def _finish(logits: Tensor, output: Output, label_dtype: torch.dtype) -> Tensor:
         return logits.softmax(dim=1)
     if label_dtype == torch.uint8 and logits.shape[1] > 256:
         raise ValueError(f"label_dtype uint8 holds up to 256 classes, got {logits.shape[1]}; take torch.int64")
-    best, labels = logits.max(dim=1)  # several times as fast as argmax, which strides over the classes
+    return _best(logits.detach()).to(label_dtype)
+
+
+def _best(logits: Tensor) -> Tensor:
+    """The best class of each pixel, the first of equal ones, as ``argmax`` gives it."""
+    if not readable(logits):
+        return logits.max(dim=1).indices
+    best = logits.amax(dim=1, keepdim=True)
     check_best("predictor's logits", best)
-    return labels.to(label_dtype)
+    # on the CPU, max and argmax take a class after the other; a comparison into floats is a third of their time
+    is_best = torch.eq(logits, best, out=torch.empty_like(logits))
+    first = is_best.mul_(torch.arange(logits.shape[1], 0, -1).to(logits)[:, None, None]).amax(dim=1)
+    return logits.shape[1] - first
