@@ -1,16 +1,6 @@
-"""Stitching of windows beside MONAI's and the way of mmseg, with a predictor that costs nothing.
+"""Stitching of windows by a predictor that costs nothing, beside MONAI and windows padded to the image."""
 
-    pip install '.[bench]'
-    python benchmarks/sliding_window.py
-
-All take turns in one process: logits, labels (MONAI's plus argmax), Gaussian blending, and mmseg's way, which pads the
-logits of each window to the whole image.
-"""
-
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from monai.inferers import sliding_window_inference
@@ -18,9 +8,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hrda_lib import CropBox, SlidingWindowInferer, crop, window_grid
+from rounds import OURS, Row, alternate, peak_memory
+
+MONAI, PADDED = "MONAI sliding_window_inference", "every window padded to the image"
+
+NOTE = (
+    "to fill the sums, add the windows and divide once is all that is left, at the speed of memory; MONAI, which does "
+    "the same and counts by pixel, is bound by it too"
+)
 
 
 def padded_to_the_image(image: Tensor, predictor: Callable[[Tensor], Tensor], window: int) -> Tensor:
+    """As in mmseg, and in the released code: pad the logits of each window, add, count, divide."""
     height, width = image.shape[-2:]
     total: Tensor | None = None
     count = torch.zeros(1, 1, height, width)
@@ -33,52 +32,59 @@ def padded_to_the_image(image: Tensor, predictor: Callable[[Tensor], Tensor], wi
     return total / count
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048))
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--classes", type=int, default=19)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    image, window = torch.randn(1, 3, *given.size), given.window
-    said = torch.randn(4, given.classes, window, window)
+def free(classes: int, window: int) -> Callable[[Tensor], Tensor]:
+    said = torch.randn(4, classes, window, window)
+    return lambda windows: said[: len(windows)]
 
-    def free(windows: Tensor) -> Tensor:
-        return said[: len(windows)]
+
+def labels_of(rows: int, columns: int, classes: int, window: int) -> Callable[[], Tensor]:
+    """Labels of a large image, of which nothing but the image is there before."""
+    image, predictor = torch.zeros(1, 1, rows, columns), free(classes, window)
+    infer = SlidingWindowInferer(window, output="labels", label_dtype=torch.uint8)
+    infer(image[..., : 2 * window, : 2 * window], predictor)
+    return lambda: infer(image, predictor)
+
+
+def rows(rounds: int, *, small: bool = False) -> Iterator[Row]:
+    size, window, classes = ((128, 256), 64, 19) if small else ((1024, 2048), 512, 19)
+    image, predictor = torch.randn(1, 3, *size), free(classes, window)
 
     def monai(mode: str = "constant") -> Tensor:
-        return sliding_window_inference(image, (window, window), 4, free, overlap=0.5, mode=mode)
+        answer = sliding_window_inference(image, (window, window), 4, predictor, overlap=0.5, mode=mode)
+        assert isinstance(answer, Tensor)
+        return answer
 
-    ways: dict[str, Callable[[], Tensor]] = {
-        "MONAI": monai,
-        "logits": lambda: SlidingWindowInferer(window)(image, free),
-        "MONAI, argmax": lambda: monai().argmax(dim=1),
-        "labels": lambda: SlidingWindowInferer(window, output="labels")(image, free),
-        "MONAI, Gaussian": lambda: monai("gaussian"),
-        "Gaussian": lambda: SlidingWindowInferer(window, blend="gaussian")(image, free),
-        "mmseg's way": lambda: padded_to_the_image(image, free, window),
-    }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    title = f"{size[0]} x {size[1]}, {classes} classes, windows of {window}²"
     with torch.no_grad():
-        for turn in range(given.rounds + 1):
-            for name, run in ways.items():
-                start = time.perf_counter()
-                run()
-                times[name] += [time.perf_counter() - start] * (turn > 0)
-    for name, values in times.items():
-        low, _, high = statistics.quantiles(values, n=4)
-        print(f"{name:16s}{1e3 * statistics.median(values):8.0f} ms ({1e3 * low:.0f} to {1e3 * high:.0f})")
-    for ours, theirs in (
-        ("logits", "MONAI"),
-        ("labels", "MONAI, argmax"),
-        ("Gaussian", "MONAI, Gaussian"),
-        ("logits", "mmseg's way"),
-    ):
-        ratio = statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
-        print(f"{ours} / {theirs}: {ratio:.2f}")
-
-
-if __name__ == "__main__":
-    main()
+        yield alternate(
+            f"{title}, logits",
+            {
+                OURS: lambda: SlidingWindowInferer(window)(image, predictor),
+                MONAI: monai,
+                PADDED: lambda: padded_to_the_image(image, predictor, window),
+            },
+            rounds=rounds,
+            targets={MONAI: 0.75, PADDED: 0.07},
+            note=NOTE,
+        )
+        yield alternate(
+            f"{title}, labels",
+            {
+                OURS: lambda: SlidingWindowInferer(window, output="labels")(image, predictor),
+                f"{MONAI}, argmax": lambda: monai().argmax(dim=1),
+            },
+            rounds=rounds,
+            targets={f"{MONAI}, argmax": 0.5},
+        )
+        yield alternate(
+            f"{title}, Gaussian",
+            {
+                OURS: lambda: SlidingWindowInferer(window, blend="gaussian")(image, predictor),
+                f"{MONAI}, Gaussian": lambda: monai("gaussian"),
+            },
+            rounds=rounds,
+        )
+    heights = (128, 256) if small else (2048, 4096, 8192)
+    for height in heights:
+        title = f"labels of {height} x {heights[-1]}, {classes} classes, windows of {window}², peak memory"
+        yield peak_memory(title, labels_of, {OURS: (height, heights[-1], classes, window)})

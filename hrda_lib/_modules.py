@@ -8,13 +8,16 @@ import inspect
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
+from torch.utils.checkpoint import checkpoint
 
 Held = tuple[str, Any]
 Hooks = dict[int, Any]
@@ -85,7 +88,10 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
         for path in INSIDE:
             inner = module
             for name in path.split("."):
-                inner = dict(inner.named_children()).get(name) if isinstance(inner, nn.Module) else None
+                children = getattr(inner, "_modules", {})
+                if not isinstance(children, dict):  # of TorchScript
+                    children = dict(inner.named_children())
+                inner = children.get(name)
             if isinstance(inner, nn.Module):
                 break
         if not isinstance(inner, nn.Module):
@@ -130,6 +136,56 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
                     _MODES[id(module)] = users - 1, training
                 else:
                     module.training = training
+
+
+def written_out() -> bool:
+    """Whether plain operations are wanted: compilers, tracers and torch.func look into nothing else."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()
+
+
+def recomputed(module: nn.Module, run: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``run(*inputs)``, of which nothing but the inputs is kept for backward: the rest is computed anew there.
+
+    What ``run`` ends in, such as a convolution, is not: its own inputs are enough for its gradient. Batch norms and
+    dropout of ``module``, which ``run`` is a part of, count once and drop the same. Code that wants to see every
+    operation, or hooks that would be called twice, get the plain way.
+    """
+    if not torch.is_grad_enabled() or written_out() or hooked(module):
+        return run(*inputs)
+    drops = any(isinstance(part, _DropoutNd) and part.training and part.p > 0 for part in module.modules())
+    out: Tensor = checkpoint(
+        run,
+        *inputs,
+        use_reentrant=False,
+        preserve_rng_state=drops,
+        context_fn=lambda: (contextlib.nullcontext(), _WithoutCounting(module)),
+    )
+    return out
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether anything is called with what the module or one of its parts gets or gives."""
+    return any(getattr(part, hooks) for part in module.modules() for hooks in HOOKS)
+
+
+class _WithoutCounting:
+    """Batch norms write their running statistics into copies. It can be entered again, as checkpoint does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.own: list[tuple[nn.Module, dict[str, Tensor | None]]] = []
+
+    def __enter__(self) -> None:
+        for part in self.module.modules():
+            if isinstance(part, _BatchNorm) and part.training:
+                self.own.append((part, part._buffers))
+                part._buffers = {name: None if x is None else x.clone() for name, x in part._buffers.items()}
+
+    def __exit__(self, *_: object) -> None:
+        while self.own:
+            part, buffers = self.own.pop()
+            part._buffers = buffers
 
 
 def copied(module: nn.Module, name: str, way_out: str, shared: Iterable[nn.Parameter] = ()) -> nn.Module:

@@ -7,7 +7,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import as_counts, check_counts, check_rates, feature_channels, laid_out, levels_in, plain
+from hrda_lib._checks import (
+    as_counts,
+    check_choice,
+    check_counts,
+    check_rates,
+    feature_channels,
+    laid_out,
+    levels_in,
+    plain,
+)
+from hrda_lib._modules import hooked, recomputed
 from hrda_lib.geometry import resize
 
 
@@ -22,6 +32,7 @@ class ScaleAttentionHead(nn.Module):
         out_channels: the number of classes, or 1 for an attention that all classes share.
         embed_dims: width of the head.
         dropout: probability of dropping a channel, in [0, 1).
+        checkpoint: True keeps nothing but the features for backward: the head is computed anew there.
 
     Raises:
         ValueError: a setting is out of its range, or the features are not a list of as many tensors as
@@ -34,22 +45,45 @@ class ScaleAttentionHead(nn.Module):
     """
 
     def __init__(
-        self, in_channels: Sequence[int], out_channels: int, *, embed_dims: int = 256, dropout: float = 0.1
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        *,
+        embed_dims: int = 256,
+        dropout: float = 0.1,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         in_channels = as_counts("in_channels", in_channels)
         check_counts(out_channels=out_channels, embed_dims=embed_dims)
         check_rates(dropout=dropout)
+        check_choice("checkpoint", checkpoint, (True, False))
+        self.checkpoint = checkpoint
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         self.fuse = nn.Sequential(
-            nn.Conv2d(len(in_channels) * embed_dims, embed_dims, 1, bias=False), nn.BatchNorm2d(embed_dims), nn.ReLU()
+            nn.Conv2d(len(in_channels) * embed_dims, embed_dims, 1, bias=False),
+            nn.BatchNorm2d(embed_dims),
+            nn.ReLU(inplace=True),
         )
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(embed_dims, out_channels, 1)
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = self.classifier(self.dropout(self.fuse(embed_levels(self.embeddings, features))))
+        if not isinstance(features, list | tuple) or hooked(self):
+            return self._classified(self.fuse(embed_levels(self.embeddings, features)))
+        if self.checkpoint:
+            return recomputed(self, lambda *levels: self._recomputing(levels), *features)
+        return self._recomputing(features)
+
+    def _recomputing(self, features: Sequence[Tensor]) -> Tensor:
+        """Of all between the features and the logits, backward keeps the sums of the convolution in the middle."""
+        convolution, norm, relu = self.fuse
+        summed = recomputed(self, lambda *levels: convolution(embed_levels(self.embeddings, levels)), *features)
+        return recomputed(self, lambda y: self._classified(relu(norm(y))), summed)
+
+    def _classified(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(x))
         return logits
 
 

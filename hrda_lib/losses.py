@@ -19,6 +19,7 @@ from hrda_lib._checks import (
     expect,
     readable,
 )
+from hrda_lib._modules import written_out
 from hrda_lib.geometry import resize
 
 Normalize = Literal["all", "valid", "weight"]
@@ -131,8 +132,7 @@ class ConfidenceWeightedCE(nn.Module):
 
 def _in_bands(logits: Tensor, weight: Tensor | None, kappa: Tensor | None) -> bool:
     """Whether the sum may be taken band by band: compilers fuse the plain way themselves, others cannot look inside."""
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active():
+    if written_out():
         return False
     if any(x is not None and x.requires_grad for x in (weight, kappa)):
         return False

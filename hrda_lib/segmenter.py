@@ -1,6 +1,7 @@
 """HRDA around any encoder, decoder and attention head."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from hrda_lib._checks import (
     SidesRefused,
     at_least_float32,
     check_finite,
+    check_two_classes,
     expect,
     is_number,
     pair,
@@ -20,14 +22,18 @@ from hrda_lib._checks import (
     takes,
     tensor_in,
 )
-from hrda_lib._modules import in_eval_mode
+from hrda_lib._modules import in_eval_mode, written_out
 from hrda_lib.crops import MultiResCropSampler, as_fraction, check_multiple, downscale
 from hrda_lib.fusion import fuse_scales
-from hrda_lib.geometry import CropBox, as_box, crop, resize
-from hrda_lib.sliding_window import Output, Progress, SlidingWindowInferer
+from hrda_lib.geometry import CropBox, as_box, crop, resize, window_grid
+from hrda_lib.sliding_window import Call, Output, Progress, SlidingWindowInferer
 
 Detail = Literal["crop", "windows"]
 Fusion = Callable[..., Tensor]  # as fuse_scales
+Place = tuple[int, CropBox]  # of a window: which image, where
+
+WINDOWS_AT_ONCE = 4
+SURE = 0.968  # probability from which the context needs no detail
 
 
 class SegmenterOutput(NamedTuple):
@@ -144,7 +150,7 @@ class MultiResSegmenter(nn.Module):
         box: CropBox | None = None,
         generator: torch.Generator | None = None,
         *,
-        detail: Detail | None = None,
+        detail: "Detail | _UniqueWindows | None" = None,
     ) -> SegmenterOutput:
         """Segment ``images`` (B, K, H, W).
 
@@ -153,7 +159,8 @@ class MultiResSegmenter(nn.Module):
             detail: "crop" (one) or "windows" (all over the image); None: "crop" while training or with a box,
                 else "windows".
         """
-        if detail not in ("crop", "windows", None):
+        unique = detail if isinstance(detail, _UniqueWindows) else None
+        if unique is None and detail not in ("crop", "windows", None):
             raise ValueError(f"detail must be 'crop', 'windows' or None, got {detail!r}")
         if detail == "windows" and box is not None:
             raise ValueError("box is for detail='crop'; windows cover the whole image")
@@ -165,7 +172,9 @@ class MultiResSegmenter(nn.Module):
         context = downscale(images, self.scale)
         features, context_logits = self._segment(context)
         attention = self._attend(features, context_logits)
-        if box is None:
+        if unique is not None:
+            detail_logits, attention = unique.detail(images, context_logits, attention)
+        elif box is None:
             detail_logits = self._detail_windows(images)
         else:
             _, detail_logits = self._segment(crop(images, box))
@@ -184,12 +193,24 @@ class MultiResSegmenter(nn.Module):
         batch_size: int | None = 1,
         label_dtype: torch.dtype = torch.int64,
         progress: Progress | None = None,
+        confident: float | None = None,
     ) -> Tensor:
-        """Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
+        r"""Segment whole images of any size, in eval mode and without gradient, at pixel resolution; in any thread.
 
-        Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). Images are padded
-        with 0 (the mean colour) at the bottom and right to sides that fit, those smaller than the window to all of it
-        where the network takes no less, and the result is cut back.
+        Windows of the context's size, each fused from both scales, are averaged (HRDA, section 3.4). A detail window
+        that several of them share runs once, which changes logits by rounding alone. Images are padded with 0 (the mean
+        colour) at the bottom and right to sides that fit, those smaller than the window to all of it where the network
+        takes no less, and the result is cut back.
+
+        With ``confident``, :math:`\tau`, of the detail windows d of a context window those run that are in
+
+        .. math::
+            R = \Big\{ d : \frac{1}{|d|} \sum_{q \in d}
+            \big[ \max_k \mathrm{softmax}(\hat y_c)_k(q) \ge 0.968 \big] < \tau \Big\}
+
+        (gated as in DGVFM, over the cells q of the context logits that d touches). The detail logits of a cell are the
+        average of those of R that hold it, and the attention is 0 in context cells that none of R holds. Each context
+        window decides for itself.
 
         Args:
             images: (B, K, H, W).
@@ -199,12 +220,20 @@ class MultiResSegmenter(nn.Module):
             batch_size: windows x images at once: more memory, the same result.
             label_dtype: of labels: int64, or uint8 for up to 256 classes.
             progress: wraps the list of calls, as ``tqdm`` does.
+            confident: share of sure cells, in [0, 1], from which a detail window is left out; 0: all are, 1: those
+                that are sure all over. None: all run.
+
+        Raises:
+            ValueError: an argument does not fit, or ``confident`` is given where detail windows can't be told apart: on
+                batch statistics, under a compiler or tracer, with one class.
         """
         infer = SlidingWindowInferer(
             self._window(window), stride=stride, batch_size=batch_size, output=output, label_dtype=label_dtype,
             progress=progress,
         )  # fmt: skip
-        return self._over_windows(images, infer, lambda x: self(x, detail="windows").logits)
+        if confident is not None and not (is_number(confident) and 0 <= confident <= 1):
+            raise ValueError(f"confident must be a share in [0, 1] or None, got {confident}")
+        return self._over_windows(images, infer, lambda x, detail: self(x, detail=detail).logits, confident)
 
     @torch.no_grad()
     def predict_scales(
@@ -240,8 +269,8 @@ class MultiResSegmenter(nn.Module):
         """
         channels: list[int] = []
 
-        def maps(x: Tensor) -> Tensor:
-            out = self(x, detail="windows")
+        def maps(x: Tensor, detail: "Detail | _UniqueWindows") -> Tensor:
+            out = self(x, detail=detail)
             parts = [out.logits, out.context_logits, out.detail_logits]
             parts += [out.attention] if isinstance(out.attention, Tensor) else []
             channels[:] = [part.shape[1] for part in parts]
@@ -255,20 +284,38 @@ class MultiResSegmenter(nn.Module):
         return ScalePredictions(fused, context, detail, attention)
 
     def _over_windows(
-        self, images: Tensor, infer: SlidingWindowInferer, predictor: Callable[[Tensor], Tensor]
+        self,
+        images: Tensor,
+        infer: SlidingWindowInferer,
+        predictor: Callable[[Tensor, "Detail | _UniqueWindows"], Tensor],
+        confident: float | None = None,
     ) -> Tensor:
         """What ``infer`` makes, in eval mode, of the images padded to sides that the network takes."""
         expect("images", images, "BKHW", kind="float")
         rows, columns = images.shape[-2:]
         least = self._fitting(rows, 0), self._fitting(columns, 1)
         window = max(least[0], infer.window[0]), max(least[1], infer.window[1])
+
+        together = self._why_together()
+        if together and confident is not None:
+            raise ValueError(f"confident must be None where {together}: detail windows run all together there")
+
+        def run(sides: tuple[int, int]) -> Tensor:
+            padded = pad(images, (0, sides[1] - columns, 0, sides[0] - rows))
+            if together:
+                return infer(padded, lambda x: predictor(x, "windows"))
+            unique = _UniqueWindows(self, padded, confident)
+            told = copy.copy(infer)
+            told.progress = lambda calls: unique.following(infer.progress(calls) if infer.progress else calls)
+            return told(padded, lambda x: predictor(x, unique))
+
         with in_eval_mode(self):
             try:
-                padded = infer(pad(images, (0, least[1] - columns, 0, least[0] - rows)), predictor)
+                padded = run(least)
             except SidesRefused:
                 if least == window:
                     raise
-                padded = infer(pad(images, (0, window[1] - columns, 0, window[0] - rows)), predictor)
+                padded = run(window)
         return padded[..., :rows, :columns]
 
     def _window(self, window: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -290,15 +337,25 @@ class MultiResSegmenter(nn.Module):
         return side
 
     def _detail_windows(self, images: Tensor) -> Tensor:
-        # a batch norm that uses batch statistics must see all windows at once, as in the released code
-        at_once = any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in self.modules())
         infer = SlidingWindowInferer(
             self.detail_size,
             stride=self.detail_stride,
-            batch_size=None if at_once else 4,
+            batch_size=None if self._needs_all_at_once() else WINDOWS_AT_ONCE,
             resize=self.output_stride is None,
         )
         return infer(images, lambda windows: self._segment(windows)[1])
+
+    def _why_together(self) -> str:
+        """Why all detail windows of a context window must run with it in prediction; empty if they need not."""
+        if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in self.modules()):
+            return "a batch norm is on batch statistics"
+        if written_out() or self._compiled_call_impl is not None:  # what is shared differs from window to window
+            return "the network is compiled, traced or exported"
+        return ""
+
+    def _needs_all_at_once(self) -> bool:
+        """A batch norm that uses batch statistics must see all windows at once, as in the released code."""
+        return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in self.modules())
 
     def _segment(self, images: Tensor) -> tuple[Any, Tensor]:
         """Features and logits."""
@@ -429,3 +486,90 @@ def _remedy(logits: Any, images: Tensor, size: tuple[int, int]) -> str:
     rows, columns = (side / max(cells, 1) for side, cells in zip(images.shape[-2:], logits.shape[-2:], strict=True))
     same = f"this is output_stride={rows:g}, and " if rows == columns else ""
     return f"; {same}output_stride=None takes logits of any size"
+
+
+class _UniqueWindows:
+    """The detail of context windows that overlap: what they share runs once, what the context is sure of not at all.
+
+    ``following`` is told which windows come next. Windows that no later row of context windows can hold are forgotten.
+    """
+
+    def __init__(self, model: MultiResSegmenter, images: Tensor, confident: float | None) -> None:
+        self.model, self.images, self.confident = model, images, confident
+        self.known: dict[Place, Tensor] = {}
+        self.call: Call = []
+
+    def following(self, calls: Iterable[Call]) -> Iterator[Call]:
+        for self.call in calls:
+            top = min(box.top for box, _ in self.call)
+            self.known = {place: logits for place, logits in self.known.items() if place[1].top >= top}
+            yield self.call
+
+    def detail(
+        self, windows: Tensor, context_logits: Tensor, attention: Tensor | float
+    ) -> tuple[Tensor, Tensor | float]:
+        """Logits all over the windows of this call, and the attention, 0 where no detail window ran."""
+        model, size = self.model, plain(windows.shape[-2:])
+        boxes = window_grid((size[0], size[1]), model.detail_size, model.detail_stride)
+        keep = self._unsure(boxes, context_logits, size)
+        jobs = [  # in the order in which the inferer asks
+            (images.start, CropBox(box.top + at.top, box.left + at.left, *box[2:])) if kept else None
+            for box, of_box in zip(boxes, keep, strict=True)
+            for (at, images), kept in zip(self.call, of_box, strict=True)
+        ]
+        self._run([job for job in jobs if job is not None])
+        empty = context_logits.new_zeros(1, context_logits.shape[1], *self._shape_of_answers(boxes[0]))
+        answers = iter(empty if job is None else self.known[job] for job in jobs)
+        stitch = SlidingWindowInferer(
+            model.detail_size, stride=model.detail_stride, batch_size=1, resize=model.output_stride is None
+        )
+        logits = stitch(windows[:, :1], lambda _: next(answers))
+        if None not in jobs:
+            return logits, attention
+        ran = _covered(boxes, keep, size, logits)
+        everything = _covered(boxes, [[True] * len(windows)] * len(boxes), size, logits)
+        if not isinstance(attention, Tensor):
+            attention = context_logits.new_full(context_logits[:, :1].shape, attention)
+        inside = _covered(boxes, keep, size, context_logits) > 0
+        return logits * torch.where(ran > 0, everything / ran, 0), attention * inside
+
+    def _unsure(self, boxes: list[CropBox], context_logits: Tensor, size: tuple[int, ...]) -> list[list[bool]]:
+        """Of each detail window, and each context window of this call, whether it runs."""
+        if self.confident is None:
+            return [[True] * len(context_logits)] * len(boxes)
+        check_two_classes("decoder's logits", context_logits.shape[1])
+        sure = (at_least_float32(context_logits).softmax(dim=1).amax(dim=1) >= SURE).float()
+        shares = [crop(sure, _in_cells_of(box, size, sure, outwards=True)).mean(dim=(1, 2)) for box in boxes]
+        keep: list[list[bool]] = (torch.stack(shares) < self.confident).tolist()
+        return keep
+
+    def _shape_of_answers(self, box: CropBox) -> tuple[int, int]:
+        known = next(iter(self.known.values()), None)
+        return self.model._in_cells(box[2:]) if known is None else (known.shape[-2], known.shape[-1])
+
+    def _run(self, places: list[Place]) -> None:
+        new = [place for place in dict.fromkeys(places) if place not in self.known]
+        for start in range(0, len(new), WINDOWS_AT_ONCE):
+            some = new[start : start + WINDOWS_AT_ONCE]
+            _, logits = self.model._segment(torch.cat([crop(self.images[i : i + 1], box) for i, box in some]))
+            self.known.update(zip(some, torch.split(logits, 1), strict=True))
+
+
+def _covered(boxes: list[CropBox], keep: list[list[bool]], size: tuple[int, ...], like: Tensor) -> Tensor:
+    """How many of the windows that are kept cover each cell of ``like``, (B, 1, h, w)."""
+    counts = like.new_zeros(len(like), 1, *like.shape[-2:])
+    for box, kept in zip(boxes, keep, strict=True):
+        top, left, height, width = _in_cells_of(box, size, like, outwards=False)
+        counts[..., top : top + height, left : left + width] += like.new_tensor(kept).view(-1, 1, 1, 1)
+    return counts
+
+
+def _in_cells_of(box: CropBox, size: tuple[int, ...], like: Tensor, *, outwards: bool) -> CropBox:
+    """The cells that the box, in pixels of an image of ``size``, touches, or holds whole."""
+    ends = []
+    for start, length, pixels, cells in zip(box[:2], box[2:], size, like.shape[-2:], strict=True):
+        low, high = start * cells, (start + length) * cells
+        first, last = (low // pixels, -(-high // pixels)) if outwards else (-(-low // pixels), high // pixels)
+        ends.append((first, max(last - first, 0)))
+    (top, height), (left, width) = ends
+    return CropBox(top, left, height, width)

@@ -1,5 +1,6 @@
 """The mean teacher: an exponential moving average of the student."""
 
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,7 +14,10 @@ Buffers = Literal["follow", "keep", "average"]
 BatchNormMode = Literal["train", "eval"]
 Pair = tuple[Tensor, Tensor]  # the teacher's, the student's
 Place = tuple[nn.Module, nn.Module, str]  # of a buffer: its owner in the teacher and in the student, its name there
+Parts = list[tuple[str, nn.Module, nn.Module]]  # a path, the teacher's module there and the student's
 
+WHOLE = {Tensor, nn.Parameter}  # types of tensors that nothing has sharded
+EXACT = {torch.float32, torch.float64}  # in which a small step is not rounded away
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 WRAPPERS = ("", "_orig_mod", "_checkpoint_wrapped_module")  # parts of a name that wrappers inside a network add
 WAY_OUT = "pass EMATeacher(student, module=a copy of yours)"
@@ -107,13 +111,19 @@ class EMATeacher(nn.Module):
         """Move the average towards ``student``, on whatever device and in whatever dtype it is."""
         student = unwrap(student)
         _reshard(self.module)
-        parameters = _matched_parameters(self.module, student)
-        buffers = [] if self.buffer_policy == "keep" else _matched_buffers(self.module, student)
-        _check_precision(parameters)
+        parts = _side_by_side(self.module, student)
+        parameters = None if parts is None else _parameters_of(parts)
+        plain = parameters is not None and all(_is_plain(parameters))
+        if parameters is None or not plain:
+            parameters = _matched_parameters(self.module, student)
+            _check_precision(parameters)
+        buffers = [] if self.buffer_policy == "keep" else _matched_buffers(self.module, student, parts)
         decay = min(1 - 1 / (self.step + 2), self.decay) if self.warmup else self.decay
-        _average([pair for pair in parameters if pair[0] is not pair[1]], 1 - decay)
+        if self.share_frozen:
+            parameters = [pair for pair in parameters if pair[0] is not pair[1]]
+        _average(parameters, 1 - decay, plain)
         self._copy_what_trains_now()
-        self._freeze_with(student)
+        self._freeze_with(student, parts)
         self._update_buffers(buffers, student, 1 - decay)
         self.step += 1
 
@@ -137,12 +147,12 @@ class EMATeacher(nn.Module):
     def _on_batch(self, path: str) -> bool:
         return self.training and self.batch_norm == "train" and path not in self._frozen
 
-    def _freeze_with(self, student: nn.Module) -> None:
+    def _freeze_with(self, student: nn.Module, parts: Parts | None) -> None:
         """A student in eval mode, as during a validation, says nothing of what is frozen."""
         if student.training:
-            changed = self._frozen ^ _frozen_batch_norms(student)
+            changed = self._frozen ^ _frozen_batch_norms(student, parts)
             self._frozen ^= changed
-            for path, layer in _batch_norms(self.module):
+            for path, layer in _batch_norms(self.module) if changed else ():
                 if path in changed:
                     layer.training = self._on_batch(path)
 
@@ -180,17 +190,42 @@ def _write(pairs: list[Pair]) -> None:
         torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])
 
 
-def _average(pairs: list[Pair], share: float) -> None:
-    averaged = [pair for pair in pairs if pair[0].is_floating_point() or pair[0].is_complex()]
-    sharded = [pair for pair in averaged if any(_is_sharded(tensor) for tensor in pair)]
-    whole = [(mine, new.to(mine)) for mine, new in averaged if not (_is_sharded(mine) or _is_sharded(new))]
-    if whole:
-        torch._foreach_lerp_([mine for mine, _ in whole], [new for _, new in whole], share)
-    for mine, new in sharded:  # one by one: no more than one is ever gathered
-        _local(mine).lerp_(_brought(new, mine), share)
+def _is_plain(pairs: list[Pair]) -> Iterator[bool]:
+    """Whether two parameters can be averaged as they are. Every word of it is said a thousand times an update."""
+    return (
+        type(mine) in WHOLE
+        and type(new) in WHOLE
+        and (dtype := mine.dtype) is new.dtype
+        and dtype in EXACT
+        and mine.shape == new.shape
+        and mine.get_device() == new.get_device()
+        for mine, new in pairs
+    )
+
+
+def _average(pairs: list[Pair], share: float, plain: bool) -> None:
+    if plain:
+        averages, values = [mine for mine, _ in pairs], [new for _, new in pairs]
+    else:
+        averages, values = _averaged_at_once(pairs, share)
+    if averages:
+        with torch.inference_mode():
+            torch._foreach_lerp_(averages, values, share)
+
+
+def _averaged_at_once(pairs: list[Pair], share: float) -> tuple[list[Tensor], list[Tensor]]:
+    """Write what cannot be averaged in one call; the rest, in the teacher's dtype and on its device."""
+    averages: list[Tensor] = []
+    values: list[Tensor] = []
     for mine, new in pairs:
         if not (mine.is_floating_point() or mine.is_complex()):
             _local(mine).copy_(_brought(new, mine))
+        elif _is_sharded(mine) or _is_sharded(new):  # one by one: no more than one is ever gathered
+            _local(mine).lerp_(_brought(new, mine), share)
+        else:
+            averages.append(mine)
+            values.append(new.to(mine))
+    return averages, values
 
 
 def _renew(places: list[Place], module: nn.Module, student: nn.Module) -> list[Pair]:
@@ -238,12 +273,62 @@ def _batch_norms(module: nn.Module) -> list[tuple[str, _BatchNorm]]:
     return [(_plain(path), part) for path, part in module.named_modules() if isinstance(part, _BatchNorm)]
 
 
-def _frozen_batch_norms(student: nn.Module) -> set[str]:
-    return {path for path, layer in _batch_norms(student) if student.training and not layer.training}
+def _frozen_batch_norms(student: nn.Module, parts: Parts | None = None) -> set[str]:
+    if not student.training:
+        return set()
+    if parts is None:
+        return {path for path, layer in _batch_norms(student) if not layer.training}
+    return {_plain(path) for path, _, part in parts if isinstance(part, _BatchNorm) and not part.training}
 
 
 def _plain(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _side_by_side(module: nn.Module, student: nn.Module) -> Parts | None:
+    """All modules of both in the order of ``named_modules``; None where the two are not built alike.
+
+    As every update walks them, they are compared name by name without putting names together.
+    """
+    if type(student).named_parameters is not nn.Module.named_parameters:
+        return None
+    found: dict[nn.Module, nn.Module] = {}
+    parts: Parts = []
+    waiting: list[tuple[str, nn.Module | None, nn.Module | None]] = [("", module, student)]
+    while waiting:
+        path, mine, theirs = waiting.pop()
+        if mine is None or mine in found:
+            if theirs is not (None if mine is None else found[mine]):
+                return None
+            continue
+        if theirs is None:
+            return None
+        found[mine] = theirs
+        parts.append((path, mine, theirs))
+        inner, other = mine._modules, theirs._modules
+        if inner.keys() != other.keys() or [*mine._parameters] != [*theirs._parameters]:
+            return None
+        if inner:
+            waiting += [(f"{path}.{name}", inner[name], other[name]) for name in reversed(inner)]
+    return parts
+
+
+def _parameters_of(parts: Parts) -> list[Pair] | None:
+    """Each of the teacher's beside the student's; None where other ones are tied, or absent."""
+    pairs = [
+        pair
+        for _, part, other in parts
+        for pair in zip(part._parameters.values(), other._parameters.values(), strict=True)
+    ]
+    counts = len({id(own) for own, _ in pairs}), len({id(other) for _, other in pairs})
+    if counts != (len(pairs), len(pairs)):
+        pairs = list({(id(own), id(other)): (own, other) for own, other in pairs}.values())
+        if counts != (len(pairs), len(pairs)):
+            return None
+    found: list[Pair] = [(own, other) for own, other in pairs if own is not None and other is not None]
+    if len(found) < len(pairs) and any((own is None) != (other is None) for own, other in pairs):
+        return None
+    return found
 
 
 def _matched_parameters(module: nn.Module, student: nn.Module) -> list[Pair]:
@@ -258,14 +343,16 @@ def _matched_parameters(module: nn.Module, student: nn.Module) -> list[Pair]:
     return [(tensor, new[name]) for name, tensor in own.items()]
 
 
-def _matched_buffers(module: nn.Module, student: nn.Module) -> list[Place]:
+def _matched_buffers(module: nn.Module, student: nn.Module, parts: Parts | None = None) -> list[Place]:
+    if parts is not None and all(part._buffers.keys() <= other._buffers.keys() for _, part, other in parts):
+        return [(part, other, name) for _, part, other in parts for name in other._buffers]
     owners = {_plain(path): part for path, part in module.named_modules(remove_duplicate=False)}
     own = {(path, name) for path, part in owners.items() for name in part._buffers}
-    parts = {_plain(path): part for path, part in student.named_modules(remove_duplicate=False)}
-    new = {(path, name) for path, part in parts.items() for name in part._buffers}
+    theirs = {_plain(path): part for path, part in student.named_modules(remove_duplicate=False)}
+    new = {(path, name) for path, part in theirs.items() for name in part._buffers}
     homeless = {place for place in new if place[0] not in owners}
     _check_names("buffers", {_plain(".".join(place)) for place in own - new}, {".".join(place) for place in homeless})
-    return [(owners[path], parts[path], name) for path, name in sorted(new)]
+    return [(owners[path], theirs[path], name) for path, name in sorted(new)]
 
 
 def _check_names(kind: str, missing: set[str], unexpected: set[str]) -> None:
@@ -277,10 +364,11 @@ def _check_names(kind: str, missing: set[str], unexpected: set[str]) -> None:
 
 
 def _check_precision(parameters: list[Pair]) -> None:
-    for mine, new in parameters:
-        if new.requires_grad and (mine.is_floating_point() or mine.is_complex()) and torch.finfo(mine.dtype).eps > 1e-4:
+    for dtype in {mine.dtype for mine, _ in parameters}:
+        low = (dtype.is_floating_point or dtype.is_complex) and torch.finfo(dtype).eps > 1e-4
+        if low and any(new.requires_grad and mine.dtype == dtype for mine, new in parameters):
             raise ValueError(
-                f"the teacher's parameters must be float32 or wider where the student trains, got {mine.dtype}: steps "
+                f"the teacher's parameters must be float32 or wider where the student trains, got {dtype}: steps "
                 "of 1 - decay would be rounded away; build it from a float32 copy, EMATeacher(student, "
                 "module=copy.deepcopy(student).float()); update takes a student of any dtype"
             )
@@ -331,6 +419,8 @@ def _brought(new: Any, mine: Any) -> Tensor:
 
 def _reshard(module: nn.Module) -> None:
     """A pass without backward leaves the root of FSDP2 gathered: what is written then would be lost."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
     for part in module.modules():
         if any(base.__name__ == "FSDPModule" for base in type(part).__mro__):
             part.reshard()  # type: ignore[operator]

@@ -24,7 +24,7 @@ SIGNATURES = {
     "fuse_scales": "(context_logits, detail_logits, attention, *, box=None, scale=2)",
     "ScaleAttentionFusion": "(*, scale=2, output_stride=4)",
     "ScaleAttentionFusion.forward": "(self, context_logits, detail_logits, attention_logits, box=None)",
-    "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256, dropout=0.1)",
+    "ScaleAttentionHead": "(in_channels, out_channels, *, embed_dims=256, dropout=0.1, checkpoint=False)",
     "ScaleAttentionHead.forward": "(self, features)",
     "SlidingWindowInferer": "(window, *, stride=None, batch_size=4, blend='constant', output='logits', resize=True, "
     "pad=False, label_dtype=torch.int64, progress=None)",
@@ -51,7 +51,7 @@ SIGNATURES = {
     "detail_stride=None, fusion=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
     "MultiResSegmenter.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1, "
-    "label_dtype=torch.int64, progress=None)",
+    "label_dtype=torch.int64, progress=None, confident=None)",
     "MultiResSegmenter.predict_scales": "(self, images, *, window=None, stride=None, batch_size=1)",
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
@@ -82,7 +82,7 @@ SIGNATURES = {
     "models.MixTransformer": "(size='mit_b5', *, in_channels=3, drop_path=0.1, checkpoint_stages=())",
     "models.MixTransformerSize": "(widths, depths)",
     "models.DAFormerHead": "(in_channels, num_classes, *, embed_dims=256, context_layer='sepaspp', "
-    "dilations=(1, 6, 12, 18), dropout=0.1)",
+    "dilations=(1, 6, 12, 18), dropout=0.1, checkpoint=False)",
     "models.deeplab_v2": "(num_classes=19, *, dilations=(6, 12), weights=None)",
     "models.DeepLabV2Head": "(in_channels, num_classes, *, dilations=(6, 12))",
     "models.TimmEncoder": "(name_or_model, *, weights=None, in_channels=3)",

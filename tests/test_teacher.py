@@ -1,6 +1,8 @@
 import copy
+import gc
 import io
 import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -515,3 +517,81 @@ def test_another_student_is_refused_and_changes_nothing(change: str, message: st
 def test_teacher_refuses(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         EMATeacher(make_student(), **settings)
+
+
+def tied(student: nn.Sequential) -> None:
+    student[0].bias = student[1].bias
+
+
+def assigned(student: nn.Sequential) -> None:
+    student.load_state_dict({name: 2 * tensor for name, tensor in student.state_dict().items()}, assign=True)
+
+
+def renamed(student: nn.Sequential) -> None:
+    student[4], student[0].weight = nn.Conv2d(4, 2, 1), nn.Parameter(torch.ones(4, 3, 1, 1))
+
+
+def swapped(student: nn.Sequential) -> None:
+    """Other layers are one, as many as before."""
+    first = student[0]
+    student.insert(5, first)
+    student[6] = nn.ReLU()
+
+
+def shared_twice(student: nn.Sequential) -> None:
+    student.append(student[0])
+    student.append(nn.Sequential(student[1], student[0]))
+
+
+def unshared(student: nn.Sequential) -> None:
+    student[5] = copy.deepcopy(student[5])
+
+
+def wider(student: nn.Sequential) -> None:
+    student.double()
+    student[4].to(torch.bfloat16)
+
+
+def without(student: nn.Sequential) -> None:
+    student[0].bias, student[4].bias = student[4].bias, None
+
+
+@pytest.mark.parametrize("before", [None, tied, shared_twice], ids=["plain", "tied", "shared"])
+@pytest.mark.parametrize("after", [assigned, renamed, swapped, unshared, wider, without, tied, shared_twice])
+def test_update_side_by_side_equals_matching_by_names(before: Any, after: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both are built alike no names are put together; what comes of it is the same."""
+    student = make_student()
+    if before:
+        before(student)
+    student.append(nn.Identity())
+    by_names, teacher = EMATeacher(student), EMATeacher(student)
+    move(student, 1)
+    outcomes = []
+    for change in (None, after):
+        if change:
+            change(student)
+        for each in (teacher, by_names):
+            with monkeypatch.context() as patch:
+                if each is by_names:
+                    patch.setattr("hrda_lib.teacher._side_by_side", lambda module, student: None)
+                try:
+                    each.update(student)
+                    outcomes.append("updated")
+                except ValueError as error:
+                    outcomes.append(str(error))
+        assert outcomes[-1] == outcomes[-2]
+        assert_same(snapshot(teacher), snapshot(by_names))
+    assert outcomes[0] == "updated"
+
+
+def test_update_keeps_no_student_alive_and_allocates_nothing_that_lasts() -> None:
+    student = make_student()
+    teacher = EMATeacher(student)
+    teacher.update(student)
+    kept = [weakref.ref(parameter) for parameter in student.parameters()]
+    pointers = [parameter.data_ptr() for parameter in teacher.module.parameters()]
+    teacher.update(student)
+    assert [parameter.data_ptr() for parameter in teacher.module.parameters()] == pointers
+    del student
+    gc.collect()
+    assert all(reference() is None for reference in kept)

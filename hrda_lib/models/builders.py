@@ -11,7 +11,7 @@ from hrda_lib._modules import in_eval_mode
 from hrda_lib.attention_head import ScaleAttentionHead
 from hrda_lib.models.daformer_head import ContextLayer, DAFormerHead
 from hrda_lib.models.deeplab import DeepLabV2Head, ResNet101
-from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize, as_size
+from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
 from hrda_lib.segmenter import MultiResSegmenter
 from hrda_lib.sliding_window import Output, SlidingWindowInferer
 
@@ -101,7 +101,8 @@ def hrda(
         dropout: probability of dropping a channel before each classifier.
         context_layer: of :class:`DAFormerHead`.
         in_channels: channels of the images.
-        checkpoint_stages: encoder stages that compute their activations anew in backward.
+        checkpoint_stages: encoder stages that compute their activations anew in backward; with all four, (0, 1, 2, 3),
+            the heads do so too.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -117,18 +118,35 @@ def hrda(
     if fixed_attention is not None and not (is_number(fixed_attention) and 0 <= fixed_attention <= 1):
         raise ValueError(f"fixed_attention must be a number in [0, 1] or None, got {fixed_attention!r}")
     check_counts(attention_embed_dims=attention_embed_dims)
-    widths = as_size(encoder).widths
-    maps = num_classes if attention_classwise else 1
-    return MultiResSegmenter(
-        MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages),
-        DAFormerHead(widths, num_classes, embed_dims=embed_dims, context_layer=context_layer, dropout=dropout),
-        _attention_head(widths, maps, attention_embed_dims, dropout) if fixed_attention is None else fixed_attention,
-        detail_size=detail_size,
+    body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
+    decoder = _decoder(body, num_classes, embed_dims, context_layer, dropout)
+    attention: nn.Module | float | None = fixed_attention
+    if attention is None:
+        maps = num_classes if attention_classwise else 1
+        attention = _attention_head(body, maps, attention_embed_dims, dropout)
+    return MultiResSegmenter(body, decoder, attention, detail_size=detail_size)
+
+
+def _decoder(
+    body: MixTransformer, num_classes: int, embed_dims: int, context_layer: ContextLayer, dropout: float
+) -> DAFormerHead:
+    return DAFormerHead(
+        body.widths,
+        num_classes,
+        embed_dims=embed_dims,
+        context_layer=context_layer,
+        dropout=dropout,
+        checkpoint=_keeps_nothing(body),
     )
 
 
-def _attention_head(widths: Sequence[int], maps: int, embed_dims: int, dropout: float) -> ScaleAttentionHead:
-    head = ScaleAttentionHead(widths, maps, embed_dims=embed_dims, dropout=dropout)
+def _keeps_nothing(body: MixTransformer) -> bool:
+    return body.checkpoint_stages >= {0, 1, 2, 3}
+
+
+def _attention_head(body: MixTransformer, maps: int, embed_dims: int, dropout: float) -> ScaleAttentionHead:
+    keep_nothing = _keeps_nothing(body)
+    head = ScaleAttentionHead(body.widths, maps, embed_dims=embed_dims, dropout=dropout, checkpoint=keep_nothing)
     # as in the released code, like the decoder
     nn.init.kaiming_normal_(cast(nn.Conv2d, head.fuse[0]).weight, mode="fan_out", nonlinearity="relu")
     nn.init.zeros_(cast(Tensor, head.classifier.bias))
@@ -162,10 +180,7 @@ def daformer(
         torch.Size([1, 50, 70])
     """
     body = MixTransformer(encoder, in_channels=in_channels, drop_path=drop_path, checkpoint_stages=checkpoint_stages)
-    decoder = DAFormerHead(
-        body.widths, num_classes, embed_dims=embed_dims, context_layer=context_layer, dropout=dropout
-    )
-    return EncoderDecoder(body, decoder)
+    return EncoderDecoder(body, _decoder(body, num_classes, embed_dims, context_layer, dropout))
 
 
 def deeplab_v2(

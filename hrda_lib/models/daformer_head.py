@@ -2,14 +2,17 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from hrda_lib._checks import as_counts, check_choice, check_counts, check_rates
+from hrda_lib._modules import hooked, recomputed
 from hrda_lib.attention_head import embed_levels
+from hrda_lib.models.depthwise import DepthwiseConv2d
 
+Parts = tuple[Tensor, Any, Any]  # logits of a convolution, and the batch norm and the ReLU after it
 ContextLayer = Literal["sepaspp", "aspp", "conv1"]
 
 
@@ -30,6 +33,8 @@ class DAFormerHead(nn.Module):
             convolution, as in SegFormer.
         dilations: of the branches of an ASPP; 1 stands for a 1x1 convolution.
         dropout: probability of dropping a whole channel before the classifier.
+        checkpoint: True keeps nothing but the features for backward: the head is computed anew there. False keeps what
+            convolutions give, and computes batch norms, ReLUs and dropout anew.
 
     Raises:
         ValueError: a setting is out of its range, or features have other channels.
@@ -49,12 +54,15 @@ class DAFormerHead(nn.Module):
         context_layer: ContextLayer = "sepaspp",
         dilations: Sequence[int] = (1, 6, 12, 18),
         dropout: float = 0.1,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         in_channels, dilations = as_counts("in_channels", in_channels), as_counts("dilations", dilations)
         check_counts(num_classes=num_classes, embed_dims=embed_dims)
         check_rates(dropout=dropout)
         check_choice("context_layer", context_layer, get_args(ContextLayer))
+        check_choice("checkpoint", checkpoint, (True, False))
+        self.checkpoint = checkpoint
         self.embeddings = nn.ModuleList(nn.Conv2d(channels, embed_dims, 1) for channels in in_channels)
         width = len(in_channels) * embed_dims
         self.fuse: nn.Module
@@ -69,7 +77,19 @@ class DAFormerHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        logits: Tensor = self.classifier(self.dropout(self.fuse(embed_levels(self.embeddings, features))))
+        if self.checkpoint and isinstance(features, list | tuple):
+            return recomputed(self, lambda *levels: self._logits(levels), *features)
+        return self._logits(features)
+
+    def _logits(self, features: Sequence[Tensor]) -> Tensor:
+        x = embed_levels(self.embeddings, features)
+        if hooked(self):
+            return self._classified(self.fuse(x))
+        summed, norm, relu = self.fuse.in_parts(x) if isinstance(self.fuse, Aspp) else _in_parts(self.fuse, x)
+        return recomputed(self, lambda y: self._classified(relu(norm(y))), summed)
+
+    def _classified(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.dropout(x))
         return logits
 
 
@@ -92,13 +112,42 @@ class Aspp(nn.Module):
         self.bottleneck = conv_bn_relu(len(branches) * width, width, kernel=3)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
-        return out
+        if hooked(self):
+            out: Tensor = self.bottleneck(torch.cat([branch(x) for branch in self.branches], dim=1))
+            return out
+        summed, norm, relu = self.in_parts(x)
+        finished: Tensor = relu(norm(summed))
+        return finished
+
+    def in_parts(self, x: Tensor) -> Parts:
+        """Of all that a ReLU gives, backward keeps what the batch norm before it got, and no more."""
+        branches = [_in_parts(branch, x) for branch in self.branches]
+
+        last: Any = self.bottleneck
+
+        def fused(*maps: Tensor) -> Tensor:
+            done = [relu(norm(y)) for (_, norm, relu), y in zip(branches, maps, strict=True)]
+            summed: Tensor = last.conv(torch.cat(done, dim=1))
+            return summed
+
+        return recomputed(self, fused, *[y for y, _, _ in branches]), last.bn, last.relu
+
+
+def _in_parts(block: Any, x: Tensor) -> Parts:
+    """What the last convolution of a block gives, and its batch norm and ReLU."""
+    if hasattr(block, "pointwise_conv"):
+        first, last = block.depthwise_conv, block.pointwise_conv
+        return recomputed(block, lambda y: last.conv(first.relu(first.bn(y))), first.conv(x)), last.bn, last.relu
+    return block.conv(x), block.bn, block.relu
 
 
 def conv_bn_relu(inputs: int, outputs: int, *, kernel: int = 1, dilation: int = 1, groups: int = 1) -> nn.Sequential:
     """A convolution that keeps the size, batch norm, ReLU; it starts as in the released code."""
-    padding = dilation * (kernel // 2)
-    convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
+    convolution: nn.Conv2d
+    if groups == inputs == outputs and kernel == 3:
+        convolution = DepthwiseConv2d(inputs, dilation=dilation)
+    else:
+        padding = dilation * (kernel // 2)
+        convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, groups=groups, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(outputs), relu=nn.ReLU()))
+    return nn.Sequential(OrderedDict(conv=convolution, bn=nn.BatchNorm2d(outputs), relu=nn.ReLU(inplace=True)))

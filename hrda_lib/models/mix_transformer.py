@@ -10,6 +10,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from hrda_lib._checks import check_counts, check_rates, expect, is_count, plain
+from hrda_lib._modules import recomputed
 
 
 class MixTransformerSize(NamedTuple):
@@ -207,9 +208,8 @@ class FeedForward(nn.Module):
         self.activation = nn.GELU()
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        grid = _grid(self.expand(x), height, width)
-        out: Tensor = self.contract(self.activation(_tokens(self.depthwise(grid))))
-        return out
+        hidden = self.depthwise(_grid(self.expand(x), height, width))
+        return recomputed(self, lambda y: self.contract(self.activation(_tokens(y))), hidden)
 
 
 class DropPath(nn.Module):
