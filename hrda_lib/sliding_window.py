@@ -52,8 +52,8 @@ class SlidingWindowInferer:
         blend: "constant" or "gaussian".
         output: "logits", "probs" (softmax of the averaged logits) or "labels" (their argmax); the latter two of two
             classes at least.
-        resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; False: averaged at the
-            predictor's own resolution.
+        resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; "once": averaged at the
+            predictor's own resolution, and the average upsampled; False: averaged there, and left so.
         pad: True: an image smaller than the window is padded with 0 at the bottom and right, and the answer is cut
             back, for networks that take only some sizes. False: the window is cut to the image.
         label_dtype: of labels: int64, which indexes and counts, or uint8 for up to 256 classes in an eighth of the
@@ -65,7 +65,7 @@ class SlidingWindowInferer:
 
     Raises:
         ValueError: a setting or the image does not fit, or the predictor's answer has the wrong type, batch size,
-            channels or, with ``resize=False``, a size that does not divide the windows' positions.
+            channels or, unless ``resize=True``, a size that does not divide the windows' positions.
 
     Example:
         >>> infer = SlidingWindowInferer((4, 4), stride=(2, 2), output="labels")
