@@ -219,6 +219,13 @@ def test_nothing_of_the_callers_is_written(predictor: Predictor, factor: int, bl
     np.testing.assert_allclose(result, factor * before[:, -result.shape[1] :], rtol=1e-11)
 
 
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_labels_outlive_the_predictors_buffer(blend: Any) -> None:
+    image = random(1, 3, 7, 9)
+    labels = SlidingWindowInferer(4, batch_size=2, blend=blend, output="labels")(image, own_buffer())
+    assert torch.equal(labels, image.argmax(dim=1))
+
+
 def test_one_window_is_no_alias_of_the_image() -> None:
     image = random(1, 3, 4, 4)
     before = image.clone()

@@ -231,7 +231,7 @@ def huge_file() -> Row:
     assert (rows, wrong) == (side, 0)
     return (
         "`SlidingWindowInferer.stream`",
-        f"{side}² pixels of a mapped file, GB",
+        f"{side}² pixels of a mapped file: growth of the process, GB",
         (max(held) - held[0]) / 2**30,
         0.5,
         "0.5 GB",

@@ -108,6 +108,7 @@ def photos(root: Path, *sizes: tuple[int, int], orientation: int = 1) -> Folders
         ((333, 250), (60, 60), 4),
         ((320, 480), (20, 30), 8),
         ((40, 60), (80, 90), 1),
+        ((150, 153), (60, 60), 2),  # fits as 59 x 60; its half, 75 x 77, as 58 x 60
     ],
 )
 def test_drafts_are_close_and_of_the_same_size(
@@ -126,6 +127,12 @@ def test_drafts_are_close_and_of_the_same_size(
     target = ResizedImages(data.unlabeled(), within, draft=True)
     assert torch.equal(target[0].image, draft.image)
     assert torch.equal(target.with_files(target.files)[0].image, draft.image)
+
+
+def test_drafts_fit_the_upright_picture(tmp_path: Path) -> None:
+    data = photos(tmp_path, (160, 480), orientation=6)
+    assert data.drafted(0, (240, 80)).image.shape == (3, 240, 80)
+    assert data.drafted(0, (80, 240)).image.shape == (3, 120, 40)  # 80 x 27 fit
 
 
 def test_only_jpegs_have_drafts(tmp_path: Path) -> None:
