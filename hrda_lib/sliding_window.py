@@ -145,7 +145,8 @@ class SlidingWindowInferer:
             0 [0, 0]
             2 [0, 0]
             4 [0, 1]
-            6 [1, 1, 1, 1]
+            6 [1, 1]
+            8 [1, 1]
         """
 
         def checked(box: CropBox, _: slice) -> Tensor:
