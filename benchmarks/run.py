@@ -141,7 +141,7 @@ def page(folder: Path) -> str:
     parts = ["<!-- written by: python benchmarks/run.py --page -->\n"]
     for name, case in read(folder, CASES).items():
         versions = ", ".join(f"{library} {version}" for library, version in case["versions"].items())
-        parts.append(f"## {case['what'].rstrip('.')}\n")
+        parts.append(f"**{case['what'].rstrip('.')}**\n")
         place = f"`benchmarks/{name}.py`, {case['date']}, {case['processor']}, threads: {case['threads']}"
         parts.append(f"{place}; {versions}.\n")
         parts.append("| | ours | beside | theirs | ours / theirs | target |\n| --- | ---: | --- | ---: | ---: | --- |")

@@ -150,7 +150,7 @@ class MultiResSegmenter(nn.Module):
         box: CropBox | None = None,
         generator: torch.Generator | None = None,
         *,
-        detail: "Detail | _UniqueWindows | None" = None,
+        detail: Detail | None = None,
     ) -> SegmenterOutput:
         """Segment ``images`` (B, K, H, W).
 
@@ -159,7 +159,8 @@ class MultiResSegmenter(nn.Module):
             detail: "crop" (one) or "windows" (all over the image); None: "crop" while training or with a box,
                 else "windows".
         """
-        unique = detail if isinstance(detail, _UniqueWindows) else None
+        windows: Any = detail  # within this file also what predict() shares between its windows
+        unique = windows if isinstance(windows, _UniqueWindows) else None
         if unique is None and detail not in ("crop", "windows", None):
             raise ValueError(f"detail must be 'crop', 'windows' or None, got {detail!r}")
         if detail == "windows" and box is not None:
