@@ -1,24 +1,18 @@
 """Loading of training crops beside the bare decoder and the released code's way, and counting of label pixels.
 
-    pip install '.[bench,synthia]'
-    python benchmarks/loader.py
-
-Pictures of the official sizes (GTA 1914 x 1052, Cityscapes 2048 x 1024) are drawn first. One core and one thread; the
-rows take turns, image by image, so that what slows the machine slows all.
+Pictures of the official sizes (GTA 1914 x 1052, Cityscapes 2048 x 1024) are drawn first, and photos of 16 megapixels.
 
 The released loader is written here from its description, with OpenCV for images as there: decode image and label,
 resize both whole, draw up to ten crops until no class fills more than 75 %, normalise; and all of this again, up to ten
-times, until the crop shows enough of the class that rare-class sampling wants. "ours, normalised" ends with the same
-float images; the library's samples are uint8, and are normalised on the device.
+times, until the crop shows enough of the class that rare-class sampling wants. Ours ends with the same float images;
+the library's samples are uint8, and are normalised on the device.
 """
 
-import argparse
 import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -35,13 +29,16 @@ from hrda_lib.data import (
     Gta,
     RareClasses,
     Resized,
+    ResizedImages,
     SourceCrops,
     TargetCrops,
     UnlabeledImages,
     count_labels,
     normalize,
 )
+from rounds import OURS, Row, alternate
 
+BARE, RELEASED = "bare decoder", "released loader"
 CROP, FIT, MIN_PIXELS, MIN_CROP_PIXELS = (1024, 1024), (1440, 2560), 3000, 6000
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -94,13 +91,11 @@ class ReleasedLoader:
         self.rare, self.generator, self.random = rare, torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         self.table = np.full(256, 255, np.uint8)
         self.table[[entry.id for entry in CITYSCAPES]] = np.arange(len(CITYSCAPES))
-        self.runs = 0
 
     def source(self, root: Path) -> tuple[npt.NDArray[np.float32], Picture]:
         assert self.rare is not None
         index, wanted = self.rare.draw(self.generator)
         for _ in range(10):
-            self.runs += 1
             image, label = self.cropped(root / f"images/{index:05}.png", root / f"labels/{index:05}.png")
             if np.sum(label == wanted) > MIN_CROP_PIXELS:
                 break
@@ -136,33 +131,6 @@ class ReleasedLoader:
         return np.ascontiguousarray(normal.transpose(2, 0, 1)), np.ascontiguousarray(label)
 
 
-def compare(rows: dict[str, Callable[[int], object]], count: int, rounds: int, *, each: int = 1) -> str:
-    """Milliseconds a sample: ``count`` calls a round for ``each`` samples, beside the first row."""
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for run in rows.values():
-        run(0)
-    for _ in range(rounds):
-        total = dict.fromkeys(rows, 0.0)
-        for i in range(count):
-            for name, run in rows.items():
-                start = time.perf_counter()
-                run(i)
-                total[name] += time.perf_counter() - start
-        for name, value in total.items():
-            seconds[name].append(value / count / each)
-    first = next(iter(seconds.values()))
-    lines = []
-    for name, values in seconds.items():
-        ratios = sorted(value / bare for value, bare in zip(values, first, strict=True))
-        ms = sorted(1000 * value for value in values)
-        middle, ratio = statistics.median(ms), statistics.median(ratios)
-        lines.append(
-            f"| {name} | {middle:.1f} ({ms[0]:.1f} to {ms[-1]:.1f}) | {1000 / middle:.1f} "
-            f"| {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
-        )
-    return "\n".join(lines)
-
-
 class Many:
     """A data set's labels several times over."""
 
@@ -182,65 +150,64 @@ class Many:
         return decoded(self.dataset.label_file(index % len(self.dataset)))
 
 
-def report(root: Path, count: int, rounds: int) -> None:
-    gta, target = Gta(root / "gta"), UnlabeledImages(sorted((root / "target").iterdir()))
-    sizes = [file.stat().st_size / 1e6 for file in (*gta.unlabeled().files, *target.files)]
-    print(f"torch {torch.__version__}, Pillow {Image.__version__}, OpenCV {cv2.__version__}, one thread")
-    print(f"PNGs of {statistics.mean(sizes):.1f} MB; {count} samples a round, {rounds} rounds")
-    rare = RareClasses(count_labels(gta)[:, : len(CITYSCAPES)], min_pixels=MIN_PIXELS)
-    released = ReleasedLoader(rare, 0)
-    print(head("sample") + compare(source_rows(gta, rare, released), count, rounds))
-    print(f"\nThe released loader ran {released.runs / (rounds * count + 1):.1f} times a sample.")
-    print(head("sample") + compare(target_rows(target, released), count, rounds))
-    labels = {"GTA, labels: bare decoder": lambda i: decoded(gta.label_file(i)), "ours, counted": gta.count}
-    print(head("label") + compare(labels, count, rounds))
-    many = Many(gta, 20)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        everything = {
-            f"in {os.cpu_count()} threads: bare decoder": lambda _: list(pool.map(many.decoded, many)),
-            "ours, `count_labels`": lambda _: count_labels(many),
-        }
-        print(compare(everything, 1, rounds, each=len(many)))
-
-
-def head(what: str) -> str:
-    columns = f"| | ms a {what} | {what}s a second | relative to the bare decoder |"
-    return f"\n{columns}\n| --- | ---: | ---: | ---: |\n"
-
-
-def source_rows(gta: Gta, rare: RareClasses, released: ReleasedLoader) -> dict[str, Callable[[int], object]]:
-    crops = SourceCrops(Resized(gta, FIT), CROP, rare_classes=rare, min_crop_pixels=MIN_CROP_PIXELS)
-    files = gta.unlabeled().files
-    return {
-        "GTA: bare decoder, image and label": lambda i: decoded(files[i], gta.label_file(i)),
-        "ours, the sample": lambda i: gta[i],
-        "ours, its 1024 x 1024 crop": lambda i: crops[i],
-        "ours, normalised": lambda i: normalize(crops[i].image),
-        "released loader": lambda i: released.source(gta.root),
-    }
-
-
-def target_rows(target: UnlabeledImages, released: ReleasedLoader) -> dict[str, Callable[[int], object]]:
-    crops = TargetCrops(target, CROP, margins=Cityscapes.margins)
-    return {
-        "Cityscapes, target: bare decoder": lambda i: decoded(target.files[i]),
-        "ours, its 1024 x 1024 crop": lambda i: crops[i],
-        "ours, normalised": lambda i: normalize(crops[i].image),
-        "released loader": lambda i: released.target(target.files[i]),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+def rows(rounds: int, *, small: bool = False) -> Iterator[Row]:
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), options.images)
-        report(Path(folder), options.images, options.rounds)
+        root, count = Path(folder), 1 if small else 8
+        write(root, count)
+        yield from source_rows(Gta(root / "gta"), count, rounds)
+        yield from target_rows(UnlabeledImages(sorted((root / "target").iterdir())), count, rounds)
+        yield from draft_rows(root, (432, 576) if small else (3456, 4608), rounds)
 
 
-if __name__ == "__main__":
-    main()
+def all_of(run: Callable[[int], object], count: int) -> Callable[[], None]:
+    """One call for all samples."""
+
+    def each() -> None:
+        for i in range(count):
+            run(i)
+
+    return each
+
+
+def source_rows(gta: Gta, count: int, rounds: int) -> Iterator[Row]:
+    rare = RareClasses(count_labels(gta)[:, : len(CITYSCAPES)], min_pixels=MIN_PIXELS)
+    released = ReleasedLoader(rare, 0)
+    crops = SourceCrops(Resized(gta, FIT), CROP, rare_classes=rare, min_crop_pixels=MIN_CROP_PIXELS)
+    files = gta.unlabeled().files
+    bare = all_of(lambda i: decoded(files[i], gta.label_file(i)), count)
+    what = f"{count} pictures of GTA"
+    yield alternate(f"{what}, samples", {OURS: all_of(lambda i: gta[i], count), BARE: bare}, rounds=rounds)
+    ours = all_of(lambda i: normalize(crops[i].image), count)
+    ways = {OURS: ours, BARE: bare, RELEASED: all_of(lambda _: released.source(gta.root), count)}
+    yield alternate(f"{what}, crops of 1024 x 1024, normalised", ways, rounds=rounds)
+    ways = {OURS: all_of(gta.count, count), BARE: all_of(lambda i: decoded(gta.label_file(i)), count)}
+    yield alternate(f"{count} labels of GTA, counted", ways, rounds=rounds)
+    many = Many(gta, 20)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ways = {OURS: lambda: count_labels(many), BARE: lambda: list(pool.map(many.decoded, many))}  # type: ignore[dict-item]
+        yield alternate(f"{len(many)} labels of GTA, counted in {os.cpu_count()} threads", ways, rounds=rounds)
+
+
+def target_rows(target: UnlabeledImages, count: int, rounds: int) -> Iterator[Row]:
+    released, crops = ReleasedLoader(None, 0), TargetCrops(target, CROP, margins=Cityscapes.margins)
+    ways = {
+        OURS: all_of(lambda i: normalize(crops[i].image), count),
+        BARE: all_of(lambda i: decoded(target.files[i]), count),
+        RELEASED: all_of(lambda i: released.target(target.files[i]), count),
+    }
+    yield alternate(f"{count} pictures of Cityscapes, crops of 1024 x 1024, normalised", ways, rounds=rounds)
+
+
+def draft_rows(root: Path, size: tuple[int, int], rounds: int) -> Iterator[Row]:
+    file = root / "photo.jpg"
+    Image.fromarray(draw(size, torch.Generator().manual_seed(1))[0]).save(file, quality=92)
+    photo = UnlabeledImages([file])
+    for share in (2, 4):
+        within = size[0] // share, size[1] // share
+        ways = {
+            OURS: ResizedImages(photo, within, draft=True),
+            "draft=False": ResizedImages(photo, within),
+        }
+        title = f"a JPEG of {size[0]} x {size[1]}, fitted into {within[0]} x {within[1]}, draft=True"
+        yield alternate(title, {name: partial(images.__getitem__, 0) for name, images in ways.items()}, rounds=rounds)

@@ -36,6 +36,7 @@ CASES = (
     "self_training",
     "primitives",
     "scaling",
+    "loader",
     "mix_transformer",
     "import_time",
 )

@@ -6,9 +6,11 @@
 
 RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an image or a folder of images. For each
 image, DIR gets NAME.png (class ids under a palette of their colours, or what --ids says) and NAME_overlay.png. A file
-that cannot be read, or is too large for the memory, is reported, the rest go on, and the exit status is 1. Images that
-are no RGB pictures are read as the target of the FILE.py that the run was trained with: give it by --data, for a run
-never says what code to execute.
+that cannot be read, or is too large for the memory, is reported, the rest go on, and the exit status is 1. What is too
+large goes in as NAME.npy, an array (H, W, 3) of uint8, which is never whole in memory: it is read, and DIR/NAME.npy of
+class ids is written, by bands of rows, with NAME_overview.png, every so many pixels of it. Images that are no RGB
+pictures are read as the target of the FILE.py that the run was trained with: give it by --data, for a run never says
+what code to execute.
 """
 
 from support.ending import held, printable, reason, run_main  # first: it catches Ctrl-C from here on
@@ -31,6 +33,7 @@ from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
 from support.command_line import DEVICE
 from support.data_file import read_data_file
+from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
 from support.plots import Picture, display, paint, palette
 from support.run_folder import WEIGHTS, load
@@ -62,6 +65,11 @@ def write_dark_zurich(place: Path, model: Network, x: Tensor, labels: Tensor, *,
         Image.fromarray(written).save(place.parent / folder / f"{place.name}.png")
 
 
+def is_array(file: Path, any_ending: bool) -> bool:
+    """Whether a file is predicted by bands; a reader of one's own takes any."""
+    return file.suffix == ".npy" and not any_ending
+
+
 def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
     """Image files of all inputs; results must overwrite neither an input nor each other."""
     files = [
@@ -69,7 +77,9 @@ def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
     ]
     taken = {os.path.realpath(file) for file in files}
     for file in files:
-        results = {os.path.realpath(out / f"{file.stem}{ending}.png") for ending in ("", "_overlay", "_attention")}
+        array = is_array(file, any_ending)
+        endings = (".npy", "_overview.png") if array else (".png", "_overlay.png", "_attention.png")
+        results = {os.path.realpath(out / f"{file.stem}{ending}") for ending in endings}
         if results & taken:
             raise ValueError(f"{file}: its results would overwrite an input or another result; choose another --out")
         taken |= results
@@ -119,10 +129,25 @@ def pack(archive: Path, files: Sequence[Path], folders: Sequence[str]) -> None:
                 opened.write(file.parent / folder / file.name, f"{folder}/{file.name}".lstrip("/"))
 
 
-@run_main
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
-    model, spec = load(options.run, options.weights)
+def write_picture(place: Path, model: Network, spec: NetworkSpec, image: Tensor, options: argparse.Namespace) -> Path:
+    """NAME.png and what else is asked for."""
+    x = spec.feed(image[None], options.device)
+    labels = predict(model, x, flip=options.flip)[0].cpu()
+    shown = overlay(image, labels, spec, alpha=options.alpha, contours=options.contours)
+    pictures = {"": label_picture(labels, spec, options.ids), "_overlay": Image.fromarray(shown)}
+    if options.save_attention:
+        paid = 255 * heads(model, x)["attention"][0, 0]
+        pictures["_attention"] = Image.fromarray(paid.byte().cpu().numpy())
+    if options.server:
+        write_dark_zurich(place, model, x, labels, flip=options.flip)
+    with held():
+        for ending, picture in pictures.items():
+            picture.save(f"{place}{ending}.png")
+    return Path(f"{place}.png")
+
+
+def check(options: argparse.Namespace, model: Network, spec: NetworkSpec) -> None:
+    """Refuse what does not go together."""
     if (options.ids or options.server) and list(spec.classes) != [entry.name for entry in CITYSCAPES]:
         raise ValueError(
             f"{'--ids' if options.ids else '--server'} is for the 19 classes of Cityscapes, which this run has not"
@@ -133,6 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ValueError("this run's images are no RGB pictures; give the FILE.py of its training by --data")
     if not 0 <= options.alpha <= 1:
         raise ValueError(f"--alpha must be in [0, 1], got {options.alpha}")
+    whole = [name for name in ("ids", "server", "zip", "flip", "save_attention", "contours") if getattr(options, name)]
+    for file in options.inputs:
+        if whole and is_array(file, bool(options.data)):
+            raise ValueError(f"{file}: an array is predicted by bands, without --{whole[0].replace('_', '-')}")
+
+
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    model, spec = load(options.run, options.weights)
+    check(options, model, spec)
     files = find(options.inputs, options.out, any_ending=bool(options.data))
     images = UnlabeledImages(files, max_pixels=options.max_pixels)
     images = read_data_file(options.data).target.with_files(files) if options.data else images
@@ -141,20 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     done = list[Path]()
     for i, file in enumerate(tqdm(files, "predicting")):
         try:
-            image = images[i].image
-            x, place = spec.feed(image[None], options.device), options.out / file.stem
-            labels = predict(model, x, flip=options.flip)[0].cpu()
-            shown = overlay(image, labels, spec, alpha=options.alpha, contours=options.contours)
-            pictures = {"": label_picture(labels, spec, options.ids), "_overlay": Image.fromarray(shown)}
-            if options.save_attention:
-                paid = 255 * heads(model, x)["attention"][0, 0]
-                pictures["_attention"] = Image.fromarray(paid.byte().cpu().numpy())
-            if options.server:
-                write_dark_zurich(place, model, x, labels, flip=options.flip)
-            with held():
-                for ending, picture in pictures.items():
-                    picture.save(f"{place}{ending}.png")
-            done.append(Path(f"{place}.png"))
+            if is_array(file, bool(options.data)):
+                done.append(write_bands(options.out, model, spec, file, options.device))
+            else:
+                done.append(write_picture(options.out / file.stem, model, spec, images[i].image, options))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             tqdm.write(printable(f"predict.py: {file}: {problem(error, file)}"), file=sys.stderr)
     if options.zip:

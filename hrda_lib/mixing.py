@@ -65,16 +65,27 @@ def sample_class_mask(
     check_generator(generator)
     expect("labels", labels, "BHW", kind=LABEL_TYPES)
     if classes is None:
-        chosen = [_half(image.unique(), generator) for image in labels]
-    elif len(classes) != len(labels) or any(isinstance(ids, int) for ids in classes):
+        return _half_of_each(labels, generator)
+    if len(classes) != len(labels) or any(isinstance(ids, int) for ids in classes):
         raise ValueError(f"classes must hold one list an image ({len(labels)}), got {classes}")
-    else:
-        if any(isinstance(label, float | bool) for ids in classes for label in ids):
-            raise ValueError(f"classes must hold ids, ints that labels may have, got {classes}")
-        chosen = [torch.tensor(list(ids), dtype=torch.int64, device=labels.device) for ids in classes]
+    if any(isinstance(label, float | bool) for ids in classes for label in ids):
+        raise ValueError(f"classes must hold ids, ints that labels may have, got {classes}")
+    chosen = [torch.tensor(list(ids), dtype=torch.int64, device=labels.device) for ids in classes]
     return torch.stack([torch.isin(image, ids) for image, ids in zip(labels, chosen, strict=True)])
 
 
-def _half(present: Tensor, generator: torch.Generator | None) -> Tensor:
-    order = torch.randperm(len(present), generator=generator)
-    return present[order[: (len(present) + 1) // 2].to(present.device)]
+def _half_of_each(labels: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The mask of half of the classes of each image, by a table of those that are there: no pixel is sorted."""
+    low, high = labels.aminmax()
+    if low >= 0 and high < 256:
+        index, count = labels.flatten(1).long(), 256
+    else:
+        ids, index = torch.unique(labels.flatten(1), return_inverse=True)
+        count = len(ids)
+    present = index.new_zeros(len(labels), count, dtype=torch.bool).scatter_(1, index, True)
+    chosen = torch.zeros_like(present)
+    for row, there in zip(chosen, present, strict=True):
+        places = there.nonzero()[:, 0]
+        order = torch.randperm(len(places), generator=generator)
+        row[places[order[: (len(places) + 1) // 2].to(places.device)]] = True
+    return chosen.gather(1, index).view_as(labels)

@@ -1,8 +1,8 @@
 """Overlapping windows over an image of any size, averaged into one prediction."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import product
-from typing import Literal, get_args
+from itertools import pairwise, product
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from hrda_lib._checks import (
     is_count,
     pair,
     plain,
+    readable,
     refuses_sides,
     tensor_in,
 )
@@ -28,6 +29,7 @@ Blend = Literal["constant", "gaussian"]
 Output = Literal["logits", "probs", "labels"]
 BLENDS, OUTPUTS = get_args(Blend), get_args(Output)
 LABEL_DTYPES = (torch.int64, torch.uint8)
+CHUNK = 1 << 22  # logits that are upsampled at once, 16 MB
 Predictor = Callable[[Tensor], Tensor]
 Call = list[tuple[CropBox, slice]]  # the windows of one call: where, and in which images
 Read = Callable[[CropBox, slice], Tensor]
@@ -50,8 +52,8 @@ class SlidingWindowInferer:
         blend: "constant" or "gaussian".
         output: "logits", "probs" (softmax of the averaged logits) or "labels" (their argmax); the latter two of two
             classes at least.
-        resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; False: averaged at the
-            predictor's own resolution.
+        resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; "once": averaged at the
+            predictor's own resolution, and the average upsampled; False: averaged there, and left so.
         pad: True: an image smaller than the window is padded with 0 at the bottom and right, and the answer is cut
             back, for networks that take only some sizes. False: the window is cut to the image.
         label_dtype: of labels: int64, which indexes and counts, or uint8 for up to 256 classes in an eighth of the
@@ -63,7 +65,7 @@ class SlidingWindowInferer:
 
     Raises:
         ValueError: a setting or the image does not fit, or the predictor's answer has the wrong type, batch size,
-            channels or, with ``resize=False``, a size that does not divide the windows' positions.
+            channels or, unless ``resize=True``, a size that does not divide the windows' positions.
 
     Example:
         >>> infer = SlidingWindowInferer((4, 4), stride=(2, 2), output="labels")
@@ -81,7 +83,7 @@ class SlidingWindowInferer:
         batch_size: int | None = 4,
         blend: Blend = "constant",
         output: Output = "logits",
-        resize: bool = True,
+        resize: bool | Literal["once"] = True,
         pad: bool = False,
         label_dtype: torch.dtype = torch.int64,
         progress: Progress | None = None,
@@ -90,7 +92,7 @@ class SlidingWindowInferer:
             raise ValueError(f"batch_size must be a positive int or None (all at once), got {batch_size}")
         check_choice("blend", blend, BLENDS)
         check_choice("output", output, OUTPUTS)
-        check_choice("resize", resize, (True, False))
+        check_choice("resize", resize, (True, False, "once"))
         check_choice("pad", pad, (True, False))
         check_choice("label_dtype", label_dtype, LABEL_DTYPES)
         self.window = pair("window", window)
@@ -102,16 +104,17 @@ class SlidingWindowInferer:
 
     def __call__(self, image: Tensor, predictor: Predictor) -> Tensor:
         expect("image", image, "BKHW")
-        size, out = _fixed(image), None
-        bands = self._bands(size, image.shape[0], lambda box, images: crop(image[images], box), predictor, self.output)
-        for top, height, logits in bands:
-            band = _finish(logits, self.output, self.label_dtype)
-            rows = plain(band.shape)[-2]
-            if rows == height:
-                return band
-            if out is None:
-                out = band.new_empty(*band.shape[:-2], height, band.shape[-1])
-            out[..., top : top + rows, :] = band
+        size, images, out = _fixed(image), image.shape[0], None
+
+        def read(box: CropBox, images: slice) -> Tensor:
+            return crop(image[images], box)
+
+        parts = self._parts(size, images, read, predictor)
+        if self.output != "labels":
+            return self._logits(parts, size, images)
+        for top, height, band in self._labels(parts, size, images):
+            out = band.new_empty(images, height, band.shape[-1]) if out is None else out
+            out[:, top : top + band.shape[1]] = band
         assert out is not None  # there is a window
         return out
 
@@ -142,51 +145,57 @@ class SlidingWindowInferer:
             0 [0, 0]
             2 [0, 0]
             4 [0, 1]
-            6 [1, 1, 1, 1]
+            6 [1, 1]
+            8 [1, 1]
         """
 
-        def part(box: CropBox, _: slice) -> Tensor:
+        def checked(box: CropBox, _: slice) -> Tensor:
             image = read(box)
             expect("read's answer", image, (1, "K", box.height, box.width))
             return image
 
-        for top, _, logits in self._bands(pair("size", size), 1, part, predictor, "labels"):
-            yield top, _finish(logits, "labels", self.label_dtype)
+        size = pair("size", size)
+        for top, _, labels in self._labels(self._parts(size, 1, checked, predictor), size, 1):
+            yield top, labels
 
-    def _bands(
-        self, size: tuple[int, int], images: int, read: Read, predictor: Predictor, output: Output
+    def _logits(self, parts: Iterator["_Part"], size: tuple[int, int], images: int) -> Tensor:
+        """Averaged over all windows, or their softmax."""
+        total = None
+        for layout, index, (top, left), logits in parts:
+            total = logits.new_zeros(images, logits.shape[1], *layout.whole) if total is None else total
+            height, width = min(layout.window[0], layout.whole[0] - top), min(layout.window[1], layout.whole[1] - left)
+            sums, part = total[index, :, top : top + height, left : left + width], logits[..., :height, :width]
+            weight = layout.weight
+            sums.add_(part) if weight is None else sums.addcmul_(part, weight[:height, :width])
+        assert total is not None  # there is a window
+        average = total.div_(layout.coverage(total))
+        return _finish(resize(average, size) if self.resize == "once" else average, self.output, self.label_dtype)
+
+    def _labels(
+        self, parts: Iterator["_Part"], size: tuple[int, int], images: int
     ) -> Iterator[tuple[int, int, Tensor]]:
-        """Logits of rows that no later window reaches: (first row, rows of all, (B, C, rows, columns)).
+        """Labels of rows that no later window reaches: (first row, rows of all, (B, rows, columns))."""
+        if self.resize == "once":
+            logits = _bands(((piece, piece.average()) for piece in _pieces(parts)), images)
+            for top, band in _upsampled(logits, size):
+                yield top, size[0], _finish(band, "labels", self.label_dtype)
+        else:  # the largest of the sums is that of the average
+            labels = ((piece, _finish(piece.sums, "labels", self.label_dtype)) for piece in _pieces(parts))
+            yield from _bands(labels, images)
 
-        For logits they are all rows at once; for labels sums, whose largest class is that of the average.
-        """
-        least = self.window if self.pad else (1, 1)
-        covered = max(size[0], least[0]), max(size[1], least[1])
+    def _parts(self, size: tuple[int, int], images: int, read: Read, predictor: Predictor) -> Iterator["_Part"]:
+        """What the predictor says of each window, row by row."""
+        covered = (max(size[0], self.window[0]), max(size[1], self.window[1])) if self.pad else size
         boxes = window_grid(covered, self.window, self.stride)
-        calls = _calls(boxes, images, self.batch_size)
-        total, top = None, 0
+        calls, layout = _calls(boxes, images, self.batch_size), None
         for call in self.progress(calls) if self.progress else calls:
             logits = self._predict(size, call, read, predictor)
-            if total is None:
-                whole, kept = (_to_cells(CropBox(0, 0, *sides), boxes[0], logits) for sides in (covered, size))
-                rows = whole.height if output == "logits" else plain(logits.shape)[-2]
-                total = logits.new_zeros(images, logits.shape[1], rows, whole.width)
-                cells, weight = [_to_cells(box, boxes[0], logits) for box in boxes], self._window_weight(logits)
-            _check_alike(logits, total, cells[0])
-            parts = logits.view(len(call), -1, *logits.shape[1:])
-            for (box, index), part in zip(call, parts.unbind(), strict=True):
-                place = _to_cells(box, box, logits)
-                done = place.top - top
-                if done and output != "logits":  # a new row of windows
-                    if top < kept.height:
-                        yield top, kept.height, _averaged(total, top, done, kept, cells, weight, output)
-                    _move_up(total, done)
-                    top = place.top
-                sums = crop(total[index], place._replace(top=place.top - top))
-                sums.add_(part) if weight is None else sums.addcmul_(part, weight)
-        assert total is not None  # there is a window, so there was a call
-        if top < kept.height:
-            yield top, kept.height, _averaged(total, top, rows, kept, cells, weight, output)
+            if layout is None:
+                layout = _Layout.of(size, boxes, logits, self._window_weight(logits))
+            layout.check(logits)
+            windows = logits.view(len(call), -1, *logits.shape[1:]).unbind()
+            for (box, index), window in zip(call, windows, strict=True):
+                yield _Part(layout, index, layout.places[box], window)
 
     def _predict(self, size: tuple[int, int], call: Call, read: Read, predictor: Predictor) -> Tensor:
         windows = torch.cat([_padded(read, box, images, size) for box, images in call])
@@ -206,7 +215,7 @@ class SlidingWindowInferer:
         if plain(logits.shape)[0] != plain(windows.shape)[0]:
             raise ValueError(f"predictor returned a batch of {logits.shape[0]} for {windows.shape[0]} windows")
         logits = at_least_float32(logits)
-        return resize(logits, sides) if self.resize else logits
+        return resize(logits, sides) if self.resize not in (False, "once") else logits
 
     def _window_weight(self, logits: Tensor) -> Tensor | None:
         """g of the equation, (h, w) in cells of the logits; None: 1."""
@@ -242,56 +251,159 @@ def _padded(read: Read, box: CropBox, images: slice, size: tuple[int, int]) -> T
     return pad(window, (0, box.width - columns, 0, box.height - rows))
 
 
-def _check_alike(logits: Tensor, total: Tensor, window: CropBox) -> None:
-    if plain(logits.shape)[1] != plain(total.shape)[1]:
-        raise ValueError(
-            f"predictor returned {logits.shape[1]} channels for one window and {total.shape[1]} for another; "
-            "it must return the same classes for every window"
-        )
-    if plain(logits.shape[-2:]) != window[2:]:
-        raise ValueError(
-            f"predictor returned {tuple(logits.shape[-2:])} cells for one window and {tuple(window[2:])} for "
-            "another; with resize=False it must return one size"
-        )
+class _Span(NamedTuple):
+    """Rows, or columns, that the same windows cover."""
+
+    start: int
+    stop: int
+    windows: tuple[int, ...]  # where these begin
+
+    def inside(self, window: int) -> slice:
+        return slice(self.start - window, self.stop - window)
 
 
-def _averaged(
-    total: Tensor,
-    top: int,
-    rows: int,
-    kept: CropBox,
-    cells: list[CropBox],
-    weight: Tensor | None,
-    output: Output,
-) -> Tensor:
-    """The first ``rows`` of the sums, which begin at row ``top``, divided by their coverage; for labels as they are."""
-    rows, columns = min(rows, kept.height - top), kept.width
-    band = total[..., :rows, :columns]
-    if output == "labels":
-        return band
-    if weight is None:
-        down, across = total.new_zeros(rows), total.new_zeros(columns)
-        for start, height in {(box.top - top, box.height) for box in cells}:
-            down[max(start, 0) : max(start + height, 0)] += 1
-        for start, width in {(box.left, box.width) for box in cells}:
-            across[start : start + width] += 1
-        return band.div_(down[:, None] * across)
-    coverage = total.new_zeros(rows, total.shape[-1])
-    for box in cells:
-        first, last = max(box.top, top), min(box.top + box.height, top + rows)
-        if first < last:
-            inside = weight[first - box.top : last - box.top]
-            coverage[first - top : last - top, box.left : box.left + box.width] += inside
-    return band.div_(coverage[:, :columns])
+class _Layout(NamedTuple):
+    """Where windows lie in the answer, in its cells."""
+
+    whole: tuple[int, int]
+    window: tuple[int, int]
+    channels: int
+    weight: Tensor | None
+    places: dict[CropBox, tuple[int, int]]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], boxes: list[CropBox], logits: Tensor, weight: Tensor | None) -> "_Layout":
+        """The layout of windows in an image of ``size``, of which the predictor returned ``logits`` for some."""
+        rows, columns = _to_cells(CropBox(0, 0, *size), boxes[0], logits)[2:]
+        places = {box: _to_cells(box, boxes[0], logits)[:2] for box in boxes}
+        _, channels, height, width = plain(logits.shape)
+        return cls((rows, columns), (height, width), channels, weight, places)
+
+    def check(self, logits: Tensor) -> None:
+        _, channels, *cells = plain(logits.shape)
+        if channels != self.channels:
+            raise ValueError(
+                f"predictor returned {channels} channels for one window and {self.channels} for another; "
+                "it must return the same classes for every window"
+            )
+        if tuple(cells) != self.window:
+            raise ValueError(
+                f"predictor returned {tuple(cells)} cells for one window and {self.window} for another; with "
+                "resize=False or 'once' it must return one size"
+            )
+
+    def coverage(self, like: Tensor) -> Tensor:
+        """How many windows cover each cell, or what they weigh there, (rows, columns)."""
+        rows, columns, (height, width) = *self.whole, self.window
+        if self.weight is None:
+            down, across = like.new_zeros(rows), like.new_zeros(columns)
+            for top in {top for top, _ in self.places.values()}:
+                down[top : top + height] += 1
+            for left in {left for _, left in self.places.values()}:
+                across[left : left + width] += 1
+            return down[:, None] * across
+        total = like.new_zeros(rows, columns)
+        for top, left in self.places.values():
+            total[top : top + height, left : left + width] += self.weight[: rows - top, : columns - left]
+        return total
 
 
-def _move_up(total: Tensor, done: int) -> None:
-    """Drop the first ``done`` rows; zeros come in at the end. In place: all rows of windows share this memory."""
-    rows = total.shape[-2]
-    for top in range(0, rows - done, done):  # in steps that do not overlap
-        end = min(top + done, rows - done)
-        total[..., top:end, :] = total[..., top + done : end + done, :]
-    total[..., rows - done :, :] = 0
+class _Part(NamedTuple):
+    """What the predictor says of one window of some images."""
+
+    layout: _Layout
+    images: slice
+    place: tuple[int, int]
+    logits: Tensor
+
+
+class _Piece(NamedTuple):
+    """A rectangle of the answer that the same windows cover, in some images: their sum."""
+
+    layout: _Layout
+    images: slice
+    rows: _Span
+    columns: _Span
+    sums: Tensor
+
+    def average(self) -> Tensor:
+        weight, places = self.layout.weight, list(product(self.rows.windows, self.columns.windows))
+        if weight is None:
+            return self.sums if len(places) == 1 else self.sums.div_(len(places))
+        first, *others = (weight[self.rows.inside(top), self.columns.inside(left)] for top, left in places)
+        return self.sums.div_(sum(others, start=first))
+
+
+def _spans(starts: set[int], length: int, end: int) -> dict[int, list[_Span]]:
+    """What each window, by where it begins, consists of."""
+    edges = sorted({min(edge, end) for start in starts for edge in (start, start + length)})
+    spans = [
+        _Span(first, last, tuple(sorted(start for start in starts if start <= first < start + length)))
+        for first, last in pairwise(edges)
+    ]
+    return {start: [span for span in spans if start in span.windows] for start in starts}
+
+
+def _pieces(parts: Iterable[_Part]) -> Iterator[_Piece]:
+    """The answer, cut where windows begin and end; each piece as soon as its last window is there."""
+    down, sums = dict[int, list[_Span]](), dict[tuple[int, int, int], Tensor]()
+    for layout, index, (top, left), logits in parts:
+        if not down:
+            tops, lefts = ({place[axis] for place in layout.places.values()} for axis in (0, 1))
+            (height, width), (last_row, last_column) = layout.window, layout.whole
+            down, across = _spans(tops, height, last_row), _spans(lefts, width, last_column)
+        for rows, columns in product(down[top], across[left]):
+            key, inside = (index.start or 0, rows.start, columns.start), (..., rows.inside(top), columns.inside(left))
+            last = (top, left) == (rows.windows[-1], columns.windows[-1])
+            weight = None if layout.weight is None else layout.weight[inside]
+            total = _added(sums.pop(key, None), logits[inside], weight, kept=not last)
+            if last:
+                yield _Piece(layout, index, rows, columns, total)
+            else:
+                sums[key] = total
+
+
+def _added(total: Tensor | None, part: Tensor, weight: Tensor | None, *, kept: bool) -> Tensor:
+    """The sum; ``kept``: it must outlive the predictor's answer, which is the caller's."""
+    if total is not None:
+        return total.add_(part) if weight is None else total.addcmul_(part, weight)
+    if weight is not None:
+        return part * weight
+    return part.clone() if kept else part
+
+
+def _bands(contents: Iterable[tuple[_Piece, Tensor]], images: int) -> Iterator[tuple[int, int, Tensor]]:
+    """Whole rows of what the pieces hold, from the top: (first row, rows of all, (B, ..., rows, columns))."""
+    bands = dict[int, Tensor]()
+    for (layout, index, rows, columns, _), content in contents:
+        height, width = layout.whole
+        if rows.start not in bands:
+            bands[rows.start] = content.new_empty(images, *content.shape[1:-1], width)
+        bands[rows.start][index, ..., columns.start : columns.stop] = content
+        if columns.stop == width and index.stop in (None, images):
+            yield rows.start, height, bands.pop(rows.start)
+
+
+def _upsampled(bands: Iterable[tuple[int, int, Tensor]], size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+    """What :func:`resize` makes of the whole map, a few rows at once: (first row, (B, C, rows, columns))."""
+    held, first, done = None, 0, 0  # cells still needed, their first row; rows of pixels that are done
+    for top, height, band in bands:
+        held = band if held is None else torch.cat([held, band], dim=-2)
+        place = (torch.arange(size[0], dtype=torch.float64) + 0.5).mul_(height / size[0]).sub_(0.5).clamp_(min=0)
+        reach = top + band.shape[-2]
+        ready = size[0] if reach == height else int((place < reach - 1).sum())
+        step = max(CHUNK // (len(band) * band.shape[1] * size[1]), 1)
+        for start in range(done, ready, step):
+            rows = place[start : min(start + step, ready)] - first
+            above = rows.long()
+            below = (above + 1).clamp(max=held.shape[-2] - 1)
+            share = (rows - above)[:, None].to(held)
+            mixed = torch.lerp(held[..., above, :], held[..., below, :], share)
+            yield start, resize(mixed, (len(rows), size[1]))
+        done = ready
+        if done < size[0]:
+            needed = int(place[done])
+            held, first = held[..., needed - first :, :], needed
 
 
 def _gaussian(length: int) -> Tensor:
@@ -306,8 +418,8 @@ def _to_cells(box: CropBox, window: CropBox, logits: Tensor) -> CropBox:
     if height * window.width != width * window.height or any(value % window.height for value in scaled):
         raise ValueError(
             f"predictor returned {(height, width)} cells for windows of {(window.height, window.width)} pixels, which "
-            f"do not line up with the box {tuple(box)}; with resize=False the image, the window and the stride must be "
-            "multiples of the predictor's output stride"
+            f"do not line up with the box {tuple(box)}; with resize=False or 'once' the image, the window and the "
+            "stride must be multiples of the predictor's output stride"
         )
     return CropBox(*(value // window.height for value in scaled))
 
@@ -321,6 +433,16 @@ def _finish(logits: Tensor, output: Output, label_dtype: torch.dtype) -> Tensor:
         return logits.softmax(dim=1)
     if label_dtype == torch.uint8 and logits.shape[1] > 256:
         raise ValueError(f"label_dtype uint8 holds up to 256 classes, got {logits.shape[1]}; take torch.int64")
-    best, labels = logits.max(dim=1)  # several times as fast as argmax, which strides over the classes
+    return _best(logits.detach()).to(label_dtype)
+
+
+def _best(logits: Tensor) -> Tensor:
+    """The best class of each pixel, the first of equal ones, as ``argmax`` gives it."""
+    if not readable(logits):
+        return logits.max(dim=1).indices
+    best = logits.amax(dim=1, keepdim=True)
     check_best("predictor's logits", best)
-    return labels.to(label_dtype)
+    # on the CPU, max and argmax take a class after the other; a comparison into floats is a third of their time
+    is_best = torch.eq(logits, best, out=torch.empty_like(logits))
+    first = is_best.mul_(torch.arange(logits.shape[1], 0, -1).to(logits)[:, None, None]).amax(dim=1)
+    return logits.shape[1] - first

@@ -15,6 +15,7 @@ run = importlib.import_module("run")
 rounds = importlib.import_module("rounds")
 Row, OURS = rounds.Row, rounds.OURS
 PEERS = {"sliding_window": "monai", "teacher": "timm", "primitives": "kornia", "mix_transformer": "transformers"}
+PEERS |= {"loader": "cv2"}
 
 
 @pytest.mark.parametrize("name", run.CASES)

@@ -79,6 +79,15 @@ def test_images_are_drawn_apart(generator: torch.Generator) -> None:
     assert 50 < equal < 150  # one in six expected
 
 
+@pytest.mark.parametrize(("factor", "offset"), [(1, 250), (1, -3), (10**15, -(10**16))])
+def test_any_number_may_be_a_class(factor: int, offset: int) -> None:
+    labels = torch.randint(7, (3, 8, 9), generator=torch.Generator().manual_seed(0))
+    mask, other = (
+        sample_class_mask(ids, torch.Generator().manual_seed(1)) for ids in (labels, labels * factor + offset)
+    )
+    assert torch.equal(mask, other)
+
+
 def test_same_generator_same_mask() -> None:
     labels = torch.arange(64).view(1, 8, 8)
     first, second, other = (sample_class_mask(labels, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))

@@ -219,6 +219,13 @@ def test_nothing_of_the_callers_is_written(predictor: Predictor, factor: int, bl
     np.testing.assert_allclose(result, factor * before[:, -result.shape[1] :], rtol=1e-11)
 
 
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_labels_outlive_the_predictors_buffer(blend: Any) -> None:
+    image = random(1, 3, 7, 9)
+    labels = SlidingWindowInferer(4, batch_size=2, blend=blend, output="labels")(image, own_buffer())
+    assert torch.equal(labels, image.argmax(dim=1))
+
+
 def test_one_window_is_no_alias_of_the_image() -> None:
     image = random(1, 3, 4, 4)
     before = image.clone()
@@ -339,7 +346,7 @@ def test_no_grad_and_inference_mode() -> None:
         ({"batch_size": 0}, "batch_size must be a positive int or None (all at once), got 0"),
         ({"blend": "hann"}, "blend must be one of ('constant', 'gaussian'), got 'hann'"),
         ({"pad": "reflect"}, "pad must be one of (True, False), got 'reflect'"),
-        ({"resize": None}, "resize must be one of (True, False), got None"),
+        ({"resize": None}, "resize must be one of (True, False, 'once'), got None"),
         ({"output": "label"}, "output must be one of ('logits', 'probs', 'labels'), got 'label'"),
     ],
     ids=str,
@@ -485,6 +492,80 @@ def test_labels_and_probabilities_by_bands_are_those_of_all_logits(
     assert all(box.top + box.height <= size[0] and box.left + box.width <= size[1] for box in read)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_equal_classes_the_first_is_the_label(dtype: torch.dtype) -> None:
+    image = torch.randint(3, (2, 5, 9, 7), generator=torch.Generator().manual_seed(0)).to(dtype)
+    image[0, 1, 2, 3] = -torch.inf  # rules a class out
+    labels = SlidingWindowInferer(4, output="labels")(image, lambda x: x)
+    np.testing.assert_array_equal(labels, image.numpy().argmax(axis=1))
+
+
+# Averaged at the predictor's resolution, then one upsampling
+
+
+def half_as_fine_again(windows: Tensor) -> Tensor:
+    """Logits at stride 1.5."""
+    return strided(1)(windows)[..., : windows.shape[-2] * 2 // 3, : windows.shape[-1] * 2 // 3]
+
+
+CELLS = {
+    "stride 2": (strided(2), (18, 22), (8, 6), (4, 2)),
+    "stride 4, last ones shifted": (strided(4), (28, 20), (16, 12), (12, 8)),
+    "stride 1.5": (half_as_fine_again, (15, 21), (9, 6), (3, 6)),
+    "finer than the windows": (lambda x: torch.repeat_interleave(strided(1)(x), 2, dim=-1).repeat_interleave(2, dim=-2),
+                               (9, 7), (4, 5), (2, 3)),
+    "at pixels": (strided(1), (9, 7), (4, 5), (2, 3)),
+    "one window": (strided(4), (8, 12), (8, 12), (4, 4)),
+    "a single row of cells": (strided(4), (4, 24), (4, 8), (4, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chunk", [1, 400, None], ids=["by rows", "a few rows", "whole"])
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize(("predictor", "size", "window", "stride"), CELLS.values(), ids=CELLS)
+def test_once_is_the_average_at_cells_upsampled(
+    predictor: Predictor, size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int], blend: Any,
+    chunk: int | None, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if chunk:
+        monkeypatch.setattr("hrda_lib.sliding_window.CHUNK", chunk)
+    image, settings = random(2, 3, *size), {"stride": stride, "blend": blend}
+    cells = SlidingWindowInferer(window, resize=False, **settings)(image, predictor)
+    logits = resize(cells.numpy(), size)
+
+    def once(output: Any) -> SlidingWindowInferer:
+        return SlidingWindowInferer(window, resize="once", output=output, **settings)
+
+    np.testing.assert_allclose(once("logits")(image, predictor), logits, rtol=1e-6, atol=1e-6)
+    probabilities = torch.from_numpy(logits).softmax(dim=1)
+    np.testing.assert_allclose(once("probs")(image, predictor), probabilities, rtol=1e-6, atol=1e-6)
+    labels = once("labels")(image, predictor)
+    best = np.take_along_axis(logits, labels[:, None].numpy(), axis=1)[:, 0]
+    assert labels.shape == (2, *size)
+    np.testing.assert_allclose(best, logits.max(axis=1), rtol=1e-6, atol=1e-6)  # where two are equal, either will do
+
+    bands = list(once("logits").stream(size, lambda box: crop(image[1:], box), predictor))
+    assert [top for top, _ in bands] == [0, *np.cumsum([band.shape[1] for _, band in bands])[:-1]]
+    assert torch.equal(torch.cat([band for _, band in bands], dim=1), labels[1:])
+
+
+def test_once_pads_as_the_others_do() -> None:
+    image = random(1, 3, 12, 8)
+    settings: dict[str, Any] = {"pad": True, "resize": "once"}
+    logits = SlidingWindowInferer((16, 8), **settings)(image, strided(4))
+    cells = SlidingWindowInferer((16, 8), pad=True, resize=False)(image, strided(4))
+    np.testing.assert_allclose(logits, resize(cells.numpy(), (12, 8)), rtol=1e-6)
+    labels = SlidingWindowInferer((16, 8), output="labels", **settings)(image, strided(4))
+    assert torch.equal(labels, logits.argmax(dim=1))
+
+
+def test_once_needs_whole_cells() -> None:
+    with pytest.raises(
+        ValueError, match=r"do not line up with the box \(0, 0, 10, 8\); with resize=False or 'once' the "
+    ):
+        SlidingWindowInferer(8, resize="once")(random(1, 3, 10, 8), strided(4))
+
+
 def test_streamed_bands_come_as_soon_as_no_window_reaches_them() -> None:
     image, read = random(1, 3, 40, 8), []
 
@@ -493,7 +574,7 @@ def test_streamed_bands_come_as_soon_as_no_window_reaches_them() -> None:
         return crop(image, box)
 
     rows_read = [(top, max(read)) for top, _ in SlidingWindowInferer(8, batch_size=1).stream((40, 8), part, strided(1))]
-    assert rows_read[:3] == [(0, 4), (4, 8), (8, 12)]
+    assert rows_read[:3] == [(0, 0), (4, 4), (8, 8)]
 
 
 class Largest(TorchDispatchMode):
@@ -506,6 +587,17 @@ class Largest(TorchDispatchMode):
         if isinstance(result, Tensor) and result.is_floating_point() and result._base is None:
             self.bytes = max(self.bytes, result.untyped_storage().nbytes())
         return result
+
+
+@pytest.mark.parametrize("rows", [64, 128])
+def test_once_upsamples_a_few_rows_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrda_lib.sliding_window.CHUNK", 19 * 8 * 48)
+    image = torch.zeros(1, 1, rows, 48)
+    with Largest() as largest:
+        SlidingWindowInferer(16, output="labels", resize="once")(
+            image, lambda x: x[..., ::4, ::4].expand(-1, 19, -1, -1).clone()
+        )
+    assert largest.bytes == 4 * 19 * 8 * 48  # eight rows of pixels; the cells of a row of windows are less
 
 
 @pytest.mark.parametrize("output", ["labels", "probs", "logits"])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hrda_lib.data.layout import not_found, shown, state_of
 from hrda_lib.data.pictures import check_max_pixels, picture_size
-from hrda_lib.data.readers import OneKind, Reader, called, identity, image_of, label_of
+from hrda_lib.data.readers import OneKind, Reader, called, draft_of, identity, label_of
 from hrda_lib.data.samples import LabelClass, Sample
 from hrda_lib.data.stored_colours import StoredColours
 from hrda_lib.data.stored_ids import StoredIds, count_ids, ignoring
@@ -78,15 +78,20 @@ class LabeledFiles:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.drafted(index, None)
+
+    def drafted(self, index: int, within: tuple[int, int] | None) -> Sample:
+        """The sample, with a draft of its image for ``Resized(..., within, draft=True)``."""
         file = self._images[index]
-        image, label = image_of(file, self._read_image, self._max_pixels), self.label(index)
-        if image.shape[1:] != label.shape:
+        image, have = draft_of(file, self._read_image, self._max_pixels, within)
+        label = self.label(index)
+        if have != label.shape:
             if image.shape[:2] == label.shape:
                 raise ValueError(
                     f"{shown(file)}: read_image must give (K, H, W), got (H, W, K) = {tuple(image.shape)}; "
                     "permute(2, 0, 1) turns it round"
                 )
-            raise self._other_size(index, tuple(image.shape[1:]), tuple(label.shape))
+            raise self._other_size(index, have, tuple(label.shape))
         self._kind.check(file, image)
         return Sample(image, label, self._names[index])
 

@@ -1,7 +1,7 @@
 """How picture files are opened: by a list of formats, upright, and not before their size is known."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,16 @@ TURNS = {
 }
 
 
+def fitted(have: Sequence[int], within: tuple[int, int]) -> tuple[int, int]:
+    """The size to give to an image of size ``have``.
+
+    >>> fitted((1052, 1914), (1440, 2560))
+    (1407, 2560)
+    """
+    factor = min(within[0] / have[0], within[1] / have[1])
+    return max(int(have[0] * factor + 0.5), 1), max(int(have[1] * factor + 0.5), 1)
+
+
 def read_image(file: Path, max_pixels: int | None = None) -> Tensor:
     """(3, H, W) uint8, in memory pixel by pixel (channels last); grey and palette images become RGB.
 
@@ -41,9 +51,22 @@ def read_image(file: Path, max_pixels: int | None = None) -> Tensor:
     Raises:
         ValueError: the file is missing or broken, too large, or holds more than 8 bits a channel.
     """
+    return read_draft(file, None, max_pixels)[0]
+
+
+def read_draft(
+    file: Path, within: tuple[int, int] | None, max_pixels: int | None = None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """What :func:`read_image` gives, and its size; a JPEG may be decoded at a half, a quarter or an eighth of it.
+
+    It is then still no smaller than what fits ``within`` (h, w); None: no draft.
+
+    Raises:
+        ValueError: as :func:`read_image`.
+    """
     import PIL.Image
 
-    with open_image(file, max_pixels) as image:
+    with open_image(file, max_pixels, within) as image:
         if not has_eight_bits(image):
             deep = ";16" in image.info["raw mode"]  # which Pillow cuts to 8 bits
             kind = image.info["raw mode"] if deep else image.mode
@@ -52,7 +75,8 @@ def read_image(file: Path, max_pixels: int | None = None) -> Tensor:
         picture = image.convert("RGB")
         if turn:
             picture = picture.transpose(PIL.Image.Transpose[turn])
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return pixels, image.info.get("reduced from", tuple(pixels.shape[1:]))
 
 
 def opened(file: Path, max_pixels: int | None = None) -> "PIL.ImageFile.ImageFile":
@@ -64,8 +88,10 @@ def opened(file: Path, max_pixels: int | None = None) -> "PIL.ImageFile.ImageFil
     return _within(_header(file), file, max_pixels)
 
 
-def open_image(file: Path, max_pixels: int | None = None) -> "PIL.ImageFile.ImageFile":
-    """The decoded picture, as it is stored.
+def open_image(
+    file: Path, max_pixels: int | None = None, within: tuple[int, int] | None = None
+) -> "PIL.ImageFile.ImageFile":
+    """The decoded picture, as it is stored; ``within``: a draft, as :func:`read_draft` says.
 
     Raises:
         ValueError: the file is missing or broken, or has more than ``max_pixels`` (None: Pillow's own limit).
@@ -73,6 +99,8 @@ def open_image(file: Path, max_pixels: int | None = None) -> "PIL.ImageFile.Imag
     image = opened(file, max_pixels)
     with _named(file, image):
         image.info["turned"] = _orientation(image)  # Pillow turns a TIFF itself, and forgets that it did
+        if within is not None and image.format == "JPEG":
+            _draft(image, within)
         image.load()
         if image.mode == "P" and not image.getpalette():
             raise ValueError(
@@ -214,6 +242,15 @@ def _orientation(image: "PIL.Image.Image") -> int:
     except Exception:  # broken EXIF says nothing
         return 1
     return value if isinstance(value, int) and value in TURNS else 1
+
+
+def _draft(image: "PIL.ImageFile.ImageFile", within: tuple[int, int]) -> None:
+    """Let the decoder leave out what there is no room for."""
+    turned = image.info["turned"] > 4
+    have = image.size if turned else image.size[::-1]
+    rows, columns = fitted(have, within)
+    image.draft(image.mode, (rows, columns) if turned else (columns, rows))
+    image.info["reduced from"] = have
 
 
 def _check_upright(file: Path, orientation: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hrda_lib.data.layout import plain, shown
-from hrda_lib.data.pictures import read_image
+from hrda_lib.data.pictures import read_draft, read_image
 from hrda_lib.data.stored_ids import StoredIds, ignoring
 
 Reader = Callable[[Path], Tensor]
@@ -30,6 +30,20 @@ def image_of(file: Path, reader: Reader | None, max_pixels: int | None = None) -
     if image.is_floating_point() and not image.isfinite().all():
         raise ValueError(f"{shown(file)}: image holds values that are not finite; let read_image replace them")
     return image.detach()
+
+
+def draft_of(
+    file: Path, reader: Reader | None, max_pixels: int | None, within: tuple[int, int] | None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The image, and the size that it is of: readers of one's own make no drafts.
+
+    Raises:
+        ValueError: as :func:`image_of`.
+    """
+    if reader is None:
+        return read_draft(file, within, max_pixels)
+    image = image_of(file, reader)
+    return image, tuple(image.shape[1:])
 
 
 def label_of(file: Path, reader: Reader) -> Tensor:

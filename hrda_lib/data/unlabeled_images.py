@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hrda_lib.data.layout import state_of
 from hrda_lib.data.pictures import check_max_pixels
-from hrda_lib.data.readers import OneKind, Reader, image_of
+from hrda_lib.data.readers import OneKind, Reader, draft_of
 from hrda_lib.data.samples import UnlabeledSample
 
 
@@ -58,8 +58,12 @@ class UnlabeledImages:
         return state_of(self._files)
 
     def __getitem__(self, index: int) -> UnlabeledSample:
+        return self.drafted(index, None)[0]
+
+    def drafted(self, index: int, within: tuple[int, int] | None) -> tuple[UnlabeledSample, tuple[int, ...]]:
+        """The sample and its image's size; the image is a draft, for ``ResizedImages(..., within, draft=True)``."""
         file = self._files[index]
-        image = image_of(file, self._read_image, self._max_pixels)
+        image, have = draft_of(file, self._read_image, self._max_pixels, within)
         if self._kind:
             self._kind.check(file, image)
-        return UnlabeledSample(image, self._names[index])
+        return UnlabeledSample(image, self._names[index]), have

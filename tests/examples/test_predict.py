@@ -12,6 +12,7 @@ from scripts import main, picture, run
 from torch import Tensor
 from trees import pixels, saved
 
+import support.huge
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, normalize
 from support.networks import NetworkSpec, heads
@@ -236,3 +237,96 @@ def test_the_limit_of_pixels_is_an_option(
     assert main("predict.py", street_run, file, "--out", tmp_path, "--max-pixels", 5062) == 1
     assert "61 x 83 pixels are more than max_pixels=5062" in capsys.readouterr().err
     assert main("predict.py", street_run, file, "--out", tmp_path, "--max-pixels", 5063) == 0
+
+
+# Arrays that are never whole in memory
+
+
+@pytest.mark.parametrize("size", [(70, 150), (64, 96), (199, 67)])
+def test_an_array_is_predicted_as_the_picture_is(size: tuple[int, int], tmp_path: Path) -> None:
+    folder = small_run(tmp_path / "run")
+    array = np.random.default_rng(0).integers(256, size=(*size, 3)).astype(np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    Image.fromarray(array).save(tmp_path / "b.png")
+    out = tmp_path / "out"
+    assert main("predict.py", folder, tmp_path / "a.npy", tmp_path / "b.png", "--out", out) == 0
+    assert {file.name for file in out.iterdir()} == {"a.npy", "a_overview.png", "b.png", "b_overlay.png"}
+    labels = np.load(out / "a.npy")
+    assert (labels.dtype, labels.shape) == (np.uint8, size)
+    assert np.array_equal(labels, picture(out / "b.png"))
+    assert len(np.unique(labels)) > 1
+
+
+def test_the_overview_shows_every_so_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small_run(tmp_path / "run")
+    monkeypatch.setattr("support.huge.OVERVIEW", 30)
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(256, size=(70, 150, 3)).astype(np.uint8))
+    assert main("predict.py", folder, tmp_path / "a.npy", "--out", tmp_path / "out") == 0
+    overview, labels = picture(tmp_path / "out" / "a_overview.png"), np.load(tmp_path / "out" / "a.npy")
+    assert np.array_equal(overview, labels[::5, ::5])
+
+
+def test_an_array_by_a_network_of_one_scale(tmp_path: Path) -> None:
+    folder = small_run(tmp_path / "run", model="daformer", encoder="mit_b0")
+    np.save(tmp_path / "a.npy", np.zeros((70, 100, 3), np.uint8))
+    assert main("predict.py", folder, tmp_path / "a.npy", "--out", tmp_path / "out") == 0
+    assert np.load(tmp_path / "out" / "a.npy").shape == (70, 100)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 5), np.uint8), "an array must be (H, W, 3) of uint8, got (4, 5) of uint8"),
+        (np.zeros((3, 4, 5), np.uint8), "an array must be (H, W, 3) of uint8, got (3, 4, 5) of uint8"),
+        (np.zeros((4, 5, 3), np.float32), "an array must be (H, W, 3) of uint8, got (4, 5, 3) of float32"),
+        (np.zeros((0, 5, 3), np.uint8), "an array must be (H, W, 3) of uint8, got (0, 5, 3) of uint8"),
+        (b"no array", "cannot be read as an array ("),
+        (None, "no such file"),
+    ],
+    ids=["two dimensions", "channels first", "floats", "empty", "no array", "no file"],
+)
+def test_arrays_that_are_no_images_are_reported(
+    array: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_run(tmp_path / "run")
+    bad, good = tmp_path / "bad.npy", tmp_path / "good.npy"
+    np.save(good, np.zeros((40, 50, 3), np.uint8))
+    if isinstance(array, bytes):
+        bad.write_bytes(array)
+    elif array is not None:
+        np.save(bad, array)
+    assert main("predict.py", folder, bad, good, "--out", tmp_path / "out") == 1
+    printed, errors = capsys.readouterr()
+    assert f"predict.py: {bad}: {message}" in errors
+    assert "1 of 2 images" in printed
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"good.npy", "good_overview.png"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])
+def test_half_an_array_is_never_left(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small_run(tmp_path / "run")
+    np.save(tmp_path / "a.npy", np.zeros((200, 70, 3), np.uint8))
+    whole = support.huge.bands
+
+    def broken(*arguments: Any) -> Any:
+        yield next(iter(whole(*arguments)))
+        assert len(list((tmp_path / "out").glob("*.part"))) == 1
+        raise error
+
+    monkeypatch.setattr("support.huge.bands", broken)
+    status = main("predict.py", folder, tmp_path / "a.npy", "--out", tmp_path / "out")
+    assert status == (130 if error is KeyboardInterrupt else 1)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("option", ["--flip", "--zip", "--contours", "--save-attention"])
+def test_what_needs_whole_pictures_is_refused_for_arrays(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = small_run(tmp_path / "run"), tmp_path / "a.npy"
+    np.save(file, np.zeros((40, 50, 3), np.uint8))
+    assert main("predict.py", folder, file, "--out", tmp_path / "out", option) == 2
+    expected = f"predict.py: {file}: an array is predicted by bands, without {option}"
+    assert expected in capsys.readouterr().err.splitlines()
+    assert main("predict.py", folder, file, "--out", tmp_path) == 2  # would overwrite it
+    assert "would overwrite an input" in capsys.readouterr().err
