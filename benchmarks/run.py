@@ -34,6 +34,7 @@ CASES = (
     "gated_detail",
     "teacher",
     "self_training",
+    "step_parts",
     "primitives",
     "scaling",
     "loader",
