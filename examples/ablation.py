@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import gta2cityscapes
-from gta2cityscapes import Arm, parse, run
+from gta2cityscapes import assemble, parse, train
+from support.arms import Arm, run_arms
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "context": ("context alone", {"objective": "context", "fixed_attention": 0.0}),
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings, running, folders, options = parse(parser, arguments, ARMS)
     if options["seeds"] < 1:
         parser.error(f"--seeds must be positive, got {options['seeds']}")
-    return run(ARMS, settings, running, folders, options["class_stats"], options["seeds"])
+    seeds, stats = options["seeds"], options["class_stats"]
+    return run_arms(train, assemble, ARMS, settings, running, folders, stats=stats, seeds=seeds)
 
 
 if __name__ == "__main__":

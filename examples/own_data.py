@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from math import lcm
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gta2cityscapes import Settings, batches, rare_classes, train, try_out
+from gta2cityscapes import Settings, assemble, train
 from hrda_lib import ConfidenceWeightedCE, MultiResSegmenter, data
-from support.command_line import (
-    Running,
-    add_running,
-    add_settings,
-    read_running,
-    read_settings,
-)
+from support.arms import placed, try_out
+from support.batches import Batches, rare_classes
+from support.command_line import Running, add_running, add_settings, read_running, read_settings
 from support.data_file import DataFile, read_data_file
 from support.domains import compare_sizes, read_labels
+from support.looking import log_to_tensorboard, looked
 from support.networks import CELL, NetworkSpec, side_multiple
 from support.plots import draw_curves, draw_panel
-from support.run_folder import RunFolder, load_weights, locked, read_metrics
+from support.processes import first_alone
+from support.run_folder import RunFolder, load_weights, locked, read_metrics, training_state
 from support.tables import share_table, unseen
 
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
@@ -52,7 +51,7 @@ FIXED = ("arms", "source", "target", "source_size", "target_size", "classes", "m
 
 
 def open_folders(
-    sources: Sequence[Path], target: Path, classes: Path | None, max_pixels: int | None
+    sources: Sequence[Path], target: Path, classes: Path | None, val: Path | None, max_pixels: int | None
 ) -> tuple[DataFile, tuple[int, ...]]:
     """Two plain folders as a file would define them, and the ids that mean no class."""
     try:
@@ -65,7 +64,8 @@ def open_folders(
         names.pop()
     parts = [data.Folders(source, ignore=ignore, max_pixels=max_pixels) for source in sources]
     source = parts[0] if len(parts) == 1 else data.Concatenated(parts)
-    return DataFile(source, data.Folders(target, max_pixels=max_pixels).unlabeled(), names, None), ignore
+    measured = data.Folders(val, ignore=ignore, max_pixels=max_pixels) if val else None
+    return DataFile(source, data.Folders(target, max_pixels=max_pixels).unlabeled(), names, measured), ignore
 
 
 def count_classes(
@@ -126,7 +126,7 @@ def try_encoder(found: DataFile, settings: Settings, init: Path | None, on_error
     image = next(some(found.target, 10, on_error))
     height, width = (max(side, 16) for side in crop_of(image, settings))
     spec = NetworkSpec(("a", "b"), (height // 2, width // 2), encoder=settings.encoder, channels=len(image))
-    try_out(spec, replace(settings, crop=(height, width)))
+    try_out(spec, replace(settings, crop=(height, width)), assemble)
     if settings.encoder != "mini" and not (settings.encoder_weights or init):
         print(f"encoder {settings.encoder}: random weights; --encoder-weights takes a file", file=sys.stderr)
 
@@ -150,19 +150,18 @@ def look(
     if count > 1:
         mean, std = data.channel_statistics(shown)
         spec = replace(spec, channels=len(shown[0]), mean=tuple(mean), std=tuple(std))
-    try_out(spec, settings)
+    try_out(spec, settings, assemble)
     return settings, spec
 
 
-def fresh(spec: NetworkSpec, settings: Settings, init: Path | None, device: str) -> MultiResSegmenter:
+def fresh(spec: NetworkSpec, settings: Settings, init: Path | None, running: Running) -> MultiResSegmenter:
     """The network at its start: random weights, those of its encoder, or another run's."""
     torch.manual_seed(settings.seed)
     student = spec.build(settings.encoder_weights)
     assert isinstance(student, MultiResSegmenter)
     if init:
         load_weights(student, init)
-    student.to(device).to(memory_format=torch.channels_last).train()
-    return student
+    return placed(student, running)
 
 
 def adapt(
@@ -178,20 +177,26 @@ def adapt(
 ) -> None:
     """The warm-up on the source, then the adaptation or as many further steps on the source."""
     for phase, steps in enumerate((settings.warmup, settings.steps)):
-        if not steps:
+        if not steps or phase < run.phase:
             continue
         now = replace(settings, steps=steps, seed=2 * settings.seed + phase)
         adapts = phase == 1 and method == "hrda"
-        source, target = batches(found.source, counts, found.target, now, running, adapts=adapts)
-        train(student, source, target, now, run, criterion=criterion)
+        batches = Batches(found.source, counts, found.target, now, running, adapts=adapts)
+        run.later = settings.steps if phase == 0 else 0
+        look = partial(looked, run, student, val=found.validation)
+        teacher = train(student, batches, now, run, phase=phase, criterion=criterion, look=look)
+    run.finish(student, teacher if method == "hrda" and settings.steps else None)
 
 
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
     settings, running, options = parse(arguments)
     out = running.out
-    with locked(out):
-        if (out / "last.pt").exists() and not running.overwrite:
+    with locked(out, running.rank):
+        if (out / "last.pt").exists() and not running.overwrite and not training_state(out / "last.pt"):
+            if running.resume:
+                print(f"{out}: this run is complete")
+                return 0
             raise ValueError(
                 f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
             )
@@ -199,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options["data"]:
             found = read_data_file(options["data"])
         else:
-            found, ignore = open_folders(*(options[name] for name in ("source", "target", "classes", "max_pixels")))
+            given = (options[name] for name in ("source", "target", "classes", "val", "max_pixels"))
+            found, ignore = open_folders(*given)
         run_on(found, ignore, settings, running, options)
     return 0
 
@@ -211,7 +217,8 @@ def run_on(
     out, method = running.out, options["method"]
     try_encoder(found, settings, options["init"], running.on_error)
     cache, file = out / "label_counts.json", options["data"]
-    counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
+    with first_alone(running.rank, running.group):
+        counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
     rare = rare_classes(settings, counts)
     print(share_table(names, counts, rare.probabilities if rare else None), end="")
     print(f"{100 * ignored:.2f} % of the source's pixels are ignored")
@@ -219,17 +226,21 @@ def run_on(
         print(f"no label shows {', '.join(missing)}: nothing learns it")
     criterion = ConfidenceWeightedCE(class_weight=class_weights(counts, settings.balance)).to(running.device)
     settings, spec = look(found, names, ignore, settings, running.on_error)
-    student, run = fresh(spec, settings, options["init"], running.device), RunFolder(out, spec)
+    student, run = fresh(spec, settings, options["init"], running), RunFolder(out, spec, running)
     given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
     defined = {
         name: f"{type(x).__name__}, {len(x)} images" for name, x in found._asdict().items() if name != "names" and x
     }
-    run.start({**asdict(settings), **running._asdict(), **given, "defined": defined})
+    told = {**asdict(settings), **given, "defined": defined, "on_error": running.on_error}
+    run.start({**told, **running._asdict()}, told)
+    log_to_tensorboard(run)
     stopped = None
     try:
         adapt(student, found, counts, settings, run, running, method=method, criterion=criterion)
     except Stopped as stop:
         stopped = stop
+    if running.rank:
+        return
     try:
         draw_curves(out / "curves.png", {"": read_metrics(out)})
         images = some(found.target, 4, running.on_error)
@@ -238,6 +249,8 @@ def run_on(
         stopped = stopped or Stopped(reason(error))
     if (out / "last.pt").exists():
         print(f"{out}: last.pt, metrics.jsonl, config.json, curves.png, panel.png after {run.steps} steps")
+        again = "the same command with --resume" if stopped else f"python examples/predict.py {out} IMAGES --out DIR"
+        print(f"next: {again}")
     if stopped:
         raise stopped
 
@@ -251,6 +264,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str,
     parser.add_argument("--data", type=Path, metavar="FILE.py", help="defines source, target and names")
     parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures than Pillow does")
+    parser.add_argument("--val", type=Path, metavar="DIR", help="labelled target images, for --val-every alone")
     parser.add_argument("--init", type=Path, help="last.pt of another run, for a warm start")
     add_settings(parser, Settings, but=FIXED, recipe="own_data")
     add_running(parser, None)

@@ -75,7 +75,7 @@ class StrongAugment:
         self.jitter, self.blur, self.sigma = jitter, blur, sigma
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None, *, group: object = None) -> Tensor:
         check_generator(generator)
         other = "for other channels write an augmentation of your own"
         expect("images", images, ("B", 3, "H", "W"), kind="float", hint=other)

@@ -117,6 +117,7 @@ class SelfTraining:
         augment: Augment | None = None,
         masking: Masking | None = None,
         generator: torch.Generator | None = None,
+        group: Any = None,
     ) -> None:
         check_up_to(1, detail_weight=detail_weight, threshold=threshold)
         check_generator(generator)

@@ -5,13 +5,14 @@ import signal
 import sys
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # a batch system's stop is a Ctrl-C
+# a batch system's stop and a terminal that closes are a Ctrl-C
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 def handle(handler: Any) -> None:
-    """Let both signals call a function; a Ctrl-C that is ignored, as a shell does behind an "&", stays so."""
+    """Let the signals call a function; one that is ignored, as behind an "&" or by nohup, stays so."""
     for number in SIGNALS:
-        if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
 
 

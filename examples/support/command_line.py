@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 
+from hrda_lib import distributed
 from hrda_lib.data import OnError
 from support.ending import similar
 
@@ -26,6 +29,24 @@ class Running(NamedTuple):
     device: str
     workers: int
     on_error: OnError
+    save_every: int = 1000
+    keep: int = 1
+    resume: bool = False
+    skip: int = 0
+    log: tuple[str, ...] = ()
+    panel_every: int = 0
+    val_every: int = 0
+    deterministic: bool = False
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def group(self) -> Any:
+        """Of processes that train together; None: this one alone."""
+        return torch.distributed.group.WORLD if self.world > 1 else None
+
+
+ALONE = Running(Path(), overwrite=False, device="cpu", workers=0, on_error="raise")
 
 
 def setting(default: Any, text: str, choices: Sequence[Any] | None = None, *, lowest: int = 0) -> Any:
@@ -60,6 +81,18 @@ def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
     parser.add_argument("--device", default=DEVICE, help="of torch")
     parser.add_argument("--workers", type=int, default=0, help="processes that load each domain; results do not change")
     parser.add_argument("--on-error", choices=get_args(OnError), default="raise", help="of files that cannot be read")
+    parser.add_argument(
+        "--save-every", type=int, default=1000, metavar="N", help="steps (default: 1000; 0: at the end)"
+    )
+    parser.add_argument("--keep", type=int, default=1, metavar="K", help="checkpoints: last.pt, last.1.pt, ...")
+    parser.add_argument("--resume", action="store_true", help="go on where --out stopped, with the same settings")
+    parser.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="steps that may be left out for nan or infinity"
+    )
+    parser.add_argument("--log", nargs="+", choices=("tensorboard",), default=(), help="beside metrics.jsonl")
+    parser.add_argument("--panel-every", type=int, default=0, metavar="N", help="steps, a picture of what is learned")
+    parser.add_argument("--val-every", type=int, default=0, metavar="N", help="steps, mean IoU on images with labels")
+    parser.add_argument("--deterministic", action="store_true", help="the same bits each time, at some cost")
 
 
 def read_settings(settings: type[Settings], recipe: str | None, options: Mapping[str, Any]) -> Settings:
@@ -106,9 +139,26 @@ def _alike(value: Any, default: Any) -> bool:
 
 
 def read_running(options: Mapping[str, Any]) -> Running:
-    """What :func:`add_running` asked for."""
-    running = Running(**{name: options[name] for name in Running._fields})
-    if running.workers < 0:
-        raise ValueError(f"--workers must not be negative, got {running.workers}")
+    """What :func:`add_running` asked for; of several processes, the first alone prints."""
+    rank, world = distributed.start()
+    chosen = {name: options[name] for name in Running._fields if name not in ("rank", "world")}
+    running = Running(**{**chosen, "log": tuple(chosen["log"])}, rank=rank, world=world)
+    for name, lowest in (
+        ("workers", 0),
+        ("save_every", 0),
+        ("keep", 1),
+        ("skip", 0),
+        ("panel_every", 0),
+        ("val_every", 0),
+    ):
+        if getattr(running, name) < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, got {getattr(running, name)}")
+    if running.resume and running.overwrite:
+        raise ValueError("--resume goes on with a run, which --overwrite replaces: give one of them")
+    if running.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  until this process ends
     torch.empty(0, device=running.device)  # where it cannot be, that is known now
     return running

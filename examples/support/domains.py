@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from hrda_lib.data import (
     CITYSCAPES,
@@ -21,6 +20,7 @@ from hrda_lib.data import (
     open_dataset,
     read_published_counts,
 )
+from support.progress import bar
 from toy.data import write_toy_data
 
 KINDS = ("gta", "synthia", "cityscapes", "acdc", "dark_zurich")
@@ -67,7 +67,7 @@ def open_domains(
         counts = count_classes(labeled, out / f"{source}_counts.json", on_error)
     compare_sizes(labeled, on_error)
     pixels = torch.zeros(1, 256, dtype=torch.int64)
-    for i in tqdm(range(len(val)), "checking val"):  # images too: a broken one would be found after training
+    for i in bar(range(len(val)), "checking val"):  # images too: a broken one would be found after training
         pixels += val[i].label.flatten().bincount(minlength=256)
     check_ids(val, pixels)
     parts = (labeled, val, labeled.unlabeled(), train.unlabeled(), val.unlabeled())
@@ -89,13 +89,13 @@ def count_classes(labeled: LabeledFiles, cache: Path, on_error: OnError) -> Tens
 def read_labels(labeled: LabeledImages, cache: Path, on_error: OnError) -> Tensor:
     """(N, 256) pixels of each id in each label."""
     cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
-    return count_labels(labeled, cache=cache, progress=lambda x: tqdm(x, "reading labels"), on_error=on_error)
+    return count_labels(labeled, cache=cache, progress=lambda x: bar(x, "reading labels"), on_error=on_error)
 
 
 def compare_sizes(labeled: LabeledImages, on_error: OnError) -> None:
     """Refuse labels of another size than their images, unless such files are to be left out."""
     if on_error == "raise":
-        check_sizes(labeled, lambda x: tqdm(x, "reading labels' and images' sizes"))
+        check_sizes(labeled, lambda x: bar(x, "reading labels' and images' sizes"))
 
 
 def check_ids(labeled: LabeledFiles, counts: Tensor) -> None:

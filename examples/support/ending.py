@@ -91,6 +91,28 @@ def held() -> Iterator[None]:
         signal.raise_signal(waiting[0])
 
 
+@contextmanager
+def asked() -> Iterator[Callable[[], bool]]:
+    """Signals only ask: what is yielded says whether one came. A second one, more than a second later, interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = list[float]()
+
+    def handler(*_: Any) -> None:
+        came.append(time.monotonic())
+        if came[-1] - came[0] > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        handle(handler)
+        yield lambda: bool(came)
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
 def _raise_once() -> Callable[..., None]:
     """A handler of signals; one within a second is the same key pressed twice, while the first is being handled."""
     last = float("-inf")

@@ -34,6 +34,7 @@ class NetworkSpec:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     ignore: tuple[int, ...] = ()  # ids of its labels that mean no class, beside 255
+    recompute: bool = False  # activations of hrda and daformer in backward
 
     @property
     def takes_pictures(self) -> bool:
@@ -55,13 +56,20 @@ class NetworkSpec:
         if network != "small" and self.channels != 3:
             raise ValueError(f"model {network!r} takes images of 3 channels, got {self.channels}; 'small' takes any")
         built: Network
+        stages = (0, 1, 2, 3) if self.recompute else ()
         match network, self.encoder:
             case "small", _:
                 return self._small(weights)
             case "hrda", encoder:
-                built = hrda(encoder, count, detail_size=self.detail_size, fixed_attention=self.attention)
+                built = hrda(
+                    encoder,
+                    count,
+                    detail_size=self.detail_size,
+                    fixed_attention=self.attention,
+                    checkpoint_stages=stages,
+                )
             case "daformer", encoder:
-                built = daformer(encoder, count)
+                built = daformer(encoder, count, checkpoint_stages=stages)
             case "deeplab_v2", "resnet101":
                 built = deeplab_v2(count)
             case "deeplab_v2", encoder:
@@ -211,14 +219,19 @@ def heads(model: Network, x: Tensor, window: tuple[int, int] | None = None) -> d
     return {"fused": fused, "context": context, "detail": detail, "average": average, "attention": paid}
 
 
-def jitter_and_blur(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """For images of any channels: brightness, contrast and blur of (B, K, H, W), as often as StrongAugment's."""
+def jitter_and_blur(images: Tensor, generator: torch.Generator | None = None, *, group: Any = None) -> Tensor:
+    """For images of any channels: brightness, contrast and blur of (B, K, H, W), as often as StrongAugment's.
+
+    ``group``: processes that share a batch; each takes its own of what is drawn for all images.
+    """
+    rank, world = (group.rank(), group.size()) if group else (0, 1)
+    mine, count = slice(rank * len(images), (rank + 1) * len(images)), world * len(images)
     jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([0.8, 0.5])).tolist()
     if jittered:
-        brightness, contrast = (2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1).to(images)
+        brightness, contrast = (2 * torch.rand(2, count, 1, 1, 1, generator=generator)[:, mine] - 1).to(images)
         images = images * (1 + 0.2 * contrast) + 0.5 * brightness
     if blurred:
-        images = gaussian_blur(images, 0.15 + torch.rand(len(images), generator=generator))
+        images = gaussian_blur(images, 0.15 + torch.rand(count, generator=generator)[mine])
     return images
 
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hrda_lib import MultiResSegmenter, pseudo_labels, resize
+from hrda_lib import EMATeacher, MultiResSegmenter, SelfTraining, pseudo_labels, resize
 from hrda_lib.data import CITYSCAPES, LabeledFiles, UnlabeledImages
+from support.batches import Batch
 from support.networks import Network, NetworkSpec, heads
 from support.tables import Results, class_values, shown
 
@@ -69,6 +70,34 @@ def draw_panel(
         rows.append([display(image), *pictures])
     titles = ("image", "prediction", "context", "detail", "attention", "pseudo label", "weight")
     draw_grid(file, rows, titles, spec.classes, range(len(spec.classes)))
+
+
+@torch.no_grad()
+def draw_step(
+    file: Path, student: Network, teacher: EMATeacher, training: SelfTraining, spec: NetworkSpec, batch: Batch
+) -> None:
+    """A row an image of a step: source, target, pseudo label, weight, mix, and what the student says of it."""
+    device, modes = next(student.parameters()).device, (student.training, teacher.training)
+    images, labels = spec.feed(batch.source[0], device), batch.source[1].to(device)
+    shown = [[display(image)] for image in batch.source[0]]
+    titles, seen = ["source"], images
+    teacher.eval()
+    student.eval()
+    if batch.target:
+        target, valid = spec.feed(batch.target[0], device), batch.target[1].to(device)
+        guess, weight = training.pseudo_label(target, valid=valid)
+        seen = training.mix(images, labels, target, guess, weight).images
+        for row, image, label, trust, mixed in zip(shown, batch.target[0], guess, weight, seen, strict=True):
+            row += [display(image), paint(label.cpu(), spec.classes), trust.cpu().numpy(), display(mixed.cpu())]
+        titles += ["target", "pseudo label", "weight", "mix"]
+    maps = {name: x.cpu() for name, x in heads(student, seen).items()}
+    for i, row in enumerate(shown):
+        row += [paint(maps[head][i].argmax(0), spec.classes) for head in ("fused", "context", "detail") if head in maps]
+        row += [maps["attention"][i, 0].numpy()] if "attention" in maps else []
+    titles += ["fused", "context", "detail", "attention"] if "attention" in maps else ["prediction"]
+    student.train(modes[0])
+    teacher.train(modes[1])
+    draw_grid(file, shown, titles, spec.classes, range(len(spec.classes)))
 
 
 def draw_arms(

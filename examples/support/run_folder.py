@@ -4,37 +4,64 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from tqdm import tqdm
 
-from support.ending import Stopped, held, reason
+from hrda_lib.checkpointing import load_checkpoint, save_checkpoint
+from hrda_lib.distributed import mean
+from support.batches import Batch, Batches
+from support.command_line import ALONE, Running
+from support.ending import Stopped, asked, held, reason
 from support.networks import Network, NetworkSpec
+from support.progress import Progress
 
 Weights = Literal["student", "teacher"]
 WEIGHTS = get_args(Weights)
-FILES = ("result.json", "last.pt", "metrics.jsonl", "panel.png", "curves.png", "config.json")  # of one run
+# of one run
+FILES = ("result.json", "last.pt", "metrics.jsonl", "panel.png", "curves.png", "config.json", "bad_batch.pt")
 PACKAGES = ("hrda_lib", "torchvision", "timm", "numpy", "pillow")
 
 
 class RunFolder:
-    """A folder for one run of a network."""
+    """A folder for one run of a network; of several processes, the first alone writes."""
 
-    def __init__(self, path: Path, spec: NetworkSpec) -> None:
-        self.path, self.spec, self.steps = path, spec, 0
+    def __init__(self, path: Path, spec: NetworkSpec, running: Running = ALONE, title: str = "") -> None:
+        self.path, self.spec, self.running, self.title = path, spec, running, title or path.name
+        self.rank, self.group, self.device = running.rank, running.group, torch.device(running.device)
+        self.steps, self.next, self.phase, self.later = 0, 0, 0, 0  # made, the next of the phase, to come after it
+        self.skips, self.key, self.since = running.skip, "", time.monotonic()
+        self.shown, self.recent = dict[str, str](), deque[Mapping[str, float]](maxlen=100)
+        self.loggers: list[Callable[[int, Mapping[str, float]], None]] = []
+        self.pictures: list[Callable[[int, Path], None]] = []
         home = Path(os.path.abspath(path))  # "." has a name and a parent too
         name = f"{home.name}.{os.getpid()}.last.pt"
         self.refuges = home.with_name(name), Path(tempfile.gettempdir(), name)
 
-    def start(self, settings: Mapping[str, Any]) -> None:
-        """A new ``config.json`` (settings, network and versions) and an empty ``metrics.jsonl``; an older run goes."""
+    def start(self, settings: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+        """A new ``config.json`` (settings, network, versions) and an empty ``metrics.jsonl``, or a run to go on with.
+
+        Args:
+            settings: everything that is worth to be known.
+            key: those among them that results depend on: a run goes on with the same.
+
+        Raises:
+            ValueError: the folder holds a run that is neither to go on nor to be replaced, or one of other settings.
+        """
+        self.key = json.dumps({**key, "network": asdict(self.spec)}, sort_keys=True, default=str)
+        if self._goes_on() or self.rank:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), "torch": torch.__version__}  # with torch's build
         for package in PACKAGES:
@@ -49,33 +76,125 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
         (self.path / "metrics.jsonl").write_text("")
 
-    def log(self, **values: Tensor | float) -> dict[str, float]:
-        """A line of ``metrics.jsonl``, with the number of steps before it; returns the numbers."""
-        numbers = {name: float(value) for name, value in values.items()}
-        with held():
-            with (self.path / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.steps, **numbers}) + "\n")
-            self.steps += 1
-        return numbers
+    def _goes_on(self) -> bool:
+        """Whether there is an unfinished run, which is then this one."""
+        kept = training_state(self.path / "last.pt")
+        if kept is None or self.running.overwrite:
+            return False
+        if not self.running.resume:
+            raise ValueError(
+                f"{self.path}: holds a run that stopped at step {kept['steps']}; --resume goes on with it, --overwrite "
+                "replaces it"
+            )
+        if kept["key"] != self.key:
+            raise ValueError(
+                f"{self.path}: --resume needs the settings that it began with, {differences(kept['key'], self.key)}"
+            )
+        self.phase, self.steps = kept["phase"], kept["steps"]
+        return True
 
-    def save(self, student: nn.Module, teacher: nn.Module | None) -> None:
-        """``last.pt``: weights, and what :func:`load` needs to build their network. Never half-written, never lost.
+    @contextmanager
+    def kept(self, state: Mapping[str, Any], phase: int = 0) -> Iterator[Callable[[Batches], Iterator[Batch]]]:
+        """A phase of training that can be stopped, and goes on: yields what gives the batches that are left.
+
+        ``state`` is read from ``last.pt`` if the phase was begun before, and written there every ``--save-every``
+        steps, at the end, at a signal and at an error.
 
         Raises:
-            Stopped: it cannot be written there; says where the weights are.
+            Stopped: an error or a signal ended it.
         """
+        self.next = self._restore(state, phase)
+        try:
+            with asked() as stop:
+                yield lambda batches: self._batches(batches, state, stop)
+            self.save(state)
+        except Stopped:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            self.save(state)
+            text = f"stopped at step {self.steps}: {reason(error)}"
+            raise Stopped(f"{text}; --resume goes on" if self.steps else text) from error
+
+    def _restore(self, state: Mapping[str, Any], phase: int) -> int:
+        """The step that a phase begins with; ``state`` becomes what it was then."""
+        if self.steps == 0 or phase > self.phase:
+            self.phase = phase
+            return 0
+        kept = load_checkpoint(self.path / "last.pt", state)
+        if not self.rank:
+            cut(self.path / "metrics.jsonl", self.steps)
+        self.say(f"goes on at step {self.steps}")
+        return int(kept["step"])
+
+    def _batches(self, batches: Batches, state: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Batch]:
+        progress = Progress(batches.since(self.next), self.title, total=batches.steps, done=self.next, later=self.later)
+        for batch in progress:
+            yield batch
+            progress.values = self.shown
+            if mean(float(stop()), self.group) > 0:
+                raise KeyboardInterrupt
+            if self.next == 3:
+                self.say(f"peak memory of the first steps: {peak_memory(self.device):.0f} MB")
+            if self.running.save_every and self.next % self.running.save_every == 0 and self.next < batches.steps:
+                self.save(state)
+
+    def made(self, step: int) -> None:
+        """A step is over."""
+        self.next, self.steps = step + 1, self.steps + 1
+
+    def log(self, **values: float) -> None:
+        """A line of ``metrics.jsonl``, with the number of steps before it; other loggers get it too."""
+        now = time.monotonic()
+        values |= {"seconds": now - self.since, "memory": peak_memory(self.device)}
+        self.since = now
+        self.recent.append(values)
+        self.shown = {name: f"{values[name]:.2f}" for name in ("loss_source", "confidence") if name in values}
+        if self.rank:
+            return
+        numbers = {name: float(value) for name, value in values.items()}
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": self.steps - 1, **numbers}) + "\n")
+        for logger in self.loggers:
+            logger(self.steps - 1, numbers)
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches."""
+        if not self.rank:
+            tqdm.write(f"{self.title}: {text}", file=sys.stderr)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """``last.pt``, from which training goes on. Never half-written, never lost.
+
+        Raises:
+            Stopped: it cannot be written there; says where it is.
+        """
+        self._save({**state, "step": self.next, "phase": self.phase, "key": self.key})
+
+    def finish(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """``last.pt`` with the weights alone: the run is over."""
+        self._save({"model": student, "teacher": teacher} if teacher else {"model": student})
+
+    def _save(self, state: Mapping[str, Any]) -> None:
+        if self.rank:
+            return
+        kept = {**state, "network": asdict(self.spec), "steps": self.steps}
         with held():
-            kept = {"model": student.state_dict(), "network": asdict(self.spec), "step": self.steps}
-            if teacher is not None:
-                kept["teacher"] = teacher.state_dict()
-            problem = _saved(kept, self.path / "last.pt")
+            problem = _saved(kept, self.path / "last.pt", self.running.keep)
             if problem is None:
                 return
             text = f"stopped at step {self.steps}: {self.path}/last.pt cannot be written ({reason(problem)})"
             for file in self.refuges:
-                if not _saved(kept, file):
-                    raise Stopped(f"{text}; the weights are in {file}, which predict.py takes as RUN") from problem
-            raise Stopped(f"{text}, nor can {' or '.join(map(str, self.refuges))}: the weights are lost") from problem
+                if not _saved(kept, file, 1):
+                    raise Stopped(f"{text}; it is in {file}, which predict.py takes as RUN") from problem
+            raise Stopped(f"{text}, nor can {' or '.join(map(str, self.refuges))}: it is lost") from problem
+
+    def keep_batch(self, batch: Any) -> str:
+        """``bad_batch.pt``, to be looked at; how a message says so."""
+        try:
+            torch.save(tuple(batch), self.path / "bad_batch.pt")
+        except (OSError, RuntimeError):
+            return ""
+        return f"; the batch is in {self.path / 'bad_batch.pt'}"
 
     def kept_result(self, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Any] | None:
         """What an earlier call with the same settings measured; None where there is none, or a part is damaged.
@@ -101,18 +220,59 @@ class RunFolder:
 
     def keep_result(self, result: Mapping[str, Any]) -> None:
         """``result.json``; with it the run is complete."""
+        if self.rank:
+            return
         with written(self.path / "result.json") as part:
             part.write_text(json.dumps(result, allow_nan=False) + "\n")
 
 
-def _saved(kept: Mapping[str, Any], file: Path) -> Exception | None:
+def _saved(kept: Mapping[str, Any], file: Path, keep: int) -> Exception | None:
     """Write a checkpoint; what was wrong if it cannot be."""
     try:
-        with written(file) as part, part.open("wb") as opened:
-            torch.save(kept, opened)
-    except (OSError, RuntimeError, MemoryError) as error:  # torch has names of its own for a full disk
+        save_checkpoint(file, kept, keep=keep)
+    except (OSError, MemoryError) as error:
         return error
     return None
+
+
+def training_state(file: Path) -> dict[str, Any] | None:
+    """What an unfinished run kept; None if it is finished or there is none.
+
+    Raises:
+        ValueError: the file is none of ours.
+    """
+    if not file.is_file():
+        return None
+    kept = load_checkpoint(file, {})
+    return kept if {"optimizer", "key", "phase"} <= kept.keys() else None
+
+
+def differences(before: str, now: str) -> str:
+    """What differs between two keys."""
+    old, new = (json.loads(key) for key in (before, now))
+    found = [
+        f"{name} {old.get(name)!r}, not {new.get(name)!r}" for name in {**old, **new} if old.get(name) != new.get(name)
+    ]
+    return ", ".join(found)
+
+
+def cut(file: Path, steps: int) -> None:
+    """Leave the metrics of so many steps: those after them are made again, and the last line may be half a one."""
+    lines = file.read_text(errors="replace").splitlines(keepends=True) if file.exists() else []
+    whole = [line for line in lines if line.endswith("}\n") and json.loads(line)["step"] < steps]
+    with written(file) as part:
+        part.write_text("".join(whole))
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB so far: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 @contextmanager
@@ -129,12 +289,15 @@ def written(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """A folder, made if need be, into which no other run writes meanwhile.
+def locked(folder: Path, rank: int = 0) -> Iterator[None]:
+    """A folder, made if need be, into which no other run writes meanwhile; of several processes, the first sees to it.
 
     Raises:
         ValueError: one does. A lock whose process is dead is taken over.
     """
+    if rank:
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     lock, mine = folder / "run.lock", f"{os.getpid()} {platform.node()}\n"
     try:
@@ -257,6 +420,8 @@ def load(run: Path, weights: Weights = "student") -> tuple[Network, NetworkSpec]
         if not len(spec.mean) == len(spec.std) == spec.channels:
             raise ValueError(f"mean and std must be {spec.channels} numbers, got {spec.mean!r} and {spec.std!r}")
         state = kept["model"] if weights == "student" else kept.get("teacher")
+        if weights == "teacher" and state is not None:
+            state = {name.removeprefix("module."): x for name, x in state.items() if name.startswith("module.")}
         model = spec.build()
         if state is not None:
             model.load_state_dict(state)

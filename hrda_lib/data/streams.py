@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from hrda_lib._checks import pair
 from hrda_lib.data.layout import shown
 from hrda_lib.data.rare_class import RareClasses
-from hrda_lib.data.samples import LabeledImages
+from hrda_lib.data.samples import LabeledImages, Sample, UnlabeledSample
 from hrda_lib.data.skipping import OnError, Skipped, first_readable
 from hrda_lib.data.stored_ids import count_ids
 from hrda_lib.data.unlabeled_images import UnlabeledImages
@@ -132,15 +132,23 @@ class SourceCrops(Dataset[SourceCrop]):
         """The images that were left out so far, by their index in the data set."""
         return self._skipped.indices()
 
-    def __getitem__(self, k: int) -> SourceCrop:
-        generator = self._stream.generator(k)
+    def name(self, k: int) -> str:
+        """That of the image which sample k is a crop of; the image is read once more."""
+        return self._drawn(self._stream.generator(k))[0].name
+
+    def _drawn(self, generator: torch.Generator) -> tuple[Sample, int | None]:
+        """An image, and the class that it was drawn for."""
 
         def draw() -> tuple[int, int | None]:
             if self.rare_classes is None:
                 return _any_index(self.dataset, generator), None
             return self.rare_classes.draw(generator)
 
-        (image, label, name), wanted = first_readable(draw, self.dataset.__getitem__, self._skipped)
+        return first_readable(draw, self.dataset.__getitem__, self._skipped)
+
+    def __getitem__(self, k: int) -> SourceCrop:
+        generator = self._stream.generator(k)
+        (image, label, name), wanted = self._drawn(generator)
         if image.shape[1:] != label.shape:
             raise ValueError(
                 f"{shown(name)}: label must have its image's size {tuple(image.shape[1:])}, got {tuple(label.shape)}"
@@ -200,13 +208,19 @@ class TargetCrops(Dataset[TargetCrop]):
         """The images that were left out so far, by their index in the data set."""
         return self._skipped.indices()
 
-    def __getitem__(self, k: int) -> TargetCrop:
-        generator = self._stream.generator(k)
+    def name(self, k: int) -> str:
+        """That of the image which sample k is a crop of; the image is read once more."""
+        return self._drawn(self._stream.generator(k)).name
 
+    def _drawn(self, generator: torch.Generator) -> UnlabeledSample:
         def draw() -> tuple[int, None]:
             return _any_index(self.dataset, generator), None
 
-        (image, name), _ = first_readable(draw, self.dataset.__getitem__, self._skipped)
+        return first_readable(draw, self.dataset.__getitem__, self._skipped)[0]
+
+    def __getitem__(self, k: int) -> TargetCrop:
+        generator = self._stream.generator(k)
+        image, name = self._drawn(generator)
         top, bottom, left, right = self.margins
         height, width = image.shape[1:]
         if top + bottom >= height or left + right >= width:

@@ -1,0 +1,28 @@
+"""Several processes of one script: the first alone does what may be done once, and all go by what it found."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def agreed(value: T, group: Any) -> T:
+    """What the first process found; alone, the value itself."""
+    if group is None:
+        return value
+    found: list[T] = [value]
+    torch.distributed.broadcast_object_list(found, src=0, group=group)
+    return found[0]
+
+
+@contextmanager
+def first_alone(rank: int, group: Any) -> Iterator[None]:
+    """A block that the first process runs before the others: what it writes, they find."""
+    if group is not None and rank:
+        torch.distributed.barrier(group)
+    yield
+    if group is not None and not rank:
+        torch.distributed.barrier(group)

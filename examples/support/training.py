@@ -1,0 +1,92 @@
+"""What a training loop of the examples stands on: whole steps, finite numbers, and warnings that come in time."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from support.batches import Batch, Batches
+from support.ending import reason
+from support.run_folder import RunFolder
+
+
+@contextmanager
+def whole_step(run: RunFolder, batches: Batches, batch: Batch, *networks: nn.Module) -> Iterator[None]:
+    """A step that is made or not: if it fails, buffers are as before, and what is left can be saved and go on.
+
+    Numbers that are not finite name step and images, the batch is kept as ``bad_batch.pt``, and where ``--skip`` allows
+    it, training goes on without the step.
+
+    Raises:
+        ValueError: with step and images, in place of one that came without.
+    """
+    buffers = [buffer for network in networks for buffer in network.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+        run.made(batch.step)
+    except BaseException as error:
+        with torch.no_grad():
+            for buffer, was in zip(buffers, before, strict=True):
+                buffer.copy_(was)
+        for network in networks:
+            network.zero_grad()
+        if not isinstance(error, ValueError | FloatingPointError):
+            raise
+        text = f"step {batch.step}: {reason(error)}; its images: {batches.names(batch.step)}"
+        kept = run.keep_batch(batch)
+        # of several processes, all must leave it out
+        may = isinstance(error, NotFinite) or (run.group is None and "finite" in str(error))
+        if run.skips < 1 or not may:
+            raise ValueError(f"{text}{kept}") from error
+        run.skips -= 1
+        run.made(batch.step)
+        run.say(f"{text}{kept}; left out, {run.skips} more may be")
+
+
+class NotFinite(ValueError):
+    """Of a step's losses or gradients, which all processes know alike."""
+
+
+def check_finite(values: Mapping[str, float], *, scaled: bool) -> None:
+    """Refuse a step whose losses or gradients are not finite; of scaled ones, the scaler looks after the gradients.
+
+    Raises:
+        NotFinite: names the first.
+    """
+    for name, value in values.items():
+        if not abs(value) < float("inf") and not (scaled and name == "gradient"):
+            raise NotFinite(
+                f"{name} is not finite; choose a smaller --lr, or look at the images: check_data.py; --skip N goes on"
+            )
+
+
+def warn(run: RunFolder, settings: Any, values: Mapping[str, float]) -> None:
+    """Say so where, in a hundred steps, the teacher trusted hardly a pixel or called nearly all of them one class."""
+    if "confidence" not in values or run.next % 100:
+        return
+    recent = [line for line in (*run.recent, values) if "confidence" in line][-100:]
+    trusted, most = (sum(line[name] for line in recent) / len(recent) for name in ("confidence", "largest_class"))
+    text = f"{len(recent)} steps of adaptation:"
+    if trusted < 0.01:
+        run.say(
+            f"{text} only {100 * trusted:.2f} % of the target's pixels are trusted enough to teach; a longer --warmup "
+            f"or a lower --threshold than {settings.threshold} helps"
+        )
+    elif most > 0.95:
+        run.say(
+            f"{text} {100 * most:.1f} % of an image's pseudo labels are of one class: the teacher collapses; a longer "
+            "--warmup, a smaller --lr or --rare-classes 1 helps"
+        )
+
+
+def largest(labels: Tensor) -> float:
+    """The share of the most frequent class."""
+    return labels.flatten().bincount().max().item() / labels.numel()
+
+
+def clip(network: nn.Module, limit: float) -> float:
+    """Limit the norm of all gradients, where a limit is given; returns what it was."""
+    return float(nn.utils.clip_grad_norm_(network.parameters(), limit or float("inf")))
