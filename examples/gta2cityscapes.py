@@ -117,7 +117,7 @@ def train(
     teacher, training, optimizer, schedule = assemble(student, settings, augment, distance, criterion, run.group)
     scaler = torch.amp.GradScaler(run.device.type, enabled=settings.precision == "fp16")
     state: dict[str, Any] = {"model": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    state |= {"teacher": teacher} if batches.target else {}
+    state |= {"teacher": teacher} if batches.adapts else {}
     with run.kept(state, phase) as progress:
         for batch in progress(batches):
             seed_step(settings.seed, batch.step, run.rank, generator=training.generator)
@@ -135,7 +135,7 @@ def train(
                 values["lr"] = schedule.get_last_lr()[0]
                 schedule.step()
                 optimizer.zero_grad()
-                if batches.target and batch.step + 1 < settings.steps:
+                if batches.adapts and batch.step + 1 < settings.steps:
                     teacher.update(student)
                 for network in (student, teacher):
                     average_buffers(network, run.group)

@@ -45,7 +45,7 @@ class Batches:
         both = {"size": settings.crop, "seed": settings.seed, "on_error": running.on_error}
         self.source = data.SourceCrops(labeled, rare_classes=rare, min_crop_pixels=enough, **both)
         self.target = data.TargetCrops(images, margins=settings.margins, **both) if adapts else None
-        self.steps, self.workers = settings.steps, running.workers
+        self.steps, self.workers, self.adapts = settings.steps, running.workers, adapts
         self.place = {"rank": running.rank, "world": running.world}
         if settings.batch_size % running.world:
             raise ValueError(
@@ -58,14 +58,14 @@ class Batches:
         """The batches from a step on."""
         samples = data.StepBatches(self.batch_size, self.steps, start=start, **self.place)
         source = iter(DataLoader(self.source, batch_sampler=samples, num_workers=self.workers))
-        target = iter(DataLoader(self.target, batch_sampler=samples, num_workers=self.workers)) if self.target else None
+        target = iter(DataLoader(self.target, batch_sampler=samples, num_workers=self.workers)) if self.target is not None else None
         for step in range(start, self.steps):
             yield Batch(step, _pair(next(source)), _pair(next(target)) if target else None)
 
     def names(self, step: int) -> str:
         """The images that a step takes, read once more."""
         (places,) = data.StepBatches(self.batch_size, step + 1, start=step, **self.place)
-        streams = (self.source, self.target) if self.target else (self.source,)
+        streams = (self.source, self.target) if self.target is not None else (self.source,)
         return "; ".join(", ".join(printable(stream.name(k)) for k in places) for stream in streams)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def write_toy_data(root: Path, *, seed: int, train: int = 300, val: int = 60) ->
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{place.name}.", dir=place.parent) as folder:
             part = Path(folder) / "data"
-            for kind, i in tqdm(jobs, "drawing toy data"):
+            for kind, i in tqdm(jobs, "drawing toy data", disable=not sys.stderr.isatty()):
                 draw(part, kind, i, seed)
             (part / "toy.json").write_text(written)
             part.rename(place)  # refused if another process filled it meanwhile
