@@ -185,7 +185,7 @@ def adapt(
         run.later = settings.steps if phase == 0 else 0
         look = partial(looked, run, student, val=found.validation)
         teacher = train(student, batches, now, run, phase=phase, criterion=criterion, look=look)
-    run.finish(student, teacher if method == "hrda" and settings.steps else None)
+    run.finish(student, teacher.module if method == "hrda" else None)
 
 
 @run_main

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from support.run_folder import read_metrics
 from toy import streets
 from toy.data import write_toy_data
 
@@ -33,6 +34,11 @@ def main(script: str, *arguments: Any) -> int:
         return importlib.import_module(script.removesuffix(".py")).main([*map(str, arguments)])
     except SystemExit as stop:
         return int(stop.code)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What was learned, without what differs from call to call."""
+    return [{name: x for name, x in line.items() if name not in ("seconds", "memory")} for line in read_metrics(run)]
 
 
 def write(root: Path, count: int = 3, *, labels: bool = True) -> Path:

@@ -117,7 +117,7 @@ class Experiment(NamedTuple):
                 "seconds": sum(line["seconds"] for line in read_metrics(place)) + earlier["seconds"],
             }
             run.keep_result(result)
-            run.finish(student, teacher)
+            run.finish(student, teacher.module if teacher else None)
         return result
 
     def learn(

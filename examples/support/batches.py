@@ -58,7 +58,11 @@ class Batches:
         """The batches from a step on."""
         samples = data.StepBatches(self.batch_size, self.steps, start=start, **self.place)
         source = iter(DataLoader(self.source, batch_sampler=samples, num_workers=self.workers))
-        target = iter(DataLoader(self.target, batch_sampler=samples, num_workers=self.workers)) if self.target is not None else None
+        target = (
+            iter(DataLoader(self.target, batch_sampler=samples, num_workers=self.workers))
+            if self.target is not None
+            else None
+        )
         for step in range(start, self.steps):
             yield Batch(step, _pair(next(source)), _pair(next(target)) if target else None)
 

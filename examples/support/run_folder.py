@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from hrda_lib.checkpointing import load_checkpoint, save_checkpoint
@@ -49,17 +49,19 @@ class RunFolder:
         name = f"{home.name}.{os.getpid()}.last.pt"
         self.refuges = home.with_name(name), Path(tempfile.gettempdir(), name)
 
-    def start(self, settings: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    def start(self, settings: Mapping[str, Any], key: Mapping[str, Any] | None = None) -> None:
         """A new ``config.json`` (settings, network, versions) and an empty ``metrics.jsonl``, or a run to go on with.
 
         Args:
             settings: everything that is worth to be known.
-            key: those among them that results depend on: a run goes on with the same.
+            key: those among them that results depend on, with which alone a run goes on; None: all.
 
         Raises:
             ValueError: the folder holds a run that is neither to go on nor to be replaced, or one of other settings.
         """
-        self.key = json.dumps({**key, "network": asdict(self.spec)}, sort_keys=True, default=str)
+        self.key = json.dumps(
+            {**(settings if key is None else key), "network": asdict(self.spec)}, sort_keys=True, default=str
+        )
         if self._goes_on() or self.rank:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -78,19 +80,26 @@ class RunFolder:
 
     def _goes_on(self) -> bool:
         """Whether there is an unfinished run, which is then this one."""
-        kept = training_state(self.path / "last.pt")
-        if kept is None or self.running.overwrite:
+        if self.running.overwrite:
+            return False
+        try:
+            kept = training_state(self.path / "last.pt")
+        except ValueError:
+            if self.running.resume:
+                raise
+            return False
+        if kept is None:
             return False
         if not self.running.resume:
             raise ValueError(
-                f"{self.path}: holds a run that stopped at step {kept['steps']}; --resume goes on with it, --overwrite "
+                f"{self.path}: holds a run that stopped at step {kept['step']}; --resume goes on with it, --overwrite "
                 "replaces it"
             )
         if kept["key"] != self.key:
             raise ValueError(
                 f"{self.path}: --resume needs the settings that it began with, {differences(kept['key'], self.key)}"
             )
-        self.phase, self.steps = kept["phase"], kept["steps"]
+        self.phase, self.steps = kept["phase"], kept["step"]
         return True
 
     @contextmanager
@@ -124,9 +133,10 @@ class RunFolder:
         if not self.rank:
             cut(self.path / "metrics.jsonl", self.steps)
         self.say(f"goes on at step {self.steps}")
-        return int(kept["step"])
+        return int(kept["next"])
 
     def _batches(self, batches: Batches, state: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Batch]:
+        parameters = list(state["model"].parameters())
         progress = Progress(batches.since(self.next), self.title, total=batches.steps, done=self.next, later=self.later)
         for batch in progress:
             yield batch
@@ -135,6 +145,8 @@ class RunFolder:
                 raise KeyboardInterrupt
             if self.next == 3:
                 self.say(f"peak memory of the first steps: {peak_memory(self.device):.0f} MB")
+            if self.next == batches.steps and not all(parameter.isfinite().all() for parameter in parameters):
+                raise ValueError("weights are not finite; choose a smaller --lr")
             if self.running.save_every and self.next % self.running.save_every == 0 and self.next < batches.steps:
                 self.save(state)
 
@@ -142,16 +154,16 @@ class RunFolder:
         """A step is over."""
         self.next, self.steps = step + 1, self.steps + 1
 
-    def log(self, **values: float) -> None:
-        """A line of ``metrics.jsonl``, with the number of steps before it; other loggers get it too."""
+    def log(self, **values: Tensor | float) -> None:
+        """A line of ``metrics.jsonl``, with the number of the step that was made last; other loggers get it too."""
         now = time.monotonic()
-        values |= {"seconds": now - self.since, "memory": peak_memory(self.device)}
+        numbers = {name: float(value) for name, value in values.items()}
+        numbers |= {"seconds": now - self.since, "memory": peak_memory(self.device)}
         self.since = now
-        self.recent.append(values)
-        self.shown = {name: f"{values[name]:.2f}" for name in ("loss_source", "confidence") if name in values}
+        self.recent.append(numbers)
+        self.shown = {name: f"{numbers[name]:.2f}" for name in ("loss_source", "confidence") if name in numbers}
         if self.rank:
             return
-        numbers = {name: float(value) for name, value in values.items()}
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.steps - 1, **numbers}) + "\n")
         for logger in self.loggers:
@@ -168,7 +180,7 @@ class RunFolder:
         Raises:
             Stopped: it cannot be written there; says where it is.
         """
-        self._save({**state, "step": self.next, "phase": self.phase, "key": self.key})
+        self._save({**state, "next": self.next, "phase": self.phase, "key": self.key})
 
     def finish(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """``last.pt`` with the weights alone: the run is over."""
@@ -177,7 +189,7 @@ class RunFolder:
     def _save(self, state: Mapping[str, Any]) -> None:
         if self.rank:
             return
-        kept = {**state, "network": asdict(self.spec), "steps": self.steps}
+        kept = {**state, "network": asdict(self.spec), "step": self.steps}
         with held():
             problem = _saved(kept, self.path / "last.pt", self.running.keep)
             if problem is None:
@@ -185,8 +197,8 @@ class RunFolder:
             text = f"stopped at step {self.steps}: {self.path}/last.pt cannot be written ({reason(problem)})"
             for file in self.refuges:
                 if not _saved(kept, file, 1):
-                    raise Stopped(f"{text}; it is in {file}, which predict.py takes as RUN") from problem
-            raise Stopped(f"{text}, nor can {' or '.join(map(str, self.refuges))}: it is lost") from problem
+                    raise Stopped(f"{text}; the weights are in {file}, which predict.py takes as RUN") from problem
+            raise Stopped(f"{text}, nor can {' or '.join(map(str, self.refuges))}: the weights are lost") from problem
 
     def keep_batch(self, batch: Any) -> str:
         """``bad_batch.pt``, to be looked at; how a message says so."""
@@ -231,7 +243,7 @@ def _saved(kept: Mapping[str, Any], file: Path, keep: int) -> Exception | None:
     try:
         save_checkpoint(file, kept, keep=keep)
     except (OSError, MemoryError) as error:
-        return error
+        return error.__cause__ if isinstance(error.__cause__, Exception) else error
     return None
 
 
@@ -421,7 +433,7 @@ def load(run: Path, weights: Weights = "student") -> tuple[Network, NetworkSpec]
             raise ValueError(f"mean and std must be {spec.channels} numbers, got {spec.mean!r} and {spec.std!r}")
         state = kept["model"] if weights == "student" else kept.get("teacher")
         if weights == "teacher" and state is not None:
-            state = {name.removeprefix("module."): x for name, x in state.items() if name.startswith("module.")}
+            state = {name.removeprefix("module."): x for name, x in state.items() if name != "_extra_state"}
         model = spec.build()
         if state is not None:
             model.load_state_dict(state)

@@ -35,15 +35,14 @@ def whole_step(run: RunFolder, batches: Batches, batch: Batch, *networks: nn.Mod
             network.zero_grad()
         if not isinstance(error, ValueError | FloatingPointError):
             raise
-        text = f"step {batch.step}: {reason(error)}; its images: {batches.names(batch.step)}"
-        kept = run.keep_batch(batch)
+        text = f"{reason(error)}; its images: {batches.names(batch.step)}{run.keep_batch(batch)}"
         # of several processes, all must leave it out
         may = isinstance(error, NotFinite) or (run.group is None and "finite" in str(error))
         if run.skips < 1 or not may:
-            raise ValueError(f"{text}{kept}") from error
+            raise ValueError(text) from error
         run.skips -= 1
         run.made(batch.step)
-        run.say(f"{text}{kept}; left out, {run.skips} more may be")
+        run.say(f"step {batch.step} is left out, {run.skips} more may be: {text}")
 
 
 class NotFinite(ValueError):

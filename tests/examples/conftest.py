@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import gta2cityscapes
+import support.arms
 from hrda_lib.data import CITYSCAPES
 from support.networks import NetworkSpec
 from support.run_folder import RunFolder
@@ -37,7 +37,7 @@ def street_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     model = spec.build()
     torch.nn.init.normal_(model.decoder.classifier.weight)
     folder = tmp_path_factory.mktemp(request.param)
-    RunFolder(folder, spec).save(model, None)
+    RunFolder(folder, spec).finish(model, None)
     return folder
 
 
@@ -45,4 +45,4 @@ def street_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """gta2cityscapes.py draws nothing, which takes longer than all else on small data."""
     for name in ("draw_arms", "draw_classes", "draw_curves"):
-        monkeypatch.setattr(gta2cityscapes, name, lambda *_: None)
+        monkeypatch.setattr(support.arms, name, lambda *_: None)

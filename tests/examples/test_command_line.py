@@ -16,6 +16,7 @@ from scripts import main
 import ablation
 import gta2cityscapes
 from support.command_line import (
+    ALONE,
     DEVICE,
     RECIPES,
     add_running,
@@ -161,11 +162,15 @@ def test_what_changes_no_result(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_running(parser, "runs/x")
     running = read_running(vars(parser.parse_args([])))
-    assert running == (Path("runs/x"), False, DEVICE, 0, "raise")
+    assert running[:5] == (Path("runs/x"), False, DEVICE, 0, "raise")
+    assert running[5:] == ALONE[5:]
     arguments = ["--out", str(tmp_path), "--overwrite", "--device", "meta", "--workers", "3", "--on-error", "skip"]
-    assert read_running(vars(parser.parse_args(arguments))) == (tmp_path, True, "meta", 3, "skip")
+    assert read_running(vars(parser.parse_args(arguments)))[:5] == (tmp_path, True, "meta", 3, "skip")
+    with pytest.raises(ValueError, match="--resume goes on with a run, which --overwrite replaces: give one of them"):
+        read_running(vars(parser.parse_args(["--resume", "--overwrite"])))
     for option, text in (
-        ("--workers=-1", "--workers must not be negative, got -1"),
+        ("--workers=-1", "--workers must be at least 0, got -1"),
+        ("--keep=0", "--keep must be at least 1, got 0"),
         ("--device=foo", "Expected one of"),
     ):
         with pytest.raises((ValueError, RuntimeError), match=text):

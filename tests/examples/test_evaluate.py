@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from trees import saved
 
-from evaluate import average, every_head, label_quality, measure
 from hrda_lib import ConfusionMatrix, EMATeacher, MultiResSegmenter, SelfTraining
 from hrda_lib.data import (
     CITYSCAPES,
@@ -26,6 +25,7 @@ from hrda_lib.data import (
     ResizedImages,
     normalize,
 )
+from support.measuring import average, every_head, label_quality, measure
 from support.networks import HEADS, NetworkSpec, heads
 from support.run_folder import RunFolder, load
 
@@ -71,7 +71,7 @@ def own_run(folder: Path, **changes: Any) -> Path:
     model = spec.build()
     torch.nn.init.normal_(model.decoder.classifier.weight)
     folder.mkdir()
-    RunFolder(folder, spec).save(model, None)
+    RunFolder(folder, spec).finish(model, None)
     return folder
 
 
@@ -168,7 +168,7 @@ def test_what_the_options_measure(
 def test_student_and_teacher(street_run: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (student, spec), (teacher, _) = load(street_run), load(street_run)
     torch.nn.init.normal_(teacher.decoder.classifier.weight, generator=torch.Generator().manual_seed(1))
-    RunFolder(tmp_path, spec).save(student, teacher)
+    RunFolder(tmp_path, spec).finish(student, teacher)
     printed = {}
     for weights, model in {"student": student, "teacher": teacher}.items():
         kept = load(tmp_path, weights)[0].state_dict()  # type: ignore[arg-type]

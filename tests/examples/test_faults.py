@@ -23,10 +23,12 @@ import gta2cityscapes
 import own_data
 import predict
 from support import command_line, ending, run_folder
+from support.arms import try_out
 from support.ending import Stopped, held
 from support.networks import MiniEncoder, NetworkSpec
 from support.plots import palette
 from support.run_folder import RunFolder, load, locked, read_metrics
+from support.training import warn
 
 SPEC = NetworkSpec(("a", "b", "c"), (32, 32))
 HOST = platform.node()
@@ -86,7 +88,7 @@ def test_weights_are_saved_beside_a_folder_that_takes_none(
         if case == "a file":
             (tmp_path / "run").write_text("")
     with pytest.raises(Stopped, match=r"^stopped at step 0: .*run/last.pt cannot be written") as stopped:
-        run.save(model, model)
+        run.finish(model, model)
     (file,) = tmp_path.glob("*.last.pt")
     assert f"; the weights are in {file}, which predict.py takes as RUN" in str(stopped.value)
     assert not list(tmp_path.rglob("*.part"))
@@ -101,12 +103,12 @@ def test_weights_are_saved_in_the_temporary_folder_at_last(tmp_path: Path, monke
     run = started(tmp_path / "runs" / "run")
     full_disk(monkeypatch, tmp_path / "runs" / "run", tmp_path / "runs")
     with pytest.raises(Stopped, match=r"No space left on device.*; the weights are in .*/tmp/run"):
-        run.save(SPEC.build(), None)
+        run.finish(SPEC.build(), None)
     (file,) = (tmp_path / "tmp").iterdir()
     load(file)
     full_disk(monkeypatch, tmp_path / "runs" / "run", tmp_path / "runs", tmp_path / "tmp")
     with pytest.raises(Stopped, match="the weights are lost"):
-        run.save(SPEC.build(), None)
+        run.finish(SPEC.build(), None)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -244,7 +246,7 @@ def test_ctrl_c_at_any_moment_is_one_line(script: str, moment: float, folders: l
     assert process.returncode in (130, 0)
     if process.returncode:
         assert errors.splitlines()[-1].startswith(f"{script}: ")
-        assert errors.rstrip().endswith("interrupted")
+        assert errors.rstrip().removesuffix("; --resume goes on").endswith("interrupted")
     assert not (tmp_path / "run" / "run.lock").exists()
 
 
@@ -253,7 +255,7 @@ def run_of(folder: Path) -> Path:
     torch.manual_seed(0)
     model = SPEC.build()
     torch.nn.init.normal_(model.decoder.classifier.weight)
-    RunFolder(folder, SPEC).save(model, None)
+    RunFolder(folder, SPEC).finish(model, None)
     return folder
 
 
@@ -353,7 +355,7 @@ def test_of_several_that_want_a_folder_one_gets_it(stale: bool, tmp_path: Path) 
 def test_what_lies_in_a_folder_is_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = started(tmp_path)
     run.log(loss=1.0)
-    run.save(SPEC.build(), None)
+    run.finish(SPEC.build(), None)
     run.keep_result({"steps": 1})
     (tmp_path / "panel.png").write_text("")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -436,7 +438,7 @@ def test_metrics_are_checked(content: str, tmp_path: Path) -> None:
 )
 def test_a_result_is_checked(changes: dict[str, Any], tmp_path: Path) -> None:
     run = started(tmp_path)
-    run.save(SPEC.build(), None)
+    run.finish(SPEC.build(), None)
     result = {"settings": {"x": 1}, "steps": 1, "seconds": 1.0, "classes": {"fused": {"a": 0.5, "b": None}}}
     run.keep_result(result)
     assert run.kept_result({"x": 1}, overwrite=False) == result
@@ -453,7 +455,7 @@ def test_what_a_checkpoint_says_of_its_network_is_checked(tmp_path: Path) -> Non
         "ids": ({"classes": (1, 2, 3)}, "class names must be text"),
         "mean": ({"mean": (0.5,)}, "mean and std must be 3 numbers"),
     }.values():
-        RunFolder(tmp_path, replace(SPEC, **changes)).save(model, None)
+        RunFolder(tmp_path, replace(SPEC, **changes)).finish(model, None)
         with pytest.raises(ValueError, match=message):
             load(tmp_path)
 
@@ -532,21 +534,35 @@ def test_an_encoder_that_takes_no_crop_is_named(monkeypatch: pytest.MonkeyPatch)
         return real(self, images)
 
     monkeypatch.setattr(MiniEncoder, "forward", needs_memory)
-    gta2cityscapes.try_out(spec, settings)
+    try_out(spec, settings, gta2cityscapes.assemble)
     monkeypatch.setattr(MiniEncoder, "forward", refuse)
     message = r"--encoder mini, context and detail crops of 32 x 32: .*Input height 32 .*choose another --crop"
     with pytest.raises(ValueError, match=message):
-        gta2cityscapes.try_out(spec, settings)
+        try_out(spec, settings, gta2cityscapes.assemble)
 
 
 def test_a_teacher_that_trusts_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for confidence in (0.009, 0.011):
         run = started(tmp_path / str(confidence))
-        for _ in range(100):
-            run.log(confidence=confidence)
-        gta2cityscapes.remind(run, gta2cityscapes.Settings())
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("100 steps of adaptation: only 0.90 % of the target's pixels are trusted enough to teach; a")
+        for step in range(150):
+            run.made(step)
+            values = {"confidence": confidence, "largest_class": 0.5}
+            warn(run, gta2cityscapes.Settings(), values)
+            run.log(**values)
+    run = started(tmp_path / "collapsed")
+    for step in range(200):
+        run.made(step)
+        values = {"confidence": 0.9, "largest_class": 0.96 if step < 100 else 0.94}
+        warn(run, gta2cityscapes.Settings(), values)
+        run.log(**values)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    text = "0.009: 100 steps of adaptation: only 0.90 % of the target's pixels are trusted enough to teach; a longer"
+    assert lines[0].startswith(text)
+    text = (
+        "collapsed: 100 steps of adaptation: 96.0 % of an image's pseudo labels are of one class: the teacher collapses"
+    )
+    assert lines[1].startswith(text)
 
 
 # Large images, and what is written of others

@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import FAST_STREETS, main, run, write_streets
+from scripts import FAST_STREETS, main, metrics, run, write_streets
 from torch import Tensor
 from trees import One, saved
 
 import gta2cityscapes
+import support.arms
+import support.batches
 import support.domains
 from hrda_lib import EMATeacher, SelfTraining, StrongAugment, data
+from hrda_lib.checkpointing import seed_step
 from hrda_lib.models import daformer, to_reference_state_dict
 from hrda_lib.optim import parameter_groups, warmup_poly
+from support.batches import Batch, Batches
 from support.command_line import Running
 from support.ending import Stopped
 from support.networks import NetworkSpec
@@ -104,7 +108,10 @@ def test_an_arm_is_kept_and_other_settings_are_refused(
     file = out / "seed1" / "hrda" / "last.pt"
     before = file.stat().st_mtime_ns
     assert start(toy, out) == 0
-    assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[:-1]  # the last line is the time
+    lines = [
+        [line for line in text.splitlines() if "minutes" not in line] for text in (capsys.readouterr().out, printed)
+    ]
+    assert lines[0] == lines[1]
     assert file.stat().st_mtime_ns == before
     kept = torch.load(file, weights_only=True)  # without a teacher, as it was before there was one
     torch.save({name: value for name, value in kept.items() if name != "teacher"}, file)
@@ -153,19 +160,19 @@ def test_other_labels_are_other_data(
 def test_workers_change_nothing(toy: Path, finished: tuple[Path, str], tmp_path: Path) -> None:
     assert start(toy, tmp_path, "--workers", 2, "--arms", "hrda") == 0
     for name in ("source", "hrda"):
-        assert read_metrics(tmp_path / "seed1" / name) == read_metrics(finished[0] / "seed1" / name)
+        assert metrics(tmp_path / "seed1" / name) == metrics(finished[0] / "seed1" / name)
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_later_steps_see_other_crops_and_colours(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches, asked = gta2cityscapes.batches, dict[tuple[str, ...], tuple[int, int]]()
+    batches, asked = support.arms.Batches, dict[tuple[str, ...], tuple[int, int]]()
 
     def recorded(*arguments: Any, **options: Any) -> Any:
         settings = arguments[3]
         asked[settings.arms] = (settings.seed, settings.steps)
         return batches(*arguments, **options)
 
-    monkeypatch.setattr(gta2cityscapes, "batches", recorded)
+    monkeypatch.setattr(support.arms, "Batches", recorded)
     assert start(toy, tmp_path, "--arms", "control", "--warmup", 1, "--seed", 3) == 0
     assert asked == {("source",): (6, 1), ("control",): (7, 2)}  # a number of their own for every seed
 
@@ -188,6 +195,27 @@ def drawn(second: str) -> Iterator[tuple[Tensor, Tensor]]:
         yield images, (labels if second == "labels" else labels > 0)
 
 
+class Drawn:
+    """Such batches, as a loop asks for them."""
+
+    def __init__(self, steps: int = 3, *, adapts: bool = False) -> None:
+        self.steps, self.adapts = steps, adapts
+
+    def since(self, start: int) -> Iterator[Batch]:
+        for step, pair in enumerate(zip(drawn("labels"), drawn("valid"), strict=True)):
+            if start <= step < self.steps:
+                yield Batch(step, pair[0], pair[1] if self.adapts else None)
+
+    def names(self, step: int) -> str:
+        return f"image {step}"
+
+
+def train(model: Any, batches: Any, settings: Any, folder: Path) -> tuple[EMATeacher, RunFolder]:
+    run_folder = RunFolder(folder, SPEC)
+    run_folder.start({})
+    return gta2cityscapes.train(model, batches, settings, run_folder), run_folder
+
+
 def student() -> Any:
     torch.manual_seed(1)
     return SPEC.build().train()
@@ -196,14 +224,11 @@ def student() -> Any:
 @pytest.mark.parametrize("adapts", [False, True])
 def test_the_loop_against_its_steps_by_hand(adapts: bool, tmp_path: Path) -> None:
     settings = tiny(clip=0.01, threshold=0.3, lr_warmup=1, detail_weight=0.3)
-    found, run_folder = student(), RunFolder(tmp_path / "run", SPEC)
-    run_folder.start({})
-    target = drawn("valid") if adapts else None
-    teacher = gta2cityscapes.train(found, drawn("labels"), target, settings, run_folder)
+    teacher, run_folder = train(student(), Drawn(adapts=adapts), settings, tmp_path / "run")
 
     model = student()
     averaged = EMATeacher(model, decay=0.99)
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator()
     augment = StrongAugment(mean=SPEC.mean, std=SPEC.std)
     training = SelfTraining(
         model, averaged, detail_weight=0.3, threshold=0.3, per="pixel", augment=augment, generator=generator
@@ -215,7 +240,8 @@ def test_the_loop_against_its_steps_by_hand(adapts: bool, tmp_path: Path) -> Non
     for step, ((images, labels), (target_images, valid)) in enumerate(
         zip(drawn("labels"), drawn("valid"), strict=True)
     ):
-        if step > 0:
+        seed_step(5, step, generator=generator)
+        if adapts and step > 0:
             averaged.update(model)
         images, target_images = SPEC.feed(images), SPEC.feed(target_images)
         loss, _ = training.source(augment(images, generator), labels)
@@ -225,19 +251,21 @@ def test_the_loop_against_its_steps_by_hand(adapts: bool, tmp_path: Path) -> Non
             pseudo_labels, weight = training.pseudo_label(target_images, valid=valid)
             loss, _ = training.mixed(images, labels, target_images, pseudo_labels, weight)
             loss.backward()
-            losses[-1] |= {"loss_mixed": loss.item(), "confidence": weight.mean().item()}
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            share = pseudo_labels.flatten().bincount().max().item() / pseudo_labels.numel()
+            losses[-1] |= {"loss_mixed": loss.item(), "confidence": weight.mean().item(), "largest_class": share}
+        losses[-1]["gradient"] = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01).item()
+        losses[-1]["lr"] = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
 
-    assert read_metrics(run_folder.path) == losses
+    assert metrics(run_folder.path) == losses
     kept = torch.load(run_folder.path / "last.pt", weights_only=True)
     assert kept["step"] == run_folder.steps == 3
     for name, x in model.state_dict().items():
         assert torch.equal(kept["model"][name], x), name
     if adapts:
-        assert all(torch.equal(kept["teacher"][name], x) for name, x in averaged.module.state_dict().items())
+        assert all(torch.equal(kept["teacher"][name], x) for name, x in averaged.state_dict().items())
     else:  # nobody asks it
         begin = student().state_dict()
         assert "teacher" not in kept
@@ -247,13 +275,12 @@ def test_the_loop_against_its_steps_by_hand(adapts: bool, tmp_path: Path) -> Non
 def test_source_images_keep_their_colours_where_that_is_asked_for(tmp_path: Path) -> None:
     losses = {}
     for augment in (0, 1):
-        run_folder = RunFolder(tmp_path / str(augment), SPEC)
-        run_folder.start({})
-        gta2cityscapes.train(student(), drawn("labels"), None, tiny(steps=1, augment_source=augment), run_folder)
-        losses[augment] = read_metrics(run_folder.path)[0]["loss_source"]
+        train(student(), Drawn(1), tiny(steps=1, augment_source=augment), tmp_path / str(augment))
+        losses[augment] = read_metrics(tmp_path / str(augment))[0]["loss_source"]
     model = student()
     images, labels = next(drawn("labels"))
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator()
+    seed_step(5, 0, generator=generator)
     training = SelfTraining(model, EMATeacher(model), threshold=0.9, per="pixel", generator=generator)
     assert losses[0] == training.source(SPEC.feed(images), labels)[0].item()
     assert losses[0] != losses[1]
@@ -267,40 +294,51 @@ def test_batches_are_what_the_settings_say(tmp_path: Path) -> None:
     changes = {"batch_size": 2, "crop": (16, 16), "source_size": (32, 48), "target_size": (20, 30)}
     changes |= {"margins": (3, 0, 0, 2), "temperature": 0.5, "min_pixels": 10, "min_crop_pixels": 18}
     settings, running = tiny(steps=2, **changes), Running(tmp_path, False, "cpu", 0, "raise")
-    source, target = gta2cityscapes.batches(labeled, counts, images, settings, running, adapts=True)
+    batches = Batches(labeled, counts, images, settings, running, adapts=True)
     rare = data.RareClasses(counts, temperature=0.5, min_pixels=10)
     small = data.Resized(labeled, (32, 48))
     first = data.SourceCrops(small, (16, 16), seed=5, rare_classes=rare, min_crop_pixels=18)
     fitted = data.ResizedImages(images, (20, 30))
     second = data.TargetCrops(fitted, (16, 16), seed=5, margins=(3, 0, 0, 2))
-    assert target is not None
-    for found, expected in ((source, first), (target, second)):
-        for step, batch in enumerate(found):
-            for i, x in enumerate(batch):
-                assert torch.equal(x, torch.stack([expected[2 * step + k][i] for k in range(2)]))
-        assert step == 1
+    for start in (0, 1):
+        found = list(batches.since(start))
+        assert [batch.step for batch in found] == [0, 1][start:]
+        for step, *pairs in found:
+            for pair, expected in zip(pairs, (first, second), strict=True):
+                for i, x in enumerate(pair):
+                    assert torch.equal(x, torch.stack([expected[2 * step + k][i] for k in range(2)]))
     assert not next(iter(second))[1].all()  # the margins
+    names = [[stream.name(k) for k in (2, 3)] for stream in (first, second)]
+    assert batches.names(1) == "; ".join(map(", ".join, names))
+    halves = [
+        Batches(labeled, counts, images, settings, running._replace(rank=r, world=2), adapts=True) for r in (0, 1)
+    ]
+    for whole, *parts in zip(batches.since(0), *(half.since(0) for half in halves), strict=True):
+        assert torch.equal(whole.source[0], torch.cat([part.source[0] for part in parts]))
+        assert torch.equal(whole.target[1], torch.cat([part.target[1] for part in parts]))
+    with pytest.raises(ValueError, match="--batch-size must be a multiple of the 3 processes that share it, got 2"):
+        Batches(labeled, counts, images, settings, running._replace(world=3), adapts=True)
     plain = tiny(steps=2, **changes, rare_classes=0)
-    alone, none = gta2cityscapes.batches(labeled, counts, images, plain, running, adapts=False)
-    assert none is None
-    assert torch.equal(next(alone)[0][0], data.SourceCrops(small, (16, 16), seed=5)[0].image)
+    alone = next(Batches(labeled, counts, images, plain, running, adapts=False).since(0))
+    assert alone.target is None
+    assert torch.equal(alone.source[0][0], data.SourceCrops(small, (16, 16), seed=5)[0].image)
 
 
 def fault(case: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Something goes wrong after one step; returns what is said."""
     if case == "a broken file":
-        draw = gta2cityscapes.DataLoader
+        draw = support.batches.DataLoader
 
         def broken(*_: Any, **__: Any) -> Iterator[Any]:
             yield next(iter(draw(*_, **__)))
             raise ValueError("a.png: cannot be read as an image")
 
-        monkeypatch.setattr(gta2cityscapes, "DataLoader", broken)
+        monkeypatch.setattr(support.batches, "DataLoader", broken)
         return "a.png: cannot be read as an image"
     if case == "an interrupt":
         log = RunFolder.log
 
-        def interrupted(self: RunFolder, **values: float) -> dict[str, float]:
+        def interrupted(self: RunFolder, **values: float) -> None:
             log(self, **values)
             raise KeyboardInterrupt
 
@@ -313,7 +351,7 @@ def fault(case: str, monkeypatch: pytest.MonkeyPatch) -> str:
             "clip_grad_norm_",
             lambda *a: norm(*a) * (torch.nan if next(count) else 1),
         )
-        return "gradients are not finite; choose a smaller --lr, or look at the images: check_data.py"
+        return "gradient is not finite; choose a smaller --lr, or look at the images: check_data.py; --skip N goes on"
     raise AssertionError(case)
 
 
@@ -330,12 +368,26 @@ def test_a_fault_while_training_keeps_the_weights_but_no_result(
     with monkeypatch.context() as patch:
         text = fault(case, patch)
         assert start(toy, tmp_path, "--arms", "source") == status
-    assert last_line(capsys) == f"gta2cityscapes.py: stopped at step 1: {text}"
+    last = last_line(capsys)
+    assert last.startswith(f"gta2cityscapes.py: stopped at step 1: {text}")
+    assert last.endswith("; --resume goes on")
     arm = tmp_path / "seed1" / "source"
-    assert {file.name for file in arm.iterdir()} == {"config.json", "metrics.jsonl", "last.pt"}
+    batch = {"bad_batch.pt"} if case == "gradients" else set()
+    assert {file.name for file in arm.iterdir()} == {"config.json", "metrics.jsonl", "last.pt"} | batch
+    if batch:
+        assert re.search(r"; its images: 0000\d, 0000\d; the batch is in .*bad_batch.pt; --resume", last)
+        assert len(torch.load(arm / "bad_batch.pt", weights_only=True)) == 3
     assert torch.load(arm / "last.pt", weights_only=True)["step"] == len(read_metrics(arm)) == 1
     load(arm)
-    assert start(toy, tmp_path, "--arms", "source") == 0  # trained again
+    assert start(toy, tmp_path, "--arms", "source") == 2
+    text = "holds a run that stopped at step 1; --resume goes on with it, --overwrite replaces it"
+    assert last_line(capsys) == f"gta2cityscapes.py: {arm}: {text}"
+    assert start(toy, tmp_path, "--arms", "source", "--resume", "--lr", 0.1) == 2
+    assert (
+        last_line(capsys)
+        == f"gta2cityscapes.py: {arm}: --resume needs the settings that it began with, lr 0.003, not 0.1"
+    )
+    assert start(toy, tmp_path, "--arms", "source", "--resume") == 0
     assert json.loads((arm / "result.json").read_text())["steps"] == len(read_metrics(arm)) == 2
 
 
@@ -350,17 +402,17 @@ def test_weights_that_are_not_finite_are_no_result(
     monkeypatch.setattr(torch.optim.AdamW, "step", diverge)
     assert start(toy, tmp_path, "--arms", "source", "--warmup", 1) == 1
     expected = "gta2cityscapes.py: stopped at step 1: weights are not finite; choose a smaller --lr"
-    assert last_line(capsys) == expected
+    assert last_line(capsys).startswith(expected)
     assert not (tmp_path / "seed1" / "source" / "result.json").exists()
     assert not (tmp_path / "table.md").exists()
 
 
 def test_what_stops_a_run_is_its_cause(tmp_path: Path) -> None:
-    run_folder = RunFolder(tmp_path / "run", SPEC)
-    run_folder.start({})
-    with pytest.raises(Stopped, match=r"^stopped at step 3: StopIteration$") as stopped:
-        gta2cityscapes.train(student(), drawn("labels"), None, tiny(steps=4), run_folder)
-    assert isinstance(stopped.value.__cause__, StopIteration)
+    batches = Drawn(4)
+    batches.names = batches.since = lambda step: (_ for _ in (1 / 0,))  # type: ignore[method-assign]
+    with pytest.raises(Stopped, match=r"^stopped at step 0: division by zero$") as stopped:
+        train(student(), batches, tiny(steps=4), tmp_path / "run")
+    assert isinstance(stopped.value.__cause__, ZeroDivisionError)
 
 
 # Data
@@ -382,7 +434,7 @@ def test_without_arguments_it_draws_the_toy_data(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "data" / "seed1" / "cityscapes" / "gtFine").is_dir()
     assert (tmp_path / "seed1" / "panel.png").exists()
     before = (tmp_path / "seed1" / "source" / "last.pt").stat().st_mtime_ns
-    monkeypatch.setattr(gta2cityscapes, "draw_arms", lambda *_: None)
+    monkeypatch.setattr(support.arms, "draw_arms", lambda *_: None)
     assert main("gta2cityscapes.py", *arguments, "--recipe", "demo") == 0  # the same settings
     assert (tmp_path / "seed1" / "source" / "last.pt").stat().st_mtime_ns == before
 
@@ -513,7 +565,7 @@ def test_damaged_data_is_one_line_and_exit_2(
         (["--per", "patch"], "per must be one of ('batch', 'image', 'pixel'), got 'patch'"),
         (["--ema-decay", "1"], "decay must be in [0, 1), got 1.0"),
         (["--threshold", "1.5"], "threshold must be in [0, 1], got 1.5"),
-        (["--workers", "-1"], "--workers must not be negative, got -1"),
+        (["--workers", "-1"], "--workers must be at least 0, got -1"),
         (["--source-size", "100", "0"], "--source-size must be two sides, or 0 0, got (100, 0)"),
         (["--target-size", "0", "5"], "--target-size must be two sides, or 0 0, got (0, 5)"),
         (["--margins", "-1", "0", "0", "0"], "--margins must be finite and at least 0, got [-1, 0, 0, 0]"),
@@ -613,7 +665,7 @@ def test_real_data_take_the_paper_s_settings(tmp_path: Path, capsys: pytest.Capt
     assert f"\ngta2cityscapes.py: {tmp_path}/images: no such folder" in said
     assert main("gta2cityscapes.py", "--recipe", "demo", "--gta", tmp_path, "--cityscapes", "b") == 2
     assert "no --recipe" not in capsys.readouterr().err
-    assert [gta2cityscapes.NAMES[i] for i in gta2cityscapes.THINGS] == [
+    assert [support.domains.NAMES[i] for i in support.arms.THINGS] == [
         *("traffic light", "traffic sign", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle")
     ]
 

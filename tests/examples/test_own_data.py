@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import EXAMPLES, FAST, main, picture, run, write
+from scripts import EXAMPLES, FAST, main, metrics, picture, run, write
 from torch import Tensor
 
 import own_data
@@ -165,7 +165,7 @@ def test_methods_without_target(folders: tuple[Path, Path], plain: Path, tmp_pat
     assert main("own_data.py", *arguments, "--method", "source") == 0
     assert (tmp_path / "source" / "panel.png").exists()
     for out in (tmp_path / "source", tmp_path / "source-aug"):
-        assert [set(line) for line in read_metrics(out)] == [{"step", "loss_source"}] * 4
+        assert [set(line) for line in metrics(out)] == [{"step", "loss_source", "gradient", "lr"}] * 4
         assert kept(out).keys() == {"model", "network", "step"}
     # the control sees what hrda sees of the source, until the target has changed the weights
     assert losses(tmp_path / "source-aug")[:3] == losses(plain)[:3]
@@ -339,7 +339,7 @@ def test_a_key_interrupts_too(
 def interrupted(run: Path, errors: str) -> None:
     step = kept(run)["step"]
     assert step > 3
-    assert errors.splitlines()[-1] == f"own_data.py: stopped at step {step}: interrupted"
+    assert errors.splitlines()[-1] == f"own_data.py: stopped at step {step}: interrupted; --resume goes on"
     assert len(losses(run)) == step
     assert (run / "panel.png").exists()
     assert "teacher" in kept(run)
@@ -576,7 +576,7 @@ OPTIONS: dict[str, tuple[list[Any], str]] = {
     "no class of this size": (["--min-pixels", 9999], "no image has more than min_pixels=9999 pixels"),
     "balance": (["--balance", -1], "--balance must be finite and at least 0, got -1.0"),
     "too much balance": (["--balance", 99], "balance must be a small number from 0 on, got 99.0"),
-    "workers": (["--workers", -1], "--workers must not be negative, got -1"),
+    "workers": (["--workers", -1], "--workers must be at least 0, got -1"),
     "device": (["--device", "foo"], "device"),
     "decay": (["--ema-decay", 1.0], "decay must be in [0, 1), got 1.0"),
     "clip": (["--clip", -1], "--clip must be finite and at least 0, got -1.0"),

@@ -59,7 +59,7 @@ def small_run(folder: Path, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
     model = spec.build()
     torch.nn.init.normal_(model.decoder.classifier.weight)
-    RunFolder(folder, spec).save(model, None)
+    RunFolder(folder, spec).finish(model, None)
     return folder
 
 
@@ -161,7 +161,7 @@ def test_a_zip_holds_what_this_call_predicted(images: Path, tmp_path: Path) -> N
 def test_the_teacher(street_run: Path, images: Path, tmp_path: Path) -> None:
     (student, spec), (teacher, _) = load(street_run), load(street_run)
     torch.nn.init.normal_(teacher.decoder.classifier.weight, generator=torch.Generator().manual_seed(1))
-    RunFolder(tmp_path, spec).save(student, teacher)
+    RunFolder(tmp_path, spec).finish(student, teacher)
     x, written = normalize(image_of(images / "odd.jpg")[None]), {}
     for weights, model in {"student": student, "teacher": teacher}.items():
         out = tmp_path / weights

@@ -14,6 +14,7 @@ from scripts import main
 from trees import One, rgb16, saved
 
 import gta2cityscapes
+import support.arms
 from gta2cityscapes import ARMS, Settings
 from hrda_lib.data import Cityscapes, Resized
 from support.command_line import RECIPES
@@ -239,9 +240,9 @@ def test_classes_that_the_source_lacks_are_named(
         counts[:, [9, 14, 16]] = 0
         return opened(*arguments, **settings)._replace(counts=counts)
 
-    opened = gta2cityscapes.open_domains
-    monkeypatch.setattr(gta2cityscapes, "open_domains", lacking)
-    monkeypatch.setattr(gta2cityscapes, "run_arm", stop)
+    opened = support.arms.open_domains
+    monkeypatch.setattr(support.arms, "open_domains", lacking)
+    monkeypatch.setattr(support.arms.Experiment, "run", stop)
     folders = ["--synthia", trees / "synthia", "--cityscapes", trees / "cityscapes", "--out", tmp_path / "out"]
     arguments = ["--recipe", "synthia2cityscapes", *folders, *FAST, *SMALL]
     assert main("gta2cityscapes.py", *arguments, "--classes", 19) == 2

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,7 +236,12 @@ def test_new_empty_and_linked_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("drawn")
-def test_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path / "data")
+def test_progress_is_for_terminals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "one")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    write(tmp_path / "two")
     assert "drawing toy data: 100%" in (said := capsys.readouterr().err)
     assert "10/10" in said
