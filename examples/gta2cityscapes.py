@@ -132,7 +132,7 @@ def train(
                 check_finite(values, scaled=scaler.is_enabled())
                 scaler.step(optimizer)
                 scaler.update()
-                values["lr"] = schedule.get_last_lr()[0]
+                values["lr"] = float(schedule.get_last_lr()[0])
                 schedule.step()
                 optimizer.zero_grad()
                 if batches.adapts and batch.step + 1 < settings.steps:

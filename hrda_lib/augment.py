@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from hrda_lib._checks import at_least_float32, check_generator, check_up_to, expect, is_number, readable
+from hrda_lib._processes import own_part
+
+if TYPE_CHECKING:
+    from hrda_lib._processes import Group
 
 
 class StrongAugment:
@@ -30,7 +35,9 @@ class StrongAugment:
         blur: probability of the blur.
         sigma: range of the blur's standard deviation in pixels.
 
-    Call it with images (B, 3, H, W), normalised floats, and a CPU generator; it returns the same kind of tensor.
+    Call it with images (B, 3, H, W), normalised floats, and a CPU generator; it returns the same kind of tensor. With
+    ``group=``, processes that share a batch and have generators of one state, decisions are one for all of them, and
+    each image has its own draws, as if one process had all.
 
     Raises:
         ValueError: a setting is out of its range, or the images are not float (B, 3, H, W), or (on the CPU) their
@@ -75,7 +82,7 @@ class StrongAugment:
         self.jitter, self.blur, self.sigma = jitter, blur, sigma
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None, *, group: object = None) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None, *, group: "Group" = None) -> Tensor:
         check_generator(generator)
         other = "for other channels write an augmentation of your own"
         expect("images", images, ("B", 3, "H", "W"), kind="float", hint=other)
@@ -84,7 +91,8 @@ class StrongAugment:
         if not jittered and not blurred:
             return images.clone()
         with torch.autocast(images.device.type, enabled=False):  # colours and blur need float32
-            return self._augmented(at_least_float32(images), jittered, blurred, generator).to(images.dtype)
+            changed = self._augmented(at_least_float32(images), jittered, blurred, generator, group)
+        return changed.to(images.dtype)
 
     def _check_range(self, images: Tensor) -> None:
         """Refuse what the clamp to [0, 1] would turn into white or black; overshoot of resizing passes."""
@@ -100,16 +108,19 @@ class StrongAugment:
                 f"{high:.4g} once these are undone; divide pictures by 255, then normalise them with this mean and std"
             )
 
-    def _augmented(self, images: Tensor, jittered: bool, blurred: bool, generator: torch.Generator | None) -> Tensor:
+    def _augmented(
+        self, images: Tensor, jittered: bool, blurred: bool, generator: torch.Generator | None, group: "Group"
+    ) -> Tensor:
+        count, mine = own_part(len(images), group)
         mean, std = (images.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
         images = images * std + mean
         if jittered:
             widths = torch.tensor([self.brightness, self.contrast, self.saturation, self.hue])
-            factors = (2 * torch.rand(len(images), 4, generator=generator) - 1) * widths
+            factors = (2 * torch.rand(count, 4, generator=generator)[mine] - 1) * widths
             images = color_jitter(images, factors.to(images), torch.randperm(4, generator=generator).tolist())
         if blurred:
             low, high = self.sigma
-            sigma = low + (high - low) * torch.rand(len(images), generator=generator)
+            sigma = low + (high - low) * torch.rand(count, generator=generator)[mine]
             images = gaussian_blur(images, sigma)
         return (images - mean) / std
 

@@ -6,6 +6,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def _write(kept: Mapping[str, Any], file: Any, path: Path) -> None:
 def _make_room(path: Path, keep: int) -> None:
     """Give the former checkpoints their next names; ``path`` stays where it is until it is replaced."""
     names = [path, *(path.with_name(f"{path.stem}.{i}{path.suffix}") for i in range(1, keep))]
-    for newer, older in reversed(list(zip(names[:-1], names[1:], strict=True))):
+    for newer, older in reversed(list(pairwise(names))):
         if newer != path:
             with suppress(FileNotFoundError):
                 newer.replace(older)

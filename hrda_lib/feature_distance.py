@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from hrda_lib._checks import (
     short,
 )
 from hrda_lib._modules import copied
+from hrda_lib._processes import mean_over
+
+if TYPE_CHECKING:
+    from hrda_lib._processes import Group
 
 
 class FeatureDistance(nn.Module):
@@ -99,7 +103,7 @@ class FeatureDistance(nn.Module):
         self.register_buffer("selected", selected, persistent=False)
         self.train(False)
 
-    def forward(self, features: Any, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, features: Any, images: Tensor, labels: Tensor, *, group: "Group" = None) -> Tensor:
         feature = _at(self.level, features)
         check_finite("images", images)
         with torch.no_grad():
@@ -110,7 +114,9 @@ class FeatureDistance(nn.Module):
         difference = at_least_float32(feature) - reference
         distance = torch.linalg.vector_norm(difference, dim=1)
         check_finite("features", distance)
-        mean: Tensor = (distance * mask).sum() / mask.sum().clamp(min=1)
+        count = mask.sum().to(distance.dtype)
+        all_cells = mean_over(count, group)
+        mean: Tensor = (distance * mask).sum() / torch.where(all_cells > 0, all_cells, 1)
         return self.weight * mean
 
     def train(self, mode: bool = True) -> "FeatureDistance":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,11 @@ from hrda_lib._checks import (
     readable,
 )
 from hrda_lib._modules import written_out
+from hrda_lib._processes import mean_over
 from hrda_lib.geometry import resize
+
+if TYPE_CHECKING:
+    from hrda_lib._processes import Group
 
 Normalize = Literal["all", "valid", "weight"]
 NORMALIZERS = get_args(Normalize)
@@ -36,6 +40,7 @@ def confidence_weighted_ce(
     ignore_index: int = 255,
     class_weight: Tensor | Sequence[float] | None = None,
     normalize: Normalize = "all",
+    group: "Group" = None,
 ) -> Tensor:
     r"""Cross-entropy with a weight a pixel.
 
@@ -57,6 +62,8 @@ def confidence_weighted_ce(
             than 255 must be chosen.
         class_weight: :math:`\kappa`, one non-negative weight a class; None: 1.
         normalize: which Z.
+        group: processes that share the batch, each with as many images: Z is the mean of theirs, so that the mean of
+            their losses is the loss of all images; None: this one alone.
 
     Returns:
         A scalar, in float32 at least; 0 with zero gradient where nothing counts, never NaN. It is summed by bands of
@@ -81,6 +88,8 @@ def confidence_weighted_ce(
     else:
         total, z = _plain_sum(logits, target, weight, kappa, ignore_index, normalize)
     dtype = torch.promote_types(logits.dtype, torch.float32)
+    if normalize != "all":
+        z = mean_over(z, group)
     _check_sum(total.to(dtype))  # as gradients are
     _check_sum(z.to(dtype))
     loss: Tensor = (total / torch.where(z > 0, z, 1)).to(dtype)
@@ -116,7 +125,7 @@ class ConfidenceWeightedCE(nn.Module):
             _check_class_weight(kept)
         self.register_buffer("class_weight", kept, persistent=False)
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, group: "Group" = None) -> Tensor:
         return confidence_weighted_ce(
             logits,
             target,
@@ -124,6 +133,7 @@ class ConfidenceWeightedCE(nn.Module):
             ignore_index=self.ignore_index,
             class_weight=self.class_weight,
             normalize=self.normalize,
+            group=group,
         )
 
     def extra_repr(self) -> str:

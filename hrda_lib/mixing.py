@@ -1,11 +1,16 @@
 """ClassMix: paste some classes of a source image onto a target image."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hrda_lib._checks import LABEL_TYPES, check_generator, expect
+from hrda_lib._processes import own_part
+
+if TYPE_CHECKING:
+    from hrda_lib._processes import Group
 
 
 def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -39,6 +44,8 @@ def sample_class_mask(
     labels: Tensor,
     generator: torch.Generator | None = None,
     classes: Sequence[Sequence[int]] | None = None,
+    *,
+    group: "Group" = None,
 ) -> Tensor:
     """True where the label is one of the chosen classes: by default half of those in the image, rounded up.
 
@@ -48,6 +55,8 @@ def sample_class_mask(
         labels: (B, H, W) uint8 or int64.
         generator: a CPU generator.
         classes: one list of class ids an image, instead of drawing.
+        group: processes that share a batch, each with as many images and a generator of the same state: each draws for
+            all, and takes its own; None: this one alone.
 
     Returns:
         (B, H, W) bool.
@@ -65,7 +74,7 @@ def sample_class_mask(
     check_generator(generator)
     expect("labels", labels, "BHW", kind=LABEL_TYPES)
     if classes is None:
-        return _half_of_each(labels, generator)
+        return _half_of_each(labels, generator, group)
     if len(classes) != len(labels) or any(isinstance(ids, int) for ids in classes):
         raise ValueError(f"classes must hold one list an image ({len(labels)}), got {classes}")
     if any(isinstance(label, float | bool) for ids in classes for label in ids):
@@ -74,18 +83,23 @@ def sample_class_mask(
     return torch.stack([torch.isin(image, ids) for image, ids in zip(labels, chosen, strict=True)])
 
 
-def _half_of_each(labels: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The mask of half of the classes of each image, by a table of those that are there: no pixel is sorted."""
+def _half_of_each(labels: Tensor, generator: torch.Generator | None, group: "Group") -> Tensor:
+    """The mask of half of the classes of each image, by a table of those that are there: no pixel is sorted.
+
+    The classes with the smallest of 256 numbers an image are chosen, however many are there: what a generator has to
+    draw does not depend on labels, which other processes do not see.
+    """
     low, high = labels.aminmax()
     if low >= 0 and high < 256:
         index, count = labels.flatten(1).long(), 256
     else:
         ids, index = torch.unique(labels.flatten(1), return_inverse=True)
-        count = len(ids)
+        count = max(len(ids), 256)
+        if group is not None and len(ids) > 256:
+            raise ValueError(f"labels must have at most 256 ids where processes share a batch, got {len(ids)}")
     present = index.new_zeros(len(labels), count, dtype=torch.bool).scatter_(1, index, True)
-    chosen = torch.zeros_like(present)
-    for row, there in zip(chosen, present, strict=True):
-        places = there.nonzero()[:, 0]
-        order = torch.randperm(len(places), generator=generator)
-        row[places[order[: (len(places) + 1) // 2].to(places.device)]] = True
+    total, mine = own_part(len(labels), group)
+    drawn = torch.rand(total, count, generator=generator)[mine].to(labels.device)
+    rank = torch.where(present, drawn, 2).argsort(dim=1).argsort(dim=1)
+    chosen = present & (rank < (present.sum(dim=1, keepdim=True) + 1) // 2)
     return chosen.gather(1, index).view_as(labels)

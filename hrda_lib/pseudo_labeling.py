@@ -1,12 +1,16 @@
 """Teacher logits to pseudo labels and their confidence."""
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from hrda_lib._checks import at_least_float32, check_choice, check_two_classes, check_up_to, expect
+from hrda_lib._processes import mean_over
 from hrda_lib.geometry import resize
+
+if TYPE_CHECKING:
+    from hrda_lib._processes import Group
 
 Per = Literal["batch", "image", "pixel"]
 PERS = get_args(Per)
@@ -20,6 +24,7 @@ def pseudo_labels(
     threshold: float = 0.968,
     valid: Tensor | None = None,
     per: Per = "batch",
+    group: "Group" = None,
 ) -> tuple[Tensor, Tensor]:
     r"""The most likely class of each pixel, and how far to trust it.
 
@@ -34,6 +39,7 @@ def pseudo_labels(
         threshold: :math:`\tau` in [0, 1].
         valid: (B, H, W) bool; where False the weight becomes 0, after q was computed over all pixels.
         per: q is one share for the whole "batch" (the paper), one an "image", or the decision itself a "pixel".
+        group: processes that share the batch, each with as many images: the share is that of all; None: of this one.
 
     Returns:
         labels (B, H, W) int64, and weight (B, H, W) in [0, 1], float32 (float64 for float64 logits).
@@ -60,7 +66,8 @@ def pseudo_labels(
     weight = (probability >= threshold).to(logits.dtype)
     if per != "pixel":
         dims = (0, 1, 2) if per == "batch" else (1, 2)
-        weight = weight.mean(dim=dims, keepdim=True).expand_as(weight)
+        share = weight.mean(dim=dims, keepdim=True)
+        weight = (mean_over(share, group) if per == "batch" else share).expand_as(weight)
     if valid is not None:
         expect("valid", valid, labels.shape, kind=torch.bool)
         weight = weight * valid

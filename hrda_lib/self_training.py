@@ -1,7 +1,8 @@
 """The terms of one self-training step, as losses to call backward on."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from hrda_lib._checks import (
     tensor_in,
 )
 from hrda_lib._modules import layers, parameters_of_forward, unwrap
+from hrda_lib._processes import alike, one_seed, own_part
 from hrda_lib.adapted import Adapted
 from hrda_lib.feature_distance import FeatureDistance
 from hrda_lib.geometry import CropBox, crop, resize
@@ -29,6 +31,9 @@ from hrda_lib.masking import patch_mask
 from hrda_lib.mixing import class_mix, sample_class_mask
 from hrda_lib.pseudo_labeling import Per, pseudo_labels
 from hrda_lib.segmenter import SegmenterOutput
+
+if TYPE_CHECKING:
+    from hrda_lib._processes import Group
 
 Objective = Literal["fused", "context", "detail", "separate"]
 Augment = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -79,6 +84,13 @@ class SelfTraining:
         masking: (size, batch=, generator=) -> mask (B, 1, H, W), True or 1 = kept, such as :func:`hrda_lib.patch_mask`
             or ``functools.partial(patch_mask, block=32)``: adds the masked term to :meth:`losses`. None: no such term.
         generator: CPU generator for boxes, classes, masks and ``augment``; None: torch's default.
+        group: processes that share a batch, each with as many images: the confidence share, the cells of the feature
+            distance and the divisor of the loss are those of all images, and what is drawn is one box and one decision
+            to augment for all, and classes, masks and colours for each image by its place. So the mean over processes
+            of losses and gradients (:func:`hrda_lib.distributed.all_reduce_gradients`) is that of one process with
+            all images, in the order of the processes. Their generators must have one state (None: the first one's
+            default is shared); an ``augment`` or a criterion of one's own is given ``group=`` where it takes it.
+            None: this process alone.
 
     ``parts`` are detached scalars by name: "fused", "context", "detail", "logits" (a plain student), before their
     weights, and "feature_distance", with its weight. Images (B, K, H, W) float, labels (B, H, W) uint8 or int64 with
@@ -117,7 +129,7 @@ class SelfTraining:
         augment: Augment | None = None,
         masking: Masking | None = None,
         generator: torch.Generator | None = None,
-        group: Any = None,
+        group: "Group" = None,
     ) -> None:
         check_up_to(1, detail_weight=detail_weight, threshold=threshold)
         check_generator(generator)
@@ -142,7 +154,8 @@ class SelfTraining:
         check_choice("objective", objective, get_args(Objective))
         self.student, self.teacher, self.feature_distance = student, teacher, feature_distance
         self.detail_weight, self.threshold, self.per, self.objective = detail_weight, threshold, per, objective
-        self.augment, self.masking, self.generator = augment, masking, generator
+        self.augment, self.masking, self.generator, self.group = augment, masking, generator, group
+        self._drawn_together = group is None
         self.criterion = ConfidenceWeightedCE() if criterion is None else criterion
         parameters = _arguments_of_forward(student)
         _check_all_are_trained(student, objective)
@@ -154,11 +167,13 @@ class SelfTraining:
     def source(self, images: Tensor, labels: Tensor, *, box: CropBox | None = None) -> tuple[Tensor, Parts]:
         """Supervised loss plus feature distance on labelled images: one graph, one backward."""
         _check_batch("labels", labels, images)
+        self._prepare(images)
         if self.feature_distance is None:
             return self._loss(self._segment(images, box), labels, None)
         output, features, context = self._segment_with_features(images, box)
         loss, parts = self._loss(output, labels, None)
-        distance = self.feature_distance(features, context, labels)
+        together = {"group": self.group} if self.group is not None else {}
+        distance = self.feature_distance(features, context, labels, **together)
         parts["feature_distance"] = distance.detach()
         return loss + distance, parts
 
@@ -167,7 +182,7 @@ class SelfTraining:
         """The teacher's labels (B, H, W) and their weight; weight 0 where ``valid`` (B, H, W) bool is False."""
         logits = self._teacher_logits(self.teacher(images))
         size = (images.shape[-2], images.shape[-1])
-        return pseudo_labels(logits, size=size, threshold=self.threshold, valid=valid, per=self.per)
+        return pseudo_labels(logits, size=size, threshold=self.threshold, valid=valid, per=self.per, group=self.group)
 
     def mix(
         self,
@@ -189,7 +204,8 @@ class SelfTraining:
         _check_batch("source_labels", source_labels, source_images)
         _check_batch("labels", labels, target_images)
         expect("weight", weight, labels.shape, kind="float", like="labels")
-        mask = sample_class_mask(source_labels, self.generator, classes)
+        self._prepare(target_images)
+        mask = sample_class_mask(source_labels, self.generator, classes, group=self.group)
         return MixedBatch(
             self._augmented(class_mix(source_images, target_images, mask)),
             class_mix(source_labels.long(), labels.long(), mask),
@@ -230,8 +246,10 @@ class SelfTraining:
         """
         _check_batch("labels", labels, target_images)
         batch, _, height, width = target_images.shape
+        self._prepare(target_images)
         if mask is None:
-            mask = (self.masking or patch_mask)((height, width), batch=batch, generator=self.generator)
+            total, mine = own_part(batch, self.group)
+            mask = (self.masking or patch_mask)((height, width), batch=total, generator=self.generator)[mine]
         expect("mask", mask, (batch, 1, height, width))
         if readable(mask) and mask.dtype != torch.bool and not ((mask >= 0) & (mask <= 1)).all():
             raise ValueError(f"mask must be in [0, 1], 1 or True = kept, got {mask.min():.4g} to {mask.max():.4g}")
@@ -274,10 +292,33 @@ class SelfTraining:
 
         return terms()
 
+    def _prepare(self, images: Tensor) -> None:
+        """With other processes: as many images on each, and one state of the generators before anything is drawn.
+
+        Raises:
+            ValueError: on every process, where that is not so.
+        """
+        if self.group is not None and readable(images) and not alike(list(images.shape), self.group):
+            raise ValueError(
+                f"images must be of one shape on all processes of group, got {tuple(images.shape)} here and another "
+                "elsewhere"
+            )
+        if self._drawn_together:
+            return
+        if self.generator is None:
+            self.generator = torch.Generator().manual_seed(one_seed(self.group))
+        state = hashlib.sha256(self.generator.get_state().numpy().tobytes()).digest()
+        if not alike([int.from_bytes(state[:7], "big")], self.group):
+            raise ValueError(
+                "generator must have one state on all processes of group, for they draw boxes and decisions together; "
+                "seed it alike, without the rank: seed_step(seed, step, rank, generator=generator)"
+            )
+        self._drawn_together = True
+
     def _augmented(self, images: Tensor) -> Tensor:
         if self.augment is None:
             return images
-        augmented = self.augment(images, self.generator)
+        augmented = self.augment(images, self.generator, **_given(self.group, self.augment, images, self.generator))
         expect("augment's answer", augmented, images.shape, like="its images")
         return augmented
 
@@ -332,7 +373,7 @@ class SelfTraining:
         return (1 - self.detail_weight) * main_loss + self.detail_weight * detail_loss, parts
 
     def _criterion_of(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
-        loss = self.criterion(logits, labels.long(), weight)
+        loss = self.criterion(logits, labels.long(), weight, **_given(self.group, self.criterion, None, None, None))
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             got = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"criterion must return a scalar float tensor, got {got}; reduce it by .mean()")
@@ -391,6 +432,11 @@ def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
         return output
     got = f"{type(output).__name__}{tensor_in(output)}"
     raise ValueError(f"{name} must return SegmenterOutput or a logits tensor, got {got}")
+
+
+def _given(group: "Group", function: Any, *arguments: object) -> dict[str, "Group"]:
+    """The argument ``group`` for a function that takes it, where there is one."""
+    return {"group": group} if group is not None and takes(function, *arguments, group=group) else {}
 
 
 def _refuse_box(box: CropBox | None) -> None:
