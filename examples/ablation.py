@@ -32,7 +32,10 @@ ARMS = {**gta2cityscapes.ARMS, "control-long": Arm("source only, as much time as
 for _name, (_title, _changes) in VARIANTS.items():
     ARMS[f"{_name}-source"] = Arm(f"{_title}, source only", changes=_changes)
     ARMS[_name] = ARMS["hrda"]._replace(title=_title, start=f"{_name}-source", changes=_changes)
-ALL = ("source", "control", "control-long", "oracle", *VARIANTS, "hrda")
+MASKED = {"mask_ratio": 0.7, "mask_block": 32}
+ARMS["mic"] = ARMS["hrda"]._replace(title="HRDA with masked images (MIC)", changes=MASKED)
+ARMS["bf16"] = ARMS["hrda"]._replace(title="HRDA in bfloat16", changes={"precision": "bf16"})
+ALL = ("source", "control", "control-long", "oracle", *VARIANTS, "mic", "hrda")
 
 
 @run_main
