@@ -143,7 +143,7 @@ def _name(name: object) -> str:
 
 
 def _content(name: str, value: Any) -> Any:
-    value = value.state_dict() if hasattr(value, "state_dict") else value
+    value = value.state_dict() if hasattr(value, "state_dict") and not isinstance(value, type) else value
     if place := _unsafe(value, name):
         raise ValueError(
             f"state must hold objects with state_dict() and numbers, texts, None, tensors, and lists, tuples and "

@@ -1,6 +1,9 @@
 """Two processes against one with the images of both: losses, gradients, steps, and what goes wrong."""
 
+import copy
 import os
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,11 @@ from hrda_lib import (
     SelfTraining,
     StrongAugment,
     patch_mask,
+    pseudo_labels,
+    sample_class_mask,
 )
 from hrda_lib.checkpointing import seed_step
-from hrda_lib.distributed import (
-    all_reduce_gradients,
-    broadcast,
-    check_equal,
-    mean,
-)
+from hrda_lib.distributed import all_reduce_gradients, average_buffers, broadcast, check_equal, mean, start, stop
 
 C, SIDE = 5, 32
 WORLD = 2
@@ -158,3 +158,162 @@ def test_processes_stay_equal_to_the_bit_and_to_one(two: list[Found]) -> None:
         assert all(torch.equal(x, second[name]) for name, x in first.items())
         for name, x in module.state_dict().items():
             torch.testing.assert_close(first[name], x, rtol=1e-4, atol=1e-5)
+
+
+def wrong(rank: int) -> list[str]:
+    """What is said, on each process, about processes that do not fit each other."""
+    group, said = dist.group.WORLD, list[str]()
+
+    def refused(work: Callable[[], object]) -> None:
+        try:
+            work()
+            said.append("nothing")
+        except ValueError as error:
+            said.append(str(error))
+
+    other = nn.Linear(2, 3 + rank)
+    refused(lambda: broadcast(other))
+    refused(lambda: check_equal(other))
+    refused(lambda: average_buffers(nn.Sequential(*[nn.BatchNorm2d(2)] * (1 + rank))))
+    other(torch.ones(1, 2)).sum().backward()
+    refused(lambda: all_reduce_gradients(other.parameters()))
+    refused(lambda: mean({f"loss{rank}": 1.0}))
+    student = network()
+    training = training_of(student, EMATeacher(student), "all", group)
+    source, labels, _ = (x[:2] for x in batch(0))
+    assert training.generator is not None
+    training.generator.manual_seed(rank)
+    refused(lambda: training.source(source, labels))
+    training.generator.manual_seed(1)
+    count = 2 - rank
+    refused(lambda: training.source(source[:count], labels[:count]))
+    many = torch.arange(32 * 32).reshape(1, 32, 32)
+    refused(lambda: sample_class_mask(many, torch.Generator(), group=group))
+    with torch.no_grad():
+        student.decoder.weight[0, 0, 0, 0] += 1e-7 * rank
+    refused(lambda: check_equal(student))
+    return said
+
+
+def test_processes_that_do_not_fit_are_told_on_each(tmp_path: Path) -> None:
+    texts = [
+        r"module must be of the same names, shapes and types on all processes, got 2 here and others elsewhere; build",
+        r"module must be of the same names",
+        r"module must be of the same names",
+        r"parameters must be of the same names",
+        r"value must be of the same names",
+        r"generator must have one state on all processes of group, .* seed it alike, without the rank: seed_step",
+        r"images must be of one shape on all processes of group, got \([12], 3, 32, 32\) here and another elsewhere",
+        r"labels must have at most 256 ids where processes share a batch, got 1024",
+        r"module must be the same on all processes, but decoder.weight differs; broadcast\(module\) at the start",
+    ]
+    for said in spawn(wrong, tmp_path):
+        for text, pattern in zip(said, texts, strict=True):
+            assert re.match(pattern, text), text
+
+
+def right(rank: int) -> Found:
+    """What each function makes of different values, and the parts of a batch beside the whole."""
+    group, found = dist.group.WORLD, Found()
+    assert start() == (rank, WORLD)  # joined already
+    found["mean"] = mean(float(rank)), mean({"a": rank, "b": 1.0}), mean(torch.tensor([rank, 2.0]))
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    broadcast(model)
+    check_equal(model)
+    model(torch.full((2, 2, 2, 2), float(rank))).sum().backward()
+    norm = model[1]
+    norm.running_mean.fill_(rank)  # type: ignore[union-attr,operator]
+    norm.num_batches_tracked.fill_(rank + 5)  # type: ignore[union-attr,operator]
+    average_buffers(model)
+    found["buffers"] = [norm.running_mean.tolist(), int(norm.num_batches_tracked)]  # type: ignore[union-attr,operator]
+    used, unused, nowhere, frozen = (nn.Parameter(torch.ones(2, dtype=d)) for d in (torch.float32, torch.float64) * 2)
+    frozen.requires_grad_(False)
+    used.grad = torch.full((2,), float(rank))
+    if rank:
+        unused.grad = torch.full((2,), 4.0, dtype=torch.float64)
+    all_reduce_gradients([used, unused, nowhere, frozen])
+    found["gradients"] = [None if p.grad is None else p.grad.tolist() for p in (used, unused, nowhere, frozen)]
+    images, labels, _ = batch(0)
+    mine = slice(2 * rank, 2 * rank + 2)
+    augment = StrongAugment(mean=(0, 0, 0), std=(1, 1, 1), jitter=1.0, blur=1.0)
+    found["augmented"] = augment(images[mine], torch.Generator().manual_seed(0), group=group)
+    found["classes"] = sample_class_mask(labels[mine], torch.Generator().manual_seed(0), group=group)
+    found["weight"] = pseudo_labels(images[mine] * 3, threshold=0.5, group=group)[1]
+    own = SelfTraining(network(), nn.Identity(), group=group)  # no generator: one is shared
+    own.mix(images[mine], labels[mine], images[mine], labels[mine], torch.ones(2, SIDE, SIDE))
+    assert own.generator is not None
+    found["shared"] = own.generator.initial_seed()
+    return found
+
+
+def test_each_function_with_two_processes(tmp_path: Path) -> None:
+    first, second = spawn(right, tmp_path)
+    for found in (first, second):
+        number, numbers, tensor = found["mean"]
+        assert (number, numbers, tensor.tolist()) == (0.5, {"a": 0.5, "b": 1.0}, [0.5, 2.0])
+        assert found["buffers"] == [[0.5, 0.5], 5]  # a mean, and the first one's count
+        assert found["gradients"] == [[0.5, 0.5], [2.0, 2.0], None, None]
+    assert first["shared"] == second["shared"]
+    images, labels, _ = batch(0)
+    augment = StrongAugment(mean=(0, 0, 0), std=(1, 1, 1), jitter=1.0, blur=1.0)
+    joined = {name: torch.cat([first[name], second[name]]) for name in ("augmented", "classes", "weight")}
+    torch.testing.assert_close(joined["augmented"], augment(images, torch.Generator().manual_seed(0)))
+    assert torch.equal(joined["classes"], sample_class_mask(labels, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(joined["weight"], pseudo_labels(images * 3, threshold=0.5)[1])
+    assert 0 < joined["weight"][0, 0, 0] < 1
+
+
+def with_ddp(rank: int, together: bool) -> Found:
+    """The published loop under DDP, with batch norm on batch statistics, in the student and in its teacher."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    student = nn.parallel.DistributedDataParallel(net)
+    teacher = EMATeacher(student)
+    training = SelfTraining(student, teacher, generator=torch.Generator())
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    for step in range(3):
+        source, labels, target = (x[2 * rank : 2 * rank + 2] for x in batch(step))
+        for _, loss in training.losses(source, labels % 4, target):
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        teacher.update(student)
+        if together:
+            average_buffers(teacher)
+    return {"teacher": teacher.eval()(torch.ones(1, 3, 4, 4))}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_under_ddp_batch_norm_of_teachers_is_averaged_by_hand(together: bool, tmp_path: Path) -> None:
+    """DDP sends the student's statistics; without average_buffers every process has another teacher."""
+    first, second = (found["teacher"] for found in spawn(with_ddp, tmp_path, together))
+    assert torch.equal(first, second) == together
+
+
+def fails(rank: int) -> None:
+    if rank == 1:
+        raise RuntimeError("this one dies")
+    mean(0.0)  # waits for the other
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(mp.ProcessRaisedException, match="this one dies"):
+        spawn(fails, tmp_path)
+    assert time.monotonic() - began < 60
+
+
+def test_one_process_alone_needs_no_group() -> None:
+    model = nn.BatchNorm1d(2)
+    before = copy.deepcopy(model.state_dict())
+    for work in (broadcast, average_buffers, check_equal):
+        work(model)
+    all_reduce_gradients(model.parameters())
+    stop()
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    with pytest.raises(ValueError, match="value must be a number, numbers by name or a tensor, got 'x'"):
+        mean("x")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match=r"value must be floating point to have a mean, got torch.int64; convert with"):
+        mean(torch.ones(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="module must be"):
+        broadcast([])  # type: ignore[arg-type]

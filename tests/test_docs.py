@@ -14,6 +14,7 @@ PAGES = [
     "reproducing.md",
     "export.md",
     "sides.md",
+    "long_runs.md",
     "api/models.md",
     "api/teacher.md",
     "api/self_training.md",

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 import hrda_lib
+import hrda_lib.checkpointing
 import hrda_lib.data
+import hrda_lib.distributed
 import hrda_lib.models
 import hrda_lib.optim
 
@@ -33,20 +35,21 @@ SIGNATURES = {
     "EMATeacher": "(student, *, decay=0.999, warmup=True, buffers='follow', batch_norm='train', share_frozen=False, "
     "module=None)",
     "EMATeacher.update": "(self, student)",
-    "confidence_weighted_ce": "(logits, target, weight=None, *, ignore_index=255, class_weight=None, normalize='all')",
+    "confidence_weighted_ce": "(logits, target, weight=None, *, ignore_index=255, class_weight=None, normalize='all', "
+    "group=None)",
     "ConfidenceWeightedCE": "(*, ignore_index=255, class_weight=None, normalize='all')",
-    "ConfidenceWeightedCE.forward": "(self, logits, target, weight=None)",
-    "pseudo_labels": "(logits, *, size=None, threshold=0.968, valid=None, per='batch')",
+    "ConfidenceWeightedCE.forward": "(self, logits, target, weight=None, *, group=None)",
+    "pseudo_labels": "(logits, *, size=None, threshold=0.968, valid=None, per='batch', group=None)",
     "patch_mask": "(size, *, batch=1, ratio=0.7, block=64, generator=None)",
     "class_mix": "(source, target, mask)",
-    "sample_class_mask": "(labels, generator=None, classes=None)",
+    "sample_class_mask": "(labels, generator=None, classes=None, *, group=None)",
     "StrongAugment": "(*, mean, std, jitter=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, blur=0.5, "
     "sigma=(0.15, 1.15))",
-    "StrongAugment.__call__": "(self, images, generator=None)",
+    "StrongAugment.__call__": "(self, images, generator=None, *, group=None)",
     "gaussian_blur": "(images, sigma)",
     "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
     "level=-1)",
-    "FeatureDistance.forward": "(self, features, images, labels)",
+    "FeatureDistance.forward": "(self, features, images, labels, *, group=None)",
     "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, multiple_of=1, "
     "detail_stride=None, fusion=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
@@ -56,7 +59,7 @@ SIGNATURES = {
     "ScalePredictions": "(fused, context, detail, attention)",
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
     "SelfTraining": "(student, teacher, *, criterion=None, feature_distance=None, detail_weight=0.1, threshold=0.968, "
-    "per='batch', objective='fused', augment=None, masking=None, generator=None)",
+    "per='batch', objective='fused', augment=None, masking=None, generator=None, group=None)",
     "SelfTraining.source": "(self, images, labels, *, box=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
     "MixedBatch": "(images, labels, weight)",
@@ -95,6 +98,16 @@ SIGNATURES = {
     "models.load_encoder_weights": "(encoder, source)",
     "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01)",
     "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",
+    "checkpointing.save_checkpoint": "(path, state, *, keep=1)",
+    "checkpointing.load_checkpoint": "(path, state)",
+    "checkpointing.seed_step": "(seed, step, rank=0, *, generator=None)",
+    "distributed.start": "(backend=None)",
+    "distributed.stop": "()",
+    "distributed.all_reduce_gradients": "(parameters, group=None)",
+    "distributed.broadcast": "(module, group=None)",
+    "distributed.average_buffers": "(module, group=None)",
+    "distributed.mean": "(value, group=None)",
+    "distributed.check_equal": "(module, group=None)",
     "data.Folders": "(root, *, ignore=(), read_image=None, read_label=None, max_pixels=None)",
     "data.Folders.unlabeled": "(self)",
     "data.Gta": "(root, *, max_pixels=None)",
@@ -136,6 +149,8 @@ SIGNATURES = {
     "data.SourceCrops": "(dataset, size, *, length=None, seed=0, rare_classes=None, min_crop_pixels=None, "
     "max_class_share=0.75, tries=10, on_error='raise')",
     "data.TargetCrops": "(dataset, size, *, length=None, seed=0, margins=(0, 0, 0, 0), on_error='raise')",
+    "data.SourceCrops.name": "(self, k)",
+    "data.TargetCrops.name": "(self, k)",
     "data.StepBatches": "(batch_size, steps, *, start=0, rank=0, world=1)",
 }
 
