@@ -31,7 +31,7 @@ from hrda_lib.data import (
     image_files,
     open_dataset,
 )
-from support.command_line import DEVICE
+from support.command_line import ALONE, DEVICE, read_running
 from support.data_file import read_data_file
 from support.measuring import MEASURED, average, measure
 from support.networks import HEADS, NetworkSpec
@@ -42,6 +42,7 @@ from support.tables import markdown
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    running = read_running({**ALONE._asdict(), "device": options.device})
     model, spec = load(options.run, options.weights)
     if options.head != "fused" and not isinstance(model, MultiResSegmenter):
         raise ValueError(f"--head {options.head}: this network has one scale")
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     matrices = {}
     for kind in dict.fromkeys(kinds):
         indices = [i for i, other in enumerate(kinds) if other == kind]
-        found, _ = measure(model.to(options.device), spec, data, say=say, indices=indices)
+        found, _ = measure(model.to(options.device), spec, data, say=say, indices=indices, running=running)
         matrices[kind] = found[options.head]
     everything = ConfusionMatrix(len(spec.classes))
     everything.matrix = torch.stack([matrix.matrix for matrix in matrices.values()]).sum(dim=0)

@@ -31,11 +31,13 @@ from tqdm import tqdm
 
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
-from support.command_line import DEVICE
+from support.command_line import ALONE, DEVICE, read_running
 from support.data_file import read_data_file
 from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
 from support.plots import Picture, display, paint, palette
+from support.processes import together
+from support.progress import bar
 from support.run_folder import WEIGHTS, load
 
 IDS = {
@@ -172,19 +174,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = find(options.inputs, options.out, any_ending=bool(options.data))
     images = UnlabeledImages(files, max_pixels=options.max_pixels)
     images = read_data_file(options.data).target.with_files(files) if options.data else images
+    running = read_running({**ALONE._asdict(), "device": options.device})
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(options.device)
-    done = list[Path]()
-    for i, file in enumerate(tqdm(files, "predicting")):
+    done = list[tuple[int, Path]]()
+    for i, file in bar(list(enumerate(files))[running.rank :: running.world], "predicting"):
         try:
             if is_array(file, bool(options.data)):
-                done.append(write_bands(options.out, model, spec, file, options.device))
+                done.append((i, write_bands(options.out, model, spec, file, options.device)))
             else:
-                done.append(write_picture(options.out / file.stem, model, spec, images[i].image, options))
+                done.append((i, write_picture(options.out / file.stem, model, spec, images[i].image, options)))
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             tqdm.write(printable(f"predict.py: {file}: {problem(error, file)}"), file=sys.stderr)
-    if options.zip:
-        pack(Path(f"{options.out}.zip"), done, DARK_ZURICH if options.server else ("",))
+    done = sorted(together(done, running.group))
+    if options.zip and not running.rank:
+        pack(Path(f"{options.out}.zip"), [file for _, file in done], DARK_ZURICH if options.server else ("",))
     print(f"{options.out}: {len(done)} of {len(files)} images")
     return 0 if len(done) == len(files) else 1
 

@@ -174,7 +174,7 @@ def wrong(rank: int) -> list[str]:
     other = nn.Linear(2, 3 + rank)
     refused(lambda: broadcast(other))
     refused(lambda: check_equal(other))
-    refused(lambda: average_buffers(nn.Sequential(*[nn.BatchNorm2d(2)] * (1 + rank))))
+    refused(lambda: average_buffers(nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(1 + rank)))))
     other(torch.ones(1, 2)).sum().backward()
     refused(lambda: all_reduce_gradients(other.parameters()))
     refused(lambda: mean({f"loss{rank}": 1.0}))
@@ -298,7 +298,7 @@ def fails(rank: int) -> None:
 
 def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
     began = time.monotonic()
-    with pytest.raises(mp.ProcessRaisedException, match="this one dies"):
+    with pytest.raises(mp.ProcessRaisedException, match=r"this one dies|closed by peer"):
         spawn(fails, tmp_path)
     assert time.monotonic() - began < 60
 

@@ -2,7 +2,7 @@
 
 Writes docs/tables/verified.md: each proof returns what it compared, our largest error, and the bound, which is the
 error of the plain float32 computation, or a number that the row names. Writes docs/tables/parity.md from parity.py and
-docs/tables/runtimes.md from runtimes.py.
+docs/tables/runtimes.md from runtimes.py, and docs/tables/killed.md from killed.py, after some ten minutes.
 """
 
 import os
@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
 
+import killed
 import numpy as np
 import parity
 import runtimes
@@ -298,6 +299,20 @@ def write_runtimes() -> int:
     return missed
 
 
+def write_killed() -> int:
+    """How many runs that were killed and resumed lost more than they may, or ended in other bits."""
+    lines = ["| processes | killed runs | made twice, at most | ended in the same bits |", "| --- | --- | --- | --- |"]
+    missed = 0
+    for processes, count in ((1, 20), (2, 10)):
+        runs = killed.runs(count, processes=processes)
+        most, same = max(run.lost for run in runs), sum(run.same for run in runs)
+        missed += sum(not run.same or run.lost > killed.SAVE_EVERY for run in runs)
+        lines.append(f"| {processes} | {count} | {most} of {killed.SAVE_EVERY} steps | {same} of {count} |")
+        print(lines[-1], flush=True)
+    write("killed.md", lines)
+    return missed
+
+
 def write(name: str, lines: list[str]) -> None:
     TABLES.mkdir(exist_ok=True)
     (TABLES / name).write_text("\n".join(lines) + "\n")
@@ -305,7 +320,7 @@ def write(name: str, lines: list[str]) -> None:
 
 def main() -> int:
     write("timm.md", timm_table.table())
-    return 1 if write_proofs() + write_parity() + write_runtimes() else 0
+    return 1 if write_killed() + write_proofs() + write_parity() + write_runtimes() else 0
 
 
 if __name__ == "__main__":

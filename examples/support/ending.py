@@ -33,6 +33,8 @@ def run_main(main: Callable[P, int]) -> Callable[P, int]:
         except KeyboardInterrupt:
             pass
         finally:  # a script has nothing left that could be interrupted
+            if distributed := sys.modules.get("hrda_lib.distributed"):
+                distributed.stop()
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if main.__module__ == "__main__" else handler)
         if problem:

@@ -26,3 +26,12 @@ def first_alone(rank: int, group: Any) -> Iterator[None]:
     yield
     if group is not None and not rank:
         torch.distributed.barrier(group)
+
+
+def together(items: list[T], group: Any) -> list[T]:
+    """Those of every process."""
+    if group is None:
+        return items
+    found: list[list[T]] = [[] for _ in range(group.size())]
+    torch.distributed.all_gather_object(found, items, group=group)
+    return [item for of_one in found for item in of_one]

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -157,7 +158,7 @@ class RunFolder:
     def log(self, **values: Tensor | float) -> None:
         """A line of ``metrics.jsonl``, with the number of the step that was made last; other loggers get it too."""
         now = time.monotonic()
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {name: float(value) for name, value in values.items() if math.isfinite(value)}  # JSON has no nan
         numbers |= {"seconds": now - self.since, "memory": peak_memory(self.device)}
         self.since = now
         self.recent.append(numbers)

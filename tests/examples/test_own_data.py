@@ -21,6 +21,7 @@ from torch import Tensor
 
 import own_data
 from gta2cityscapes import Settings
+from hrda_lib import SelfTraining
 from hrda_lib.data import UnlabeledImages
 from support.run_folder import RunFolder, load, read_metrics
 
@@ -736,3 +737,87 @@ def test_the_limit_of_pixels_is_an_option(
     arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / "run", *FAST, "--max-pixels", 3071]
     assert main("own_data.py", *arguments) == 2
     assert "0.png: 48 x 64 pixels are more than max_pixels=3071" in capsys.readouterr().err
+
+
+# Long runs
+
+
+def test_a_complete_run_has_nothing_to_go_on_with(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = json.loads((plain / "config.json").read_text())
+    folders = ["--source", *options["source"], "--target", options["target"], "--out", plain, *FAST]
+    before = (plain / "last.pt").stat().st_mtime_ns
+    assert main("own_data.py", *folders, "--resume") == 0
+    assert capsys.readouterr().out == f"{plain}: this run is complete\n"
+    assert (plain / "last.pt").stat().st_mtime_ns == before
+
+
+def test_steps_that_are_not_finite_are_left_out_as_often_as_asked(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, count = SelfTraining.source, iter(range(100))
+
+    def broken(self: SelfTraining, *arguments: Any, **named: Any) -> Any:
+        loss, parts = source(self, *arguments, **named)
+        return loss * (float("nan") if next(count) in (1, 2) else 1), parts
+
+    monkeypatch.setattr(SelfTraining, "source", broken)
+    arguments = ["--source", folders[0], "--target", folders[1], *FAST]
+    assert main("own_data.py", *arguments, "--out", tmp_path / "two", "--skip", 2) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    text = r"two: step 1 is left out, 1 more may be: loss_source is not finite; .* its images: \d, \d; the batch is in "
+    assert re.match(text, said[0])
+    assert "step 0 is left out, 0 more may be" in said[1]  # of the second phase
+    lines = read_metrics(tmp_path / "two")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert ["loss_source" in line for line in lines] == [True, False, False, True]
+    count = iter(range(100))
+    assert main("own_data.py", *arguments, "--out", tmp_path / "one", "--skip", 1) == 1
+    assert "stopped at step 2: loss_source is not finite" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_one_sees_while_it_trains_changes_nothing(
+    folders: tuple[Path, Path], plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    val = write(tmp_path / "val")
+    seen = ["--val", val, "--val-every", 2, "--panel-every", 2, "--log", "tensorboard", "--keep", 2, "--save-every", 1]
+    run_of_it = adapt(tmp_path / "run", *folders, *seen)
+    assert losses(run_of_it) == losses(plain)
+    first, second = (torch.load(run / "last.pt", weights_only=True)["model"] for run in (run_of_it, plain))
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+    assert ["val_iou" in line for line in read_metrics(run_of_it)] == [False, True, False, True]
+    panels = sorted(file.name for file in (run_of_it / "panels").iterdir())
+    assert panels == ["000002.png", "000004.png"]
+    assert picture(run_of_it / "panels" / "000004.png").shape[1] > 500
+    assert list((run_of_it / "tensorboard").glob("events*"))
+    assert {file.name for file in run_of_it.glob("last*.pt")} == {"last.pt", "last.1.pt"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_learns_alike(precision: str, folders: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
+    run_of_it = adapt(tmp_path / "run", *folders, "--precision", precision)
+    assert losses(run_of_it) != losses(plain)
+    assert losses(run_of_it) == pytest.approx(losses(plain), rel=0.1)
+    assert (
+        torch.load(run_of_it / "last.pt", weights_only=True)["model"]["decoder.classifier.weight"].dtype
+        == torch.float32
+    )
+
+
+def test_two_processes_adapt_as_one(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    for count in (1, 2):
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / str(count), *FAST]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*start, *map(str, [EXAMPLES / "own_data.py", *arguments])],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("next: python examples/predict.py") == 1  # the first process alone speaks
+    one, two = (losses(tmp_path / count) for count in "12")
+    assert two == pytest.approx(one, rel=0.02)  # the attention head's batch norm sees each process's images
+    load(tmp_path / "2")
