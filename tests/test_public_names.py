@@ -36,6 +36,7 @@ SIGNATURES = {
     "confidence_weighted_ce": "(logits, target, weight=None, *, ignore_index=255, class_weight=None, normalize='all')",
     "ConfidenceWeightedCE": "(*, ignore_index=255, class_weight=None, normalize='all')",
     "ConfidenceWeightedCE.forward": "(self, logits, target, weight=None)",
+    "losses.entropy": "(logits, weight=None)",
     "pseudo_labels": "(logits, *, size=None, threshold=0.968, valid=None, per='batch')",
     "patch_mask": "(size, *, batch=1, ratio=0.7, block=64, generator=None)",
     "class_mix": "(source, target, mask)",
@@ -44,6 +45,7 @@ SIGNATURES = {
     "sigma=(0.15, 1.15))",
     "StrongAugment.__call__": "(self, images, generator=None)",
     "gaussian_blur": "(images, sigma)",
+    "augment.fourier_style": "(source, target, *, beta=0.01)",
     "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
     "level=-1)",
     "FeatureDistance.forward": "(self, features, images, labels)",
