@@ -16,6 +16,9 @@ PAGES = [
     "sides.md",
     "api/models.md",
     "api/teacher.md",
+    "api/losses.md",
+    "api/masking.md",
+    "api/augment.md",
     "api/self_training.md",
 ]
 
