@@ -225,7 +225,8 @@ def fourier_style(source: Tensor, target: Tensor, *, beta: float = 0.01) -> Tens
         content, style = (torch.fft.rfft2(at_least_float32(x)) for x in (source, target))
         content[..., *low] = torch.polar(style[..., *low].abs(), content[..., *low].angle())
         content[..., 0, 0] = style[..., 0, 0]
-        return torch.fft.irfft2(content, s=(height, width)).to(source.dtype)
+        styled: Tensor = torch.fft.irfft2(content, s=(height, width))
+        return styled.to(source.dtype)
 
 
 def _tenth(side: int) -> int:
