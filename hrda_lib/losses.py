@@ -1,5 +1,6 @@
-"""Cross-entropy weighted by pseudo-label confidence."""
+"""Cross-entropy weighted by pseudo-label confidence; entropy, for comparison."""
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -94,6 +95,46 @@ def confidence_weighted_ce(
     _check_sum(z.to(dtype))
     loss: Tensor = (total / torch.where(z > 0, z, 1)).to(dtype)
     return loss
+
+
+def entropy(logits: Tensor, weight: Tensor | None = None) -> Tensor:
+    r"""Entropy of predictions, a loss that needs no labels: 1 where all classes are alike, 0 where one is certain.
+
+    .. math::
+        L = \frac{1}{B\, h\, w} \sum_i q_i \frac{-\sum_c p_{ic} \log p_{ic}}{\log C},
+        \qquad p_i = \mathrm{softmax}(\hat y_i)
+
+    (ADVENT, arXiv 1811.12833, direct entropy minimisation; its code multiplies this by 0.001.)
+
+    Args:
+        logits: (B, C, h, w) raw, of two classes at least, at any resolution; -inf rules out a class.
+        weight: q, (B, h, w) in [0, 1], a number a cell of the logits; None: 1. It does not change the divisor.
+
+    Returns:
+        A scalar in [0, 1], in float32 at least.
+
+    Raises:
+        ValueError: shapes or types differ from the above; on the CPU also for a weight outside [0, 1], and for logits
+            of which no class is finite and the best.
+
+    Example:
+        >>> logits = torch.zeros(1, 4, 1, 2)
+        >>> logits[0, 2, 0, 0] = 999  # certain here, all alike there
+        >>> entropy(logits).item(), entropy(logits, torch.tensor([[[1.0, 0.0]]])).item()
+        (0.5, 0.0)
+    """
+    expect("logits", logits, "BChw", kind="float")
+    check_two_classes("logits", logits.shape[1])
+    check_scores("logits", logits)
+    logs = at_least_float32(logits).log_softmax(dim=1)
+    probabilities = logs.exp()
+    # 0 times the logarithm of 0 is 0, and so is its gradient
+    information = -torch.where(probabilities == 0, 0, logs)
+    entropies = (probabilities * information).sum(dim=1) / math.log(logits.shape[1])
+    if weight is None:
+        return entropies.mean()
+    _check_weight(weight, entropies.shape, "logits")
+    return (entropies * weight.to(entropies.dtype)).mean()
 
 
 class ConfidenceWeightedCE(nn.Module):
@@ -326,8 +367,11 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
         )
     check_labels("target", target, logits.shape[1], ignore_index)
     check_scores("logits", logits)
-    if weight is None:
-        return
-    expect("weight", weight, target.shape, kind="float", like="target")
+    if weight is not None:
+        _check_weight(weight, target.shape, "target")
+
+
+def _check_weight(weight: Tensor, shape: Sequence[int], like: str) -> None:
+    expect("weight", weight, shape, kind="float", like=like)
     if readable(weight) and not ((weight >= 0) & (weight <= 1)).all():
         raise ValueError(f"weight must be in [0, 1], got values from {weight.min():.4g} to {weight.max():.4g}")

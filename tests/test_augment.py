@@ -4,6 +4,7 @@ import re
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import hrda_lib.augment
 from hrda_lib import StrongAugment, gaussian_blur
-from hrda_lib.augment import color_jitter
+from hrda_lib.augment import color_jitter, fourier_style
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}  # images that are [0, 1] already
@@ -338,3 +339,101 @@ def test_refuses_images(images: Tensor, got: str) -> None:
 def test_blur_refuses(images: Tensor, sigma: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         gaussian_blur(images, sigma)
+
+
+def style_by_loops(source: Tensor, target: Tensor, beta: float) -> np.ndarray:
+    """FDA, a frequency at a time: the spectra's middle is frequency 0."""
+    batch, channels, height, width = source.shape
+    b = math.floor(beta * min(height, width))
+    spectra = [np.fft.fftshift(np.fft.fft2(x.numpy()), axes=(2, 3)) for x in (source, target)]
+    for i, k, row, column in np.ndindex(batch, channels, height, width):
+        if abs(row - height // 2) <= b and abs(column - width // 2) <= b and beta > 0:
+            content, style = (spectrum[i, k, row, column] for spectrum in spectra)
+            spectra[0][i, k, row, column] = abs(style) * np.exp(1j * np.angle(content))
+    out = np.fft.ifft2(np.fft.ifftshift(spectra[0], axes=(2, 3)))
+    assert np.abs(out.imag).max() < 1e-9
+    return out.real
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (6, 11), (12, 5), (1, 6), (5, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("beta", [0, 0.01, 0.2, 0.34, 0.49, 0.5, 1])
+def test_fourier_style_equals_loops(size: tuple[int, int], beta: float) -> None:
+    source, target = draw(2, 4, *size, dtype=torch.float64), draw(2, 4, *size, seed=1, dtype=torch.float64) / 3
+    styled = fourier_style(source, target, beta=beta)
+    assert styled.dtype == torch.float64
+    assert np.abs(styled.numpy() - style_by_loops(source, target, beta)).max() < 1e-12
+
+
+@pytest.mark.parametrize(("beta", "b"), [(0.01, 0), (0.06, 0), (0.0625, 1), (0.12, 1), (0.13, 2)])
+def test_a_wave_takes_the_other_waves_height_up_to_b_periods(beta: float, b: int) -> None:
+    place = torch.arange(16, dtype=torch.float64) / 16
+    for periods in (1, 2, 3):
+        wave = 2 * math.pi * periods * place
+        for turn in (lambda x: x, lambda x: x.mT):
+            source, target = (turn(x.expand(1, 1, 16, 16)) for x in (wave.cos(), 5 * (wave + 1).cos() + 0.3))
+            styled = fourier_style(source, target, beta=beta)
+            torch.testing.assert_close(styled, (5 if periods <= b else 1) * source + 0.3)
+
+
+def test_nothing_changes_at_beta_0_and_between_an_image_and_itself() -> None:
+    source, target = draw(2, 3, 9, 8), draw(2, 3, 9, 8, seed=1)
+    same = fourier_style(source, target, beta=0)
+    assert torch.equal(same, source)
+    assert same.data_ptr() != source.data_ptr()
+    torch.testing.assert_close(fourier_style(source, source, beta=0.3), source)
+    assert torch.equal(source, draw(2, 3, 9, 8))
+
+
+def test_each_image_and_channel_has_its_own_target() -> None:
+    source, target = draw(2, 3, 12, 10), draw(2, 3, 12, 10, seed=1)
+    whole = fourier_style(source, target, beta=0.2)
+    for i in range(2):
+        for k in range(3):
+            alone = slice(i, i + 1), slice(k, k + 1)
+            torch.testing.assert_close(fourier_style(source[alone], target[alone], beta=0.2), whole[alone])
+
+
+@given(st.integers(0, 99), st.floats(0, 1))
+def test_the_picture_is_the_same_in_any_normalisation(seed: int, beta: float) -> None:
+    mean, std = (torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (MEAN, STD))
+    source, target = (draw(2, 3, 8, 10, seed=s, dtype=torch.float64) for s in (seed, seed + 100))
+    styled = fourier_style((source - mean) / std, (target / 5 - mean) / std, beta=beta)
+    assert (styled * std + mean - fourier_style(source, target / 5, beta=beta)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_style_is_taken_in_float32_at_least(dtype: torch.dtype, autocast: bool) -> None:
+    source, target = draw(1, 3, 40, 30).to(dtype), draw(1, 3, 40, 30, seed=1).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        styled = fourier_style(source, target, beta=0.1)
+    exact = fourier_style(source.double(), target.double(), beta=0.1)
+    assert styled.dtype == dtype
+    torch.testing.assert_close(styled.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": torch.zeros(3, 8, 8)}, "source must be float (B, K, H, W), got torch.float32 (3, 8, 8)"),
+        ({"source": torch.zeros(2, 3, 8, 8).byte()}, "source must be float (B, K, H, W), got torch.uint8 (2, 3, 8, 8)"),
+        (
+            {"target": torch.zeros(2, 3, 8, 16)},
+            "target must be float32 (2, 3, 8, 8) like source, got torch.float32 (2, 3, 8, 16); crop, resize or convert",
+        ),
+        ({"target": torch.zeros(1, 3, 8, 8)}, "target must be float32 (2, 3, 8, 8) like source, got torch.float32 (1,"),
+        (
+            {"target": torch.zeros(2, 3, 8, 8).half()},
+            "target must be float32 (2, 3, 8, 8) like source, got torch.float",
+        ),
+        ({"beta": -0.1}, "beta must be in [0, 1], got -0.1"),
+        ({"beta": 1.5}, "beta must be in [0, 1], got 1.5"),
+        ({"source": torch.full((2, 3, 8, 8), math.nan)}, "source must be finite, got nan to nan"),
+        ({"target": torch.full((2, 3, 8, 8), math.inf)}, "target must be finite, got inf to inf"),
+    ],
+    ids=["dimensions", "dtype", "size", "batch", "half", "negative", "above 1", "nan", "inf"],
+)
+def test_fourier_style_refuses(change: dict[str, Any], message: str) -> None:
+    good = {"source": torch.zeros(2, 3, 8, 8), "target": torch.zeros(2, 3, 8, 8)}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fourier_style(**(good | change))

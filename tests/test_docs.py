@@ -17,6 +17,9 @@ PAGES = [
     "long_runs.md",
     "api/models.md",
     "api/teacher.md",
+    "api/losses.md",
+    "api/masking.md",
+    "api/augment.md",
     "api/self_training.md",
 ]
 

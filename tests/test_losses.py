@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hrda_lib import ConfidenceWeightedCE, confidence_weighted_ce
+from hrda_lib.losses import entropy
 
 NORMALIZERS = ("all", "valid", "weight")
 KAPPA = [0.5, 2.0, 1.3]
@@ -249,3 +250,111 @@ def test_refuses(change: dict[str, Any], message: str) -> None:
 def test_module_refuses_at_construction() -> None:
     with pytest.raises(ValueError, match=re.escape("normalize must be one of ('all', 'valid', 'weight'), got 'sum'")):
         ConfidenceWeightedCE(normalize="sum")  # type: ignore[arg-type]
+
+
+def entropy_by_loop(logits: Tensor, weight: Tensor | None = None) -> float:
+    batch, classes, height, width = logits.shape
+    total = 0.0
+    for b, i, j in np.ndindex(batch, height, width):
+        powers = [math.exp(score) for score in logits[b, :, i, j].tolist()]
+        shares = [power / sum(powers) for power in powers]
+        factor = 1.0 if weight is None else float(weight[b, i, j])
+        total -= factor * sum(share * math.log(share, classes) for share in shares if share)
+    return total / (batch * height * width)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("classes", [2, 3, 19])
+def test_entropy_equals_loop(classes: int, weighted: bool, generator: torch.Generator) -> None:
+    logits = 3 * torch.randn(2, classes, 4, 6, generator=generator, dtype=torch.float64)
+    logits[1, 0, :2] = -math.inf
+    q = draw()[2] if weighted else None
+    loss = entropy(logits, q)
+    assert (loss.dtype, loss.shape) == (torch.float64, ())
+    assert loss.item() == pytest.approx(entropy_by_loop(logits, q), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_entropy_of_low_precision_logits_is_taken_in_float32(dtype: torch.dtype) -> None:
+    logits = draw()[0].to(dtype).requires_grad_()
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = entropy(logits, draw()[2])
+        loss.backward()
+        assert (loss.dtype, logits.grad.dtype) == (torch.float32, dtype)
+        assert loss.item() == pytest.approx(entropy_by_loop(logits.detach(), draw()[2]), rel=5e-7)
+
+
+@pytest.mark.parametrize("classes", [2, 19])
+def test_entropy_is_1_where_all_classes_are_alike_and_0_where_one_is_certain(classes: int) -> None:
+    alike = torch.full((2, classes, 3, 4), 7.5, requires_grad=True)
+    entropy(alike).backward()
+    assert entropy(alike).item() == pytest.approx(1, rel=1e-6)
+    assert alike.grad.abs().max() < 1e-7
+    for others in (-math.inf, -1e4):
+        certain = torch.full((2, classes, 3, 4), others)
+        certain[:, 1] = 0
+        certain.requires_grad_()
+        loss = entropy(certain)
+        loss.backward()
+        assert loss.item() == 0
+        assert not certain.grad.any()
+
+
+def test_classes_that_are_ruled_out_say_nothing() -> None:
+    logits = draw()[0]
+    padded = torch.cat([logits, torch.full_like(logits, -math.inf)], dim=1)
+    assert entropy(padded).item() * math.log(6) == pytest.approx(entropy(logits).item() * math.log(3), rel=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["unweighted", "weighted"])
+def test_gradient_of_entropy(weighted: bool) -> None:
+    logits, _, weight = draw()
+    assert torch.autograd.gradcheck(lambda x: entropy(x, weight if weighted else None), logits.requires_grad_())
+    ruled_out = torch.cat([logits.detach(), torch.full((2, 1, 4, 6), -math.inf)], dim=1).requires_grad_()
+    entropy(ruled_out).backward()
+    entropy(logits).backward()
+    torch.testing.assert_close(ruled_out.grad[:, :3] * math.log(4), logits.grad * math.log(3))
+    assert not ruled_out.grad[:, 3].any()
+
+
+def test_descending_makes_predictions_certain() -> None:
+    logits = draw()[0].requires_grad_()
+    best, before = logits.argmax(dim=1), entropy(logits).item()
+    for _ in range(20):
+        (slope,) = torch.autograd.grad(entropy(logits), logits)
+        logits = (logits - 20 * slope).detach().requires_grad_()
+    assert entropy(logits).item() < 0.8 * before
+    assert torch.equal(logits.argmax(dim=1), best)
+
+
+@given(st.integers(0, 99), st.floats(0, 1), st.floats(-9, 9))
+def test_entropy_is_linear_in_the_weight_and_blind_to_an_offset(seed: int, factor: float, offset: float) -> None:
+    logits, _, weight = draw(seed=seed)
+    whole = entropy(logits, weight).item()
+    assert 0 <= whole <= entropy(logits).item() <= 1
+    assert entropy(logits + offset, factor * weight).item() == pytest.approx(factor * whole, rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("logits", "weight", "message"),
+    [
+        (torch.zeros(3, 4, 6), None, "logits must be float (B, C, h, w), got torch.float32 (3, 4, 6)"),
+        (torch.zeros(2, 3, 4, 6).long(), None, "logits must be float (B, C, h, w), got torch.int64"),
+        (torch.zeros(2, 3, 0, 6), None, "logits must be float (B, C, h, w) and not empty, got torch.float32 (2, 3, 0"),
+        (torch.zeros(2, 1, 4, 6), None, "logits must have at least two classes, got one class"),
+        (torch.full((2, 3, 4, 6), math.nan), None, "logits must be finite in the best class of every pixel, got nan"),
+        (torch.full((2, 3, 4, 6), -math.inf), None, "logits must be finite in the best class of every pixel, got -inf"),
+        (
+            torch.zeros(2, 3, 4, 6),
+            torch.ones(2, 8, 12),
+            "weight must be float (2, 4, 6) like logits, got torch.float32 (2, 8, 12)",
+        ),
+        (torch.zeros(2, 3, 4, 6), torch.ones(2, 4, 6).bool(), "weight must be float (2, 4, 6) like logits, got torch."),
+        (torch.zeros(2, 3, 4, 6), torch.full((2, 4, 6), 2.0), "weight must be in [0, 1], got values from 2 to 2"),
+    ],
+    ids=["dimensions", "dtype", "empty", "one class", "nan", "no class", "size", "mask", "range"],
+)
+def test_entropy_refuses(logits: Tensor, weight: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        entropy(logits, weight)

@@ -38,7 +38,9 @@ from hrda_lib import (
     sample_class_mask,
     window_grid,
 )
+from hrda_lib.augment import fourier_style
 from hrda_lib.data import RareClasses, channel_statistics, normalize
+from hrda_lib.losses import entropy
 from hrda_lib.models import DAFormerHead, DeepLabV2Head, EncoderDecoder, MixTransformer, TimmEncoder, daformer, hrda
 from hrda_lib.optim import parameter_groups, warmup_poly
 
@@ -246,6 +248,8 @@ CASES: dict[str, Case] = {
     "ConfidenceWeightedCE ignore_index": Case(
         lambda v: ConfidenceWeightedCE(ignore_index=v).ignore_index, "ignore_index", ("-1", "0")
     ),
+    "entropy logits": Case(lambda v: entropy(spoiled(LOGITS, v)), "logits", ("-inf", "1e38", "-1", "0"), inside=True),
+    "entropy weight": Case(lambda v: entropy(LOGITS, spoiled(WEIGHT, v)), "weight", ("0",), inside=True),
     "pseudo_labels logits": Case(
         lambda v: pixel_weight(spoiled(LOGITS, v)), "", ("nan", "inf", "-inf", "1e38", "-1", "0"), inside=True
     ),
@@ -297,6 +301,13 @@ CASES: dict[str, Case] = {
         ("1e38", "-1", "0"),
         ("nan", "inf", "-inf"),
         inside=True,
+    ),
+    "fourier_style beta": Case(lambda v: fourier_style(IMAGES, IMAGES / 2, beta=v), "beta", ("0",)),
+    "fourier_style source": Case(
+        lambda v: fourier_style(spoiled(IMAGES, v), IMAGES), "source", ("-1", "0"), ("1e38",), inside=True
+    ),
+    "fourier_style target": Case(
+        lambda v: fourier_style(IMAGES, spoiled(IMAGES, v)), "target", ("1e38", "-1", "0"), inside=True
     ),
     # feature distance
     "FeatureDistance classes": Case(lambda v: distance(classes=[v]), "classes", ("0",)),

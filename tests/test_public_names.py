@@ -39,6 +39,7 @@ SIGNATURES = {
     "group=None)",
     "ConfidenceWeightedCE": "(*, ignore_index=255, class_weight=None, normalize='all')",
     "ConfidenceWeightedCE.forward": "(self, logits, target, weight=None, *, group=None)",
+    "losses.entropy": "(logits, weight=None)",
     "pseudo_labels": "(logits, *, size=None, threshold=0.968, valid=None, per='batch', group=None)",
     "patch_mask": "(size, *, batch=1, ratio=0.7, block=64, generator=None)",
     "class_mix": "(source, target, mask)",
@@ -47,6 +48,7 @@ SIGNATURES = {
     "sigma=(0.15, 1.15))",
     "StrongAugment.__call__": "(self, images, generator=None, *, group=None)",
     "gaussian_blur": "(images, sigma)",
+    "augment.fourier_style": "(source, target, *, beta=0.01)",
     "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
     "level=-1)",
     "FeatureDistance.forward": "(self, features, images, labels, *, group=None)",

@@ -188,6 +188,54 @@ def test_masked_term_of_losses_is_that_of_mic() -> None:
     assert torch.equal(got["masked"], same.masked(xt, y, q, box=MIXED_BOX)[0])
 
 
+def hidden(x: Tensor, seed: int) -> Tensor:
+    """MIC's mask: 0 in the blocks of 8x8 pixels whose number is at most 0.7."""
+    blocks = torch.rand(2, 1, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(seed))
+    return torch.where(interpolate(blocks, size=SIZE, mode="nearest") > 0.7, x, 0.0)
+
+
+def hrda_loss(net: MultiResSegmenter, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+    out = net(x, MIXED_BOX)
+    fused, detail = naive_ce(out.logits, y, w), naive_ce(out.detail_logits, crop(y, MIXED_BOX), crop(w, MIXED_BOX))
+    return 0.9 * fused + 0.1 * detail
+
+
+def test_released_mode_separatetrgaug_written_out() -> None:
+    """Labels of the images as they came; jitter, then blocks of the mean colour, on both target images."""
+    net, masks = student(), torch.Generator().manual_seed(7)
+    training = setup(
+        net,
+        augment=lambda x, generator: 0.5 * x + 1,
+        masking=lambda size, batch, generator: patch_mask(size, batch=batch, block=8, generator=masks),
+    )
+    terms = dict(training.losses(images(1), labels(2), images(3), masked_box=MIXED_BOX))
+    logits = interpolate(training.teacher(images(3)).logits, size=SIZE, mode="bilinear")
+    share, y = logits.softmax(dim=1).max(dim=1)
+    w = torch.full_like(share, (share >= 0.3).float().mean().item())
+    assert 0 < w.mean() < 1
+    torch.testing.assert_close(terms["masked"], hrda_loss(net, hidden(0.5 * images(3) + 1, 7), y, w))
+
+
+def test_released_mode_separate_written_out() -> None:
+    """The first source image with its own labels and weight 1, the first target image with the teacher's; no jitter."""
+    net = student()
+    training = setup(net, masking=functools.partial(patch_mask, block=8), augment=lambda x, generator: 0.5 * x + 1)
+    xs, ys, xt = images(1), labels(2).byte(), images(3)
+    yt, q = training.pseudo_label(xt)
+    training.generator.manual_seed(7)
+    loss, _ = training.masked(
+        torch.stack([xs[0], xt[0]]),
+        torch.stack([ys[0].long(), yt[0]]),
+        torch.stack([torch.ones_like(q[0]), q[0]]),
+        box=MIXED_BOX,
+    )
+    x, y, w = (torch.empty_like(value) for value in (xs, yt, q))
+    x[0], y[0], w[0] = xs[0], ys[0], 1.0
+    x[1], y[1], w[1] = xt[0], yt[0], q[0]
+    assert (y[0] == 255).any()
+    torch.testing.assert_close(loss, hrda_loss(net, hidden(x, 7), y, w))
+
+
 def test_without_masking_the_draws_are_what_they_were() -> None:
     plain, masked = (dict(setup(masking=m).losses(images(1), labels(2), images(3))) for m in (None, patch_mask))
     assert list(plain) == ["source", "mixed"]

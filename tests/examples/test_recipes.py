@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from support.command_line import RECIPES
 from support.domains import KINDS, Domains
 from support.run_folder import load
 
-NAMES = ["cityscapes2acdc", "cityscapes2darkzurich", "dacs", "daformer", "demo", "hrda", "oracle", "source_only"]
-NAMES += ["synthia2cityscapes"]
+NAMES = ["cityscapes2acdc", "cityscapes2darkzurich", "dacs", "dacs_published", "daformer", "demo", "hrda", "mic"]
+NAMES += ["oracle", "source_only", "synthia2cityscapes"]
 SIZE = (64, 128)
 
 
@@ -47,17 +48,20 @@ def test_each_is_what_its_paper_does() -> None:
     }
     assert {name: values.arms for name, values in settings.items() if values.arms != ("hrda",)} == {
         "dacs": ("uda",),
+        "dacs_published": ("uda",),
         "daformer": ("uda",),
         "demo": ("source", "control", "hrda"),
         "oracle": ("oracle",),
         "source_only": ("control",),
     }
-    papers = {name: values for name, values in settings.items() if name != "demo"}
+    papers = {name: values for name, values in settings.items() if name not in ("demo", "dacs_published")}
     for values in papers.values():
         assert (values.warmup, values.steps, values.batch_size, values.objective) == (0, 40_000, 2, "fused")
         assert (values.lr, values.lr_warmup, values.lr_power, values.head_factor) == (6e-5, 1500, 1.0, 10.0)
         assert (values.weight_decay, values.clip, values.per, values.threshold) == (0.01, 0.0, "batch", 0.968)
         assert (values.detail_weight, values.temperature, values.min_pixels) == (0.1, 0.01, 3000)
+        assert (values.optimizer, values.mask_block, values.mask_on) == ("adamw", 64, "target")
+    assert {name: values.mask_ratio for name, values in papers.items() if values.mask_ratio} == {"mic": 0.7}
     assert {name for name, values in papers.items() if values.ema_decay != 0.999} == {"dacs"}
     assert {name for name, values in papers.items() if not values.feature_distance} == {"dacs"}
     assert {name for name, values in papers.items() if not values.rare_classes} == {"dacs", "oracle", "source_only"}
@@ -65,6 +69,17 @@ def test_each_is_what_its_paper_does() -> None:
     assert {name: values.encoder for name, values in papers.items() if values.encoder != "mit_b5"} == {
         "dacs": "resnet101"
     }
+
+
+def test_mic_is_hrda_with_masked_images() -> None:
+    assert parse("mic") == replace(parse("hrda"), mask_ratio=0.7)
+
+
+def test_dacs_published_is_dacs_by_sgd_for_longer() -> None:
+    """``configs/configUDA.json`` of its authors."""
+    optimizer = {"optimizer": "sgd", "momentum": 0.9, "lr": 2.5e-4, "weight_decay": 5e-4}
+    schedule = {"steps": 250_000, "lr_warmup": 0, "lr_power": 0.9}
+    assert parse("dacs_published") == replace(parse("dacs"), **optimizer, **schedule)
 
 
 def test_an_option_wins() -> None:
@@ -91,6 +106,8 @@ ACDC_512 += ["--margins", "0", "0", "0", "0"]
         ("cityscapes2darkzurich", [], (1024, 2048), (1080, 1920), 1024),
         ("daformer", [], (704, 1280), (512, 1024), 512),
         ("dacs", [], (704, 1280), (512, 1024), 512),
+        ("dacs_published", [], (704, 1280), (512, 1024), 512),
+        ("mic", [], (1407, 2560), (1024, 2048), 1024),
         ("daformer", SYNTHIA_512, (760, 1280), (512, 1024), 512),
         ("daformer", ACDC_512, (512, 1024), (540, 960), 512),
     ],
@@ -105,7 +122,7 @@ def test_sizes_are_those_of_the_released_pipelines(
         frame = One(FRAMES[kind])
         image = Resized(frame, fit)[0].image if all(fit) else frame.image
         assert image.shape[1:] == expected
-    masked = settings.target == "cityscapes" and recipe != "dacs"
+    masked = settings.target == "cityscapes" and not recipe.startswith("dacs")
     margins = (30, 240, 30, 30) if crop == 1024 else (15, 120, 0, 0)
     assert settings.margins == (margins if masked else (0, 0, 0, 0))
 
@@ -182,6 +199,8 @@ SMALL = ["--model", "small", "--encoder", "mini", "--warmup", 0]
         ("hrda", ("gta", "cityscapes"), ["--encoder", "mit_b0", "--target-size", 0, 0]),
         ("daformer", ("gta", "cityscapes"), ["--encoder", "mit_b0", "--target-size", 32, 64, "--crop", 32, 32]),
         ("dacs", ("gta", "cityscapes"), ["--target-size", 0, 0]),
+        ("dacs_published", ("gta", "cityscapes"), ["--target-size", 0, 0, *SMALL]),
+        ("mic", ("gta", "cityscapes"), SMALL),
         ("oracle", ("gta", "cityscapes"), SMALL),
         ("source_only", ("gta", "cityscapes"), SMALL),
         ("synthia2cityscapes", ("synthia", "cityscapes"), SMALL),
@@ -203,7 +222,9 @@ def test_each_starts(
     assert status == 0, capsys.readouterr().err[-2000:]
     road = capsys.readouterr().out.splitlines()[2]
     assert road.startswith("| road ")
-    assert road.endswith("- |") == (recipe in ("dacs", "oracle", "source_only"))  # how often it is drawn
+    assert road.endswith("- |") == (
+        recipe in ("dacs", "dacs_published", "oracle", "source_only")
+    )  # how often it is drawn
     (run,) = (file.parent for file in (tmp_path / "seed1").glob("*/result.json"))
     result = json.loads((run / "result.json").read_text())
     assert result["steps"] == 2
