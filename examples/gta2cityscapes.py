@@ -36,7 +36,7 @@ from support.domains import KINDS
 from support.measuring import MEASURED
 from support.networks import MODELS, Network, jitter_and_blur
 from support.run_folder import RunFolder
-from support.training import check_finite, clip, largest, warn, whole_step
+from support.training import check_finite, clip, largest, to_mask, warn, whole_step
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MASKED = ("target", "separate")
@@ -88,6 +88,9 @@ class Settings:
     min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
     min_crop_pixels: int = setting(75, "that the crop must show of it, in ten tries; -1: half of min_pixels", lowest=-1)
     balance: float = setting(0.0, "class weights are the share of pixels to the power of -balance; 0: none")
+    jitter: float = setting(0.2, "largest change of brightness, contrast and saturation of augmented images")
+    hue: float = setting(0.2, "of their hue, in turns")
+    blur: float = setting(0.5, "probability that they are blurred")
     augment_source: int = setting(1, "1: colours of source images change too; 0: those of mixed images only", (0, 1))
     # fmt: on
 
@@ -113,7 +116,7 @@ def train(
     look: Look | None = None,
 ) -> EMATeacher:
     """Learn from the source, and adapt to the target if there is one; begins where an earlier call was stopped."""
-    augment = StrongAugment(mean=IMAGENET_MEAN, std=IMAGENET_STD) if run.spec.takes_pictures else jitter_and_blur
+    augment = augmentation(settings, pictures=run.spec.takes_pictures)
     teacher, training, optimizer, schedule = assemble(student, settings, augment, distance, criterion, run.group)
     scaler = torch.amp.GradScaler(run.device.type, enabled=settings.precision == "fp16")
     state: dict[str, Any] = {"model": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
@@ -168,27 +171,13 @@ def terms(
         yield "masked", loss, {}
 
 
-def to_mask(
-    where: str,
-    augment: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    target: Tensor,
-    pseudo_labels: Tensor,
-    weight: Tensor,
-    run: RunFolder,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What MIC hides patches of: augmented target images, or half of each domain's as they are."""
-    if where == "target":
-        return augment(target), pseudo_labels, weight
-    place = len(images) * run.rank + torch.arange(len(images), device=run.device)
-    mine = (place < len(images) * run.running.world // 2)[:, None, None]
-    whole = torch.ones_like(weight)
-    return (
-        torch.where(mine[..., None], images, target),
-        torch.where(mine, labels.long(), pseudo_labels),
-        torch.where(mine, whole, weight),
-    )
+def augmentation(settings: Settings, *, pictures: bool) -> Callable[..., Tensor]:
+    """Of mixed images, and of the source's; of images that are no pictures, contrast and blur alone."""
+    width = settings.jitter
+    if not pictures:
+        return partial(jitter_and_blur, width=width, blur=settings.blur)
+    colours = partial(StrongAugment, brightness=width, contrast=width, saturation=width, hue=settings.hue)
+    return colours(mean=IMAGENET_MEAN, std=IMAGENET_STD, blur=settings.blur)
 
 
 def assemble(
@@ -200,6 +189,7 @@ def assemble(
     group: Any = None,
 ) -> tuple[EMATeacher, SelfTraining, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Teacher, losses, optimiser and schedule of a student."""
+    patch_mask((8, 8), ratio=settings.mask_ratio)  # refuses what it cannot draw before any work
     teacher = EMATeacher(student, decay=settings.ema_decay)
     training = SelfTraining(
         student,
@@ -209,7 +199,7 @@ def assemble(
         threshold=settings.threshold,
         per=settings.per,
         objective=settings.objective,
-        augment=augment,
+        augment=augment or augmentation(settings, pictures=True),
         masking=partial(patch_mask, ratio=settings.mask_ratio, block=settings.mask_block),
         criterion=criterion,
         generator=torch.Generator(),

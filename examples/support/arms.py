@@ -265,6 +265,8 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
             return f"argument --arms: invalid choice: {name!r} (choose from {', '.join(arms)})"
         if not settings.warmup and arms[name].start is None:
             return f"--arms {name} is the warm-up, which takes --warmup 0 steps"
+        if settings.mask_ratio and settings.mask_on == "separate" and settings.batch_size < 2:
+            return "--mask-on separate masks one image of each domain: it needs --batch-size 2, or more"
         if settings.model not in ("small", "hrda") and (name == "hrda" or "fixed_attention" in arms[name].changes):
             return f"--arms {name} needs two scales, which --model {settings.model} has not; self-training is uda"
     return ""

@@ -219,17 +219,25 @@ def heads(model: Network, x: Tensor, window: tuple[int, int] | None = None) -> d
     return {"fused": fused, "context": context, "detail": detail, "average": average, "attention": paid}
 
 
-def jitter_and_blur(images: Tensor, generator: torch.Generator | None = None, *, group: Any = None) -> Tensor:
+def jitter_and_blur(
+    images: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    group: Any = None,
+    width: float = 0.2,
+    blur: float = 0.5,
+) -> Tensor:
     """For images of any channels: brightness, contrast and blur of (B, K, H, W), as often as StrongAugment's.
 
-    ``group``: processes that share a batch; each takes its own of what is drawn for all images.
+    ``group``: processes that share a batch; each takes its own of what is drawn for all images. ``width``: of contrast;
+    ``blur``: its probability.
     """
     rank, world = (group.rank(), group.size()) if group else (0, 1)
     mine, count = slice(rank * len(images), (rank + 1) * len(images)), world * len(images)
-    jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([0.8, 0.5])).tolist()
+    jittered, blurred = (torch.rand(2, generator=generator) < torch.tensor([0.8, blur])).tolist()
     if jittered:
         brightness, contrast = (2 * torch.rand(2, count, 1, 1, 1, generator=generator)[:, mine] - 1).to(images)
-        images = images * (1 + 0.2 * contrast) + 0.5 * brightness
+        images = images * (1 + width * contrast) + 2.5 * width * brightness
     if blurred:
         images = gaussian_blur(images, 0.15 + torch.rand(count, generator=generator)[mine])
     return images

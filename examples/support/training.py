@@ -1,6 +1,6 @@
 """What a training loop of the examples stands on: whole steps, finite numbers, and warnings that come in time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,3 +89,26 @@ def largest(labels: Tensor) -> float:
 def clip(network: nn.Module, limit: float) -> float:
     """Limit the norm of all gradients, where a limit is given; returns what it was."""
     return float(nn.utils.clip_grad_norm_(network.parameters(), limit or float("inf")))
+
+
+def to_mask(
+    where: str,
+    augment: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    pseudo_labels: Tensor,
+    weight: Tensor,
+    run: RunFolder,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What MIC hides patches of: augmented target images, or half of each domain's as they are."""
+    if where == "target":
+        return augment(target), pseudo_labels, weight
+    place = len(images) * run.rank + torch.arange(len(images), device=run.device)
+    mine = (place < len(images) * run.running.world // 2)[:, None, None]
+    whole = torch.ones_like(weight)
+    return (
+        torch.where(mine[..., None], images, target),
+        torch.where(mine, labels.long(), pseudo_labels),
+        torch.where(mine, whole, weight),
+    )
