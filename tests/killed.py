@@ -76,7 +76,7 @@ def killed_once(data: Path, whole: Path, out: Path, moment: int, *, processes: i
         process.wait()
     made = len(logged(out))
     there = torch.load(out / "last.pt", weights_only=True)["step"] if (out / "last.pt").exists() else 0
-    finished(command(data, out, processes=processes, resume=True))
+    finished([*command(data, out, processes=processes, resume=True), "--workers", "1"])
     before, after = kept(whole), kept(out)
     same = before.keys() == after.keys() and all(torch.equal(x, after[name]) for name, x in before.items())
     return Killed(max(made - there, 0), same and logged(whole) == logged(out))

@@ -1,5 +1,6 @@
 """Pictures of a run: what networks see and say, how classes are spread, and how the losses went."""
 
+import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -126,7 +127,11 @@ def draw_grid(
 ) -> None:
     """Pictures (H, W, 3), and maps (H, W) in [0, 1], under titles; the legend has the ids that are ``shown``."""
     height, width = rows[0][0].shape[:2]
-    size = (2.6 * len(titles), (2.6 * height / width + 0.15) * len(rows) + 0.5)
+    colours = palette(names) / 255
+    handles = [Patch(color=colours[i], label=name) for i, name in enumerate(names) if i in shown]
+    columns = min(len(handles), 7 * len(titles) // 4)
+    legend = 0.15 + 0.2 * math.ceil(len(handles) / max(columns, 1))  # inches
+    size = (2.6 * len(titles), (2.6 * height / width + 0.15) * len(rows) + 0.15 + legend)
     figure, axes = plt.subplots(len(rows), len(titles), figsize=size, squeeze=False)
     for row, pictures in zip(axes, rows, strict=True):
         for axis, picture in zip(row, pictures, strict=False):  # the last row may be shorter
@@ -135,10 +140,8 @@ def draw_grid(
         axis.set_title(title)
     for axis in axes.flat:
         axis.set_axis_off()
-    colours = palette(names) / 255
-    handles = [Patch(color=colours[i], label=name) for i, name in enumerate(names) if i in shown]
-    figure.legend(handles=handles, loc="lower center", ncols=min(len(handles), 7 * len(titles) // 4), frameon=False)
-    figure.tight_layout(rect=(0, 0.35 / size[1], 1, 1))
+    figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
+    figure.tight_layout(rect=(0, legend / size[1], 1, 1))
     _save(figure, file)
 
 
