@@ -130,9 +130,11 @@ def train(
                     scaler.scale(loss).backward()
                     values |= {f"loss_{name}": loss.item(), **said}
                 all_reduce_gradients(student.parameters(), run.group)
+                for network in (student, teacher):
+                    average_buffers(network, run.group)
                 scaler.unscale_(optimizer)
                 values = mean(values, run.group) | {"gradient": clip(student, settings.clip)}
-                check_finite(values, scaled=scaler.is_enabled())
+                check_finite(values, student, scaled=scaler.is_enabled())
                 scaler.step(optimizer)
                 scaler.update()
                 values["lr"] = float(schedule.get_last_lr()[0])
@@ -140,8 +142,6 @@ def train(
                 optimizer.zero_grad()
                 if batches.adapts and batch.step + 1 < settings.steps:
                     teacher.update(student)
-                for network in (student, teacher):
-                    average_buffers(network, run.group)
             warn(run, settings, values)
             run.log(**values, **(look(training, teacher, batch) if look else {}))
     return teacher

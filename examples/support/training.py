@@ -49,8 +49,10 @@ class NotFinite(ValueError):
     """Of a step's losses or gradients, which all processes know alike."""
 
 
-def check_finite(values: Mapping[str, float], *, scaled: bool) -> None:
-    """Refuse a step whose losses or gradients are not finite; of scaled ones, the scaler looks after the gradients.
+def check_finite(values: Mapping[str, float], network: nn.Module, *, scaled: bool) -> None:
+    """Refuse a step whose losses, gradients or running statistics are not finite.
+
+    Of scaled losses, the scaler looks after the gradients.
 
     Raises:
         NotFinite: names the first.
@@ -60,6 +62,9 @@ def check_finite(values: Mapping[str, float], *, scaled: bool) -> None:
             raise NotFinite(
                 f"{name} is not finite; choose a smaller --lr, or look at the images: check_data.py; --skip N goes on"
             )
+    statistics = [buffer.isfinite().all() for buffer in network.buffers() if buffer.is_floating_point()]
+    if statistics and not torch.stack(statistics).all():
+        raise NotFinite("running statistics are not finite; look at the images: check_data.py; --skip N goes on")
 
 
 def warn(run: RunFolder, settings: Any, values: Mapping[str, float]) -> None:

@@ -16,6 +16,7 @@ import hrda_lib
 from support.ending import Stopped
 from support.networks import NetworkSpec
 from support.run_folder import RunFolder, load, load_weights, read_metrics
+from support.training import NotFinite, check_finite
 
 SPEC = NetworkSpec(("sky", "road", "box"), (16, 16), attention=0.5)
 SETTINGS = {"lr": 0.1, "crop": (32, 32), "steps": 2, "arms": ("hrda",)}
@@ -231,3 +232,15 @@ def test_a_start_from_another_network_is_refused(run: RunFolder) -> None:
     learned = network(0, NetworkSpec(SPEC.classes, SPEC.detail_size))
     with pytest.raises(ValueError, match=r"/last\.pt: cannot be loaded \(RuntimeError: .*Missing key"):
         load_weights(learned, run.path / "last.pt")
+
+
+def test_numbers_that_are_not_finite_are_refused_by_name() -> None:
+    norm = nn.BatchNorm2d(2)
+    check_finite({"loss": 1.0, "gradient": 2.0}, norm, scaled=False)
+    check_finite({"loss": 1.0, "gradient": float("inf")}, norm, scaled=True)  # the scaler leaves the step out
+    for values, name in (({"loss": float("nan")}, "loss"), ({"loss": 1.0, "gradient": float("inf")}, "gradient")):
+        with pytest.raises(NotFinite, match=f"^{name} is not finite; choose a smaller --lr, or look at the images"):
+            check_finite(values, norm, scaled=False)
+    norm.running_var[0] = torch.nan
+    with pytest.raises(NotFinite, match="^running statistics are not finite; look at the images"):
+        check_finite({"loss": 1.0}, norm, scaled=True)
