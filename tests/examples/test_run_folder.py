@@ -242,5 +242,5 @@ def test_numbers_that_are_not_finite_are_refused_by_name() -> None:
         with pytest.raises(NotFinite, match=f"^{name} is not finite; choose a smaller --lr, or look at the images"):
             check_finite(values, norm, scaled=False)
     norm.running_var[0] = torch.nan
-    with pytest.raises(NotFinite, match="^running statistics are not finite; look at the images"):
+    with pytest.raises(NotFinite, match=r"^running statistics are not finite; look at the images"):
         check_finite({"loss": 1.0}, norm, scaled=True)
