@@ -45,10 +45,10 @@ def test_every_arm_on_two_seeds(toy: Path, tmp_path: Path, capsys: pytest.Captur
     rows = [re.split(r"\s*\|\s*", line)[1:-1] for line in printed.splitlines() if line.startswith("|")]
     arms = {row[0]: row[1:] for row in rows if row[0] in ablation.ARMS}
     assert list(arms) == [
-        *("source", "control", "control-long", "oracle", "context", "detail", "average", "separate", "hrda"),
+        *("source", "control", "control-long", "oracle", "context", "detail", "average", "separate", "mic", "hrda"),
     ]
     assert all(re.fullmatch(r"\d+\.\d ± \d+\.\d", row[1]) for row in arms.values())
-    assert [row[5] for row in arms.values()] == ["2", "4", "7", "4", "4", "4", "4", "4", "4"]
+    assert [row[5] for row in arms.values()] == ["2", "4", "7", "4", "4", "4", "4", "4", "4", "4"]
     heads = next(row for row in rows if row[0] == "IoU, %")
     assert heads[1:] == ["source", "control", "hrda", "hrda - control"]  # the variants have their means alone
 
@@ -71,7 +71,7 @@ def test_every_arm_on_two_seeds(toy: Path, tmp_path: Path, capsys: pytest.Captur
         assert network.attention == expected["fixed_attention"] or expected["fixed_attention"] is None
     start_of = {name: values["start"] for name, values in config.items() if values["start"]}
     assert start_of == {
-        **dict.fromkeys(("control", "control-long", "oracle", "hrda"), "source"),
+        **dict.fromkeys(("control", "control-long", "oracle", "mic", "hrda"), "source"),
         **{name: f"{name}-source" for name in ablation.VARIANTS},
     }
 
