@@ -24,9 +24,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hrda_lib import EMATeacher, FeatureDistance, SelfTraining, StrongAugment, patch_mask
+from hrda_lib import EMATeacher, FeatureDistance, SelfTraining, patch_mask
 from hrda_lib.checkpointing import seed_step
-from hrda_lib.data import IMAGENET_MEAN, IMAGENET_STD
 from hrda_lib.distributed import all_reduce_gradients, average_buffers, mean
 from hrda_lib.optim import parameter_groups, warmup_poly
 from support.arms import Arm, add_data, contradiction, run_arms
@@ -34,9 +33,9 @@ from support.batches import Batch, Batches
 from support.command_line import Running, add_running, add_settings, read_running, read_settings, setting
 from support.domains import KINDS
 from support.measuring import MEASURED
-from support.networks import MODELS, Network, jitter_and_blur
+from support.networks import MODELS, Network
 from support.run_folder import RunFolder
-from support.training import check_finite, clip, largest, to_mask, warn, whole_step
+from support.training import augmentation, check_finite, clip, largest, parts_of, to_mask, warn, whole_step
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MASKED = ("target", "separate")
@@ -53,6 +52,7 @@ class Settings:
     warmup: int = setting(1500, "steps on the source before adaptation", lowest=-1)
     steps: int = setting(1000, "steps of adaptation, and of its control", lowest=1)
     batch_size: int = setting(2, "images of each domain")
+    micro_batch: int = setting(0, "of them, that are in memory together; 0: all")
     crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
     source: str = setting("gta", "where labels come from", KINDS[:3])
     target: str = setting("cityscapes", "what is adapted to", KINDS[2:])
@@ -128,7 +128,8 @@ def train(
             with whole_step(run, batches, batch, student, teacher):
                 for name, loss, said in terms(training, augment, batch, settings, run):
                     scaler.scale(loss).backward()
-                    values |= {f"loss_{name}": loss.item(), **said}
+                    for key, value in {name: loss.item(), **said}.items():
+                        values[key] = values.get(key, 0.0) + value
                 all_reduce_gradients(student.parameters(), run.group)
                 for network in (student, teacher):
                     average_buffers(network, run.group)
@@ -150,34 +151,37 @@ def train(
 def terms(
     training: SelfTraining, augment: Callable[..., Tensor], batch: Batch, settings: Settings, run: RunFolder
 ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-    """The losses of a step, one after another, and what is worth to be logged."""
+    """The losses of a step, one after another and by parts of the batch, and what is worth to be logged."""
     autocast = torch.autocast(run.device.type, PRECISIONS[settings.precision], enabled=settings.precision != "fp32")
-    images, labels = run.spec.feed(batch.source[0], run.device), batch.source[1].to(run.device)
+    parts = partial(parts_of, settings.micro_batch, training.generator)
+    micro = bool(settings.micro_batch)
     augment = partial(augment, generator=training.generator, group=run.group)
-    with autocast:
-        loss, parts = training.source(augment(images) if settings.augment_source else images, labels)
-    yield "source", loss, {name: parts[name].item() for name in parts if name == "feature_distance"}
+    images, labels = run.spec.feed(batch.source[0], run.device), batch.source[1].to(run.device)
+    seen = augment(images) if settings.augment_source else images
+    for x, y in parts(seen, labels):
+        with autocast:
+            loss, found = training.source(x, y, whole=labels if micro else None)
+        yield "loss_source", loss, {name: found[name].item() for name in found if name == "feature_distance"}
     if batch.target is None:
         return
     target, valid = run.spec.feed(batch.target[0], run.device), batch.target[1].to(run.device)
     with autocast:
         pseudo_labels, weight = training.pseudo_label(target, valid=valid)
-        loss, _ = training.mixed(images, labels, target, pseudo_labels, weight)
-    yield "mixed", loss, {"confidence": weight.mean().item(), "largest_class": largest(pseudo_labels)}
-    if settings.mask_ratio:
-        masked, labels, weight = to_mask(settings.mask_on, augment, images, labels, target, pseudo_labels, weight, run)
+    said = {"confidence": weight.mean().item(), "largest_class": largest(pseudo_labels)}
+    mixed = training.mix(images, labels, target, pseudo_labels, weight)
+    for x, y, q in parts(*mixed):
         with autocast:
-            loss, _ = training.masked(masked, labels, weight)
-        yield "masked", loss, {}
-
-
-def augmentation(settings: Settings, *, pictures: bool) -> Callable[..., Tensor]:
-    """Of mixed images, and of the source's; of images that are no pictures, contrast and blur alone."""
-    width = settings.jitter
-    if not pictures:
-        return partial(jitter_and_blur, width=width, blur=settings.blur)
-    colours = partial(StrongAugment, brightness=width, contrast=width, saturation=width, hue=settings.hue)
-    return colours(mean=IMAGENET_MEAN, std=IMAGENET_STD, blur=settings.blur)
+            loss, _ = training.supervised(x, y, q, whole=mixed.labels if micro else None)
+        yield "loss_mixed", loss, said
+        said = {}
+    if settings.mask_ratio:
+        masked, labels, weight = to_mask(
+            settings, augment, training.generator, images, labels, target, pseudo_labels, weight, run
+        )
+        for x, y, q in parts(masked, labels, weight):
+            with autocast:
+                loss, _ = training.supervised(x, y, q, whole=labels if micro else None)
+            yield "loss_masked", loss, {}
 
 
 def assemble(
@@ -189,7 +193,7 @@ def assemble(
     group: Any = None,
 ) -> tuple[EMATeacher, SelfTraining, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Teacher, losses, optimiser and schedule of a student."""
-    patch_mask((8, 8), ratio=settings.mask_ratio)  # refuses what it cannot draw before any work
+    patch_mask((8, 8), ratio=settings.mask_ratio)  # what it cannot draw is refused before any work
     teacher = EMATeacher(student, decay=settings.ema_decay)
     training = SelfTraining(
         student,
@@ -200,7 +204,6 @@ def assemble(
         per=settings.per,
         objective=settings.objective,
         augment=augment or augmentation(settings, pictures=True),
-        masking=partial(patch_mask, ratio=settings.mask_ratio, block=settings.mask_block),
         criterion=criterion,
         generator=torch.Generator(),
         group=group,

@@ -50,7 +50,9 @@ class FeatureDistance(nn.Module):
     Call it with the student's features on ``images`` (a tensor, or what holds one at ``level``), the images
     (B, K, h, w) that both encoders see (HRDA: the context crop), and labels (B, H, W) at full resolution, uint8 or
     int64. A cell covers W // w pixels a side; a rest at the bottom and right is left out, as in the released code.
-    Channels come first: (B, h, w, C) is refused, but where C / w happens to be w / h.
+    Channels come first: (B, h, w, C) is refused, but where C / w happens to be w / h. ``whole=``, the labels of a batch
+    of which the images are a part, divides by the cells of that batch, and ``group=``, processes that share a batch,
+    by those of all.
 
     Raises:
         ValueError: settings, shapes or types differ from the above, or the encoder cannot be copied.
@@ -103,7 +105,15 @@ class FeatureDistance(nn.Module):
         self.register_buffer("selected", selected, persistent=False)
         self.train(False)
 
-    def forward(self, features: Any, images: Tensor, labels: Tensor, *, group: "Group" = None) -> Tensor:
+    def forward(
+        self,
+        features: Any,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        group: "Group" = None,
+        whole: Tensor | None = None,
+    ) -> Tensor:
         feature = _at(self.level, features)
         check_finite("images", images)
         with torch.no_grad():
@@ -114,7 +124,8 @@ class FeatureDistance(nn.Module):
         difference = at_least_float32(feature) - reference
         distance = torch.linalg.vector_norm(difference, dim=1)
         check_finite("features", distance)
-        count = mask.sum().to(distance.dtype)
+        cells = mask if whole is None else self._mask(whole, feature[:1].expand(len(whole), -1, -1, -1))
+        count = cells.sum().to(distance.dtype)
         all_cells = mean_over(count, group)
         mean: Tensor = (distance * mask).sum() / torch.where(all_cells > 0, all_cells, 1)
         return self.weight * mean

@@ -164,18 +164,47 @@ class SelfTraining:
         asked = "return_features" in parameters and not takes_box
         self._segment_with_features = self._asked_for_features if asked else self._keeping_features
 
-    def source(self, images: Tensor, labels: Tensor, *, box: CropBox | None = None) -> tuple[Tensor, Parts]:
-        """Supervised loss plus feature distance on labelled images: one graph, one backward."""
-        _check_batch("labels", labels, images)
-        self._prepare(images)
+    def source(
+        self, images: Tensor, labels: Tensor, *, box: CropBox | None = None, whole: Tensor | None = None
+    ) -> tuple[Tensor, Parts]:
+        """Supervised loss plus feature distance on labelled images: one graph, one backward.
+
+        Args:
+            images, labels: the batch, or with ``whole`` a part of it.
+            box: of the detail crop; None: drawn.
+            whole: (B, H, W) labels of the batch, of which this is a part: the loss is the part's share in that of the
+                batch, so that losses and gradients of all parts, at one ``box``, add up to it.
+        """
         if self.feature_distance is None:
-            return self._loss(self._segment(images, box), labels, None)
+            return self.supervised(images, labels, box=box, whole=whole)
+        self._prepare(images, labels, whole)
         output, features, context = self._segment_with_features(images, box)
         loss, parts = self._loss(output, labels, None)
-        together = {"group": self.group} if self.group is not None else {}
+        together: dict[str, Any] = {"group": self.group} if self.group is not None else {}
+        together |= {"whole": whole} if whole is not None else {}
         distance = self.feature_distance(features, context, labels, **together)
         parts["feature_distance"] = distance.detach()
-        return loss + distance, parts
+        return _share_of(loss, labels, whole) + distance, parts
+
+    def supervised(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        weight: Tensor | None = None,
+        *,
+        box: CropBox | None = None,
+        whole: Tensor | None = None,
+    ) -> tuple[Tensor, Parts]:
+        """The loss on images with labels, as they are: those of :meth:`mix`, or a part of them.
+
+        Args:
+            images, labels: the batch, or with ``whole`` a part of it.
+            weight: (B, H, W) in [0, 1]; None: 1.
+            box, whole: of :meth:`source`.
+        """
+        self._prepare(images, labels, whole)
+        loss, parts = self._loss(self._segment(images, box), labels, weight)
+        return _share_of(loss, labels, whole), parts
 
     @torch.no_grad()
     def pseudo_label(self, images: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -202,9 +231,8 @@ class SelfTraining:
             classes: the pasted ones, one list an image; None: half of those of each image, drawn.
         """
         _check_batch("source_labels", source_labels, source_images)
-        _check_batch("labels", labels, target_images)
+        self._prepare(target_images, labels)
         expect("weight", weight, labels.shape, kind="float", like="labels")
-        self._prepare(target_images)
         mask = sample_class_mask(source_labels, self.generator, classes, group=self.group)
         return MixedBatch(
             self._augmented(class_mix(source_images, target_images, mask)),
@@ -225,7 +253,7 @@ class SelfTraining:
     ) -> tuple[Tensor, Parts]:
         """Loss on what :meth:`mix` gives."""
         batch = self.mix(source_images, source_labels, target_images, labels, weight, classes=classes)
-        return self._loss(self._segment(batch.images, box), batch.labels, batch.weight)
+        return self.supervised(*batch, box=box)
 
     def masked(
         self,
@@ -244,9 +272,8 @@ class SelfTraining:
             mask: (B, 1, H, W), True or 1 = kept; None: drawn by ``masking``, else by :func:`hrda_lib.patch_mask`.
             box: of the detail crop; None: drawn.
         """
-        _check_batch("labels", labels, target_images)
+        self._prepare(target_images, labels)
         batch, _, height, width = target_images.shape
-        self._prepare(target_images)
         if mask is None:
             total, mine = own_part(batch, self.group)
             mask = (self.masking or patch_mask)((height, width), batch=total, generator=self.generator)[mine]
@@ -292,12 +319,20 @@ class SelfTraining:
 
         return terms()
 
-    def _prepare(self, images: Tensor) -> None:
-        """With other processes: as many images on each, and one state of the generators before anything is drawn.
+    def _prepare(self, images: Tensor, labels: Tensor, whole: Tensor | None = None) -> None:
+        """Check a batch; with other processes: as many images on each, and one state of the generators.
 
         Raises:
-            ValueError: on every process, where that is not so.
+            ValueError: something does not fit; what processes share is refused on every one.
         """
+        _check_batch("labels", labels, images)
+        if whole is not None:
+            expect("whole", whole, ("B", *labels.shape[-2:]), kind=LABEL_TYPES, hint="the labels of the whole batch")
+            if (divisor := getattr(self.criterion, "normalize", "all")) != "all":
+                raise ValueError(
+                    "whole needs a criterion that divides by all pixels, normalize='all', or losses of parts do not "
+                    f"add up; got normalize={divisor!r}"
+                )
         if self.group is not None and readable(images) and not alike(list(images.shape), self.group):
             raise ValueError(
                 f"images must be of one shape on all processes of group, got {tuple(images.shape)} here and another "
@@ -437,6 +472,11 @@ def _checked(name: str, output: Any) -> SegmenterOutput | Tensor:
 def _given(group: "Group", function: Any, *arguments: object) -> dict[str, "Group"]:
     """The argument ``group`` for a function that takes it, where there is one."""
     return {"group": group} if group is not None and takes(function, *arguments, group=group) else {}
+
+
+def _share_of(loss: Tensor, labels: Tensor, whole: Tensor | None) -> Tensor:
+    """What the mean over a part adds to the mean over the batch."""
+    return loss if whole is None else loss * (len(labels) / len(whole))
 
 
 def _refuse_box(box: CropBox | None) -> None:

@@ -51,7 +51,7 @@ SIGNATURES = {
     "augment.fourier_style": "(source, target, *, beta=0.01)",
     "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
     "level=-1)",
-    "FeatureDistance.forward": "(self, features, images, labels, *, group=None)",
+    "FeatureDistance.forward": "(self, features, images, labels, *, group=None, whole=None)",
     "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, multiple_of=1, "
     "detail_stride=None, fusion=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
@@ -62,7 +62,8 @@ SIGNATURES = {
     "SegmenterOutput": "(logits, detail_logits, detail_box, context_logits, attention, features, context)",
     "SelfTraining": "(student, teacher, *, criterion=None, feature_distance=None, detail_weight=0.1, threshold=0.968, "
     "per='batch', objective='fused', augment=None, masking=None, generator=None, group=None)",
-    "SelfTraining.source": "(self, images, labels, *, box=None)",
+    "SelfTraining.source": "(self, images, labels, *, box=None, whole=None)",
+    "SelfTraining.supervised": "(self, images, labels, weight=None, *, box=None, whole=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
     "MixedBatch": "(images, labels, weight)",
     "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None)",

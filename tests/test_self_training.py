@@ -665,3 +665,46 @@ def test_bad_input(case: str) -> None:
 
 def test_output_names() -> None:
     assert isinstance(student()(images(1)), SegmenterOutput)
+
+
+def test_losses_of_parts_add_up_to_those_of_the_batch() -> None:
+    """With the cells of the feature distance, of which parts have other numbers."""
+    torch.manual_seed(0)
+    encoder = nn.Conv2d(3, 8, 4, stride=4)
+    student = MultiResSegmenter(encoder, nn.Conv2d(8, 4, 1), nn.Conv2d(8, 1, 1), detail_size=16).double()
+    distance = FeatureDistance(encoder, classes=[0, 1], num_classes=4, weight=1.0, min_ratio=0.5).double()
+    training = SelfTraining(student, nn.Identity(), feature_distance=distance, detail_weight=0.3)
+    with torch.no_grad():
+        encoder.weight += 0.1
+    images, box = torch.rand(3, 3, 32, 32, dtype=torch.float64), CropBox(8, 0, 16, 16)
+    labels = torch.randint(4, (3, 4, 4)).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    labels[2] = 3  # no cell of the chosen classes
+    weight = torch.rand(3, 32, 32, dtype=torch.float64)
+
+    def gradients(*losses: Tensor) -> list[Tensor]:
+        student.zero_grad()
+        for loss in losses:
+            loss.backward()
+        return [p.grad.clone() for p in student.parameters() if p.grad is not None]
+
+    for whole, parts in (
+        (
+            training.source(images, labels, box=box)[0],
+            [training.source(images[i], labels[i], box=box, whole=labels)[0] for i in (slice(0, 2), slice(2, 3))],
+        ),
+        (
+            training.supervised(images, labels, weight, box=box)[0],
+            [
+                training.supervised(images[i], labels[i], weight[i], box=box, whole=labels)[0]
+                for i in (slice(0, 1), slice(1, 3))
+            ],
+        ),
+    ):
+        torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=0)
+        for got, expected in zip(gradients(*parts), gradients(whole), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
+    training.criterion = ConfidenceWeightedCE(normalize="valid")
+    with pytest.raises(ValueError, match="whole needs a criterion that divides by all pixels, .*got normalize='valid'"):
+        training.supervised(images[:1], labels[:1], whole=labels)
+    with pytest.raises(ValueError, match=r"whole must be .*the labels of the whole batch"):
+        SelfTraining(student, nn.Identity()).supervised(images[:1], labels[:1], whole=labels[0])

@@ -1,14 +1,18 @@
 """What a training loop of the examples stands on: whole steps, finite numbers, and warnings that come in time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hrda_lib import StrongAugment, patch_mask
+from hrda_lib.data import IMAGENET_MEAN, IMAGENET_STD
 from support.batches import Batch, Batches
 from support.ending import reason
+from support.networks import jitter_and_blur
 from support.run_folder import RunFolder
 
 
@@ -96,9 +100,19 @@ def clip(network: nn.Module, limit: float) -> float:
     return float(nn.utils.clip_grad_norm_(network.parameters(), limit or float("inf")))
 
 
+def parts_of(size: int, generator: torch.Generator | None, *batch: Tensor) -> Iterator[Sequence[Tensor]]:
+    """A batch by parts of ``size`` images, 0: all at once; each part draws the same box."""
+    assert generator is not None
+    state, count = generator.get_state(), len(batch[0])
+    for start in range(0, count, size or count):
+        generator.set_state(state)
+        yield [x[start : start + (size or count)] for x in batch]
+
+
 def to_mask(
-    where: str,
+    settings: Any,
     augment: Callable[[Tensor], Tensor],
+    generator: torch.Generator | None,
     images: Tensor,
     labels: Tensor,
     target: Tensor,
@@ -106,14 +120,26 @@ def to_mask(
     weight: Tensor,
     run: RunFolder,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What MIC hides patches of: augmented target images, or half of each domain's as they are."""
-    if where == "target":
-        return augment(target), pseudo_labels, weight
-    place = len(images) * run.rank + torch.arange(len(images), device=run.device)
-    mine = (place < len(images) * run.running.world // 2)[:, None, None]
-    whole = torch.ones_like(weight)
-    return (
-        torch.where(mine[..., None], images, target),
-        torch.where(mine, labels.long(), pseudo_labels),
-        torch.where(mine, whole, weight),
-    )
+    """MIC's images with patches hidden, their labels and weights.
+
+    They are augmented target images, or half of each domain's as they are.
+    """
+    first, count = len(images) * run.rank, len(images) * run.running.world
+    if settings.mask_on == "separate":
+        mine = (first + torch.arange(len(images), device=run.device) < count // 2)[:, None, None]
+        shown, labels = torch.where(mine[..., None], images, target), torch.where(mine, labels.long(), pseudo_labels)
+        weight = torch.where(mine, 1.0, weight)
+    else:
+        shown, labels = augment(target), pseudo_labels
+    size = shown.shape[-2], shown.shape[-1]
+    kept = patch_mask(size, batch=count, ratio=settings.mask_ratio, block=settings.mask_block, generator=generator)
+    return shown * kept[first : first + len(images)].to(shown), labels, weight
+
+
+def augmentation(settings: Any, *, pictures: bool) -> Callable[..., Tensor]:
+    """Of mixed images, and of the source's; of images that are no pictures, contrast and blur alone."""
+    width = settings.jitter
+    if not pictures:
+        return partial(jitter_and_blur, width=width, blur=settings.blur)
+    colours = partial(StrongAugment, brightness=width, contrast=width, saturation=width, hue=settings.hue)
+    return colours(mean=IMAGENET_MEAN, std=IMAGENET_STD, blur=settings.blur)

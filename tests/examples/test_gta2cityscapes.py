@@ -682,3 +682,25 @@ def test_official_sizes(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "out" / "seed1" / "hrda" / "config.json").read_text())
     assert config["source_size"] == [1440, 2560]
     assert config["margins"] == [30, 240, 30, 30]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"mask_ratio": 0.5, "mask_block": 8}, {"mask_ratio": 0.5, "mask_on": "separate"}]
+)
+def test_parts_of_a_batch_are_the_batch(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Where nothing normalises over the batch: the attention head would."""
+    spec = NetworkSpec(SPEC.classes, SPEC.detail_size, attention=0.5)
+    found = []
+    for size in (0, 1):
+        torch.manual_seed(1)
+        run_folder = RunFolder(tmp_path / str(size), spec)
+        run_folder.start({})
+        model, settings = spec.build().train(), tiny(micro_batch=size, threshold=0.3, fixed_attention=0.5, **changes)
+        gta2cityscapes.train(model, Drawn(adapts=True), settings, run_folder)
+        found.append((metrics(run_folder.path), model.state_dict()))
+    (whole, weights), (parts, others) = found
+    assert ("loss_masked" in whole[0]) == bool(changes)
+    for line, other in zip(whole, parts, strict=True):
+        assert other == pytest.approx(line, rel=1e-4)
+    for name, x in weights.items():
+        torch.testing.assert_close(others[name], x, rtol=1e-3, atol=1e-4)
