@@ -3,7 +3,7 @@
     pip install '.[bench]'
     python benchmarks/run.py [NAME...]           all cases, or some; a table of each
     python benchmarks/run.py --check             which of the committed targets the committed results miss
-    python benchmarks/run.py --page              write the tables of the docs anew from the committed results
+    python benchmarks/run.py --page              write the docs' tables and picture anew from the committed results
 
 A case is a file of this folder with `rows(rounds, small=False)`: its docstring says what is measured. All ways of a row
 take turns in one process. Results go to benchmarks/results/NAME.json, and from there into the docs.
@@ -27,6 +27,7 @@ from rounds import OURS, Row, quartiles, ratios
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE.parent / "docs" / "tables" / "speed.md"
+PICTURE = HERE.parent / "docs" / "figures" / "speed.png"
 CASES = (
     "cross_entropy",
     "sliding_window",
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure(name, options.rounds, options.results)
     if options.page:
         PAGE.write_text(page(options.results))
+        draw(options.results, PICTURE)
     return check(options.results, options.names or CASES) if options.check else 0
 
 
@@ -150,6 +152,32 @@ def page(folder: Path) -> str:
         notes = [f"{row.title}: {row.note}" for row in case["rows"] if row.note]
         parts.append("\n" + "\n".join(f"- {note}" for note in notes) + "\n" if notes else "")
     return "\n".join(parts).rstrip() + "\n"
+
+
+def draw(folder: Path, file: Path) -> None:
+    """A bar for each comparison with a target: ours over the peer's, beside the target."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bars = [
+        (f"{row.title} / {peer}", ratios(row, peer), target)
+        for case in read(folder, CASES).values()
+        for row in case["rows"]
+        for peer, target in row.targets.items()
+    ]
+    figure, axis = plt.subplots(figsize=(13, 0.3 * len(bars) + 1))
+    for place, (_, (middle, low, high), target) in enumerate(reversed(bars)):
+        spread = [[middle - low], [high - middle]]
+        axis.barh(place, middle, 0.6, xerr=spread, color="C0" if middle <= target else "C1")
+        axis.plot([target, target], [place - 0.4, place + 0.4], color="black")
+    axis.set_yticks(range(len(bars)), [title for title, _, _ in reversed(bars)], fontsize=7)
+    axis.set_xlabel("ours / theirs, with quartiles; black: the target")
+    axis.margins(y=0.01)
+    figure.tight_layout()
+    figure.savefig(file, dpi=90)
+    plt.close(figure)
 
 
 def _table_lines(row: Row) -> list[str]:

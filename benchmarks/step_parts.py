@@ -16,10 +16,8 @@ from self_training import OurStep, network, pictures
 
 KERNELS = ("conv", "mm", "attention")  # words in the names of operators
 WHOLE, KERNEL_TIME, CHANNELS_LAST = "the step", "its kernels", "channels last"
-LIMIT = (
-    "beside its kernels, copies and batch norm take most: 9 and 9 % of the step of mit_b0, concatenation and resizing 4 % "
-    "(profile of one step)"
-)
+LIMIT = "beside its kernels, copies and batch norm take most: 9 and 9 % of the step of mit_b0, "
+LIMIT += "concatenation and resizing 4 % (profile of one step)"
 TARGETS = {"mixing, jitter and blur": {WHOLE: 0.05}}
 
 

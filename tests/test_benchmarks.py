@@ -79,3 +79,10 @@ def test_saved_megabytes_counts_storages_once_and_no_parameters() -> None:
     layer, x = torch.nn.Linear(250, 250, bias=False), torch.randn(1000, 250)
     got = rounds.saved_megabytes(lambda: (layer(x) + layer(x)).relu(), [layer])
     assert got == pytest.approx(2.0)  # x, and what ReLU gave
+
+
+def test_the_picture_has_a_bar_for_each_target(tmp_path: Path) -> None:
+    written(tmp_path, Row("one", "ms", {OURS: [1.0], "peer": [4.0]}, {"peer": 0.3}))
+    run.draw(tmp_path, tmp_path / "one.png")
+    run.draw(run.RESULTS, tmp_path / "all.png")
+    assert (tmp_path / "all.png").stat().st_size > (tmp_path / "one.png").stat().st_size > 1000
