@@ -704,7 +704,7 @@ def test_losses_of_parts_add_up_to_those_of_the_batch() -> None:
         for got, expected in zip(gradients(*parts), gradients(whole), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-14)
     training.criterion = ConfidenceWeightedCE(normalize="valid")
-    with pytest.raises(ValueError, match=r"whole needs a criterion that divides by all pixels, .*got normalize='valid'"):
+    with pytest.raises(ValueError, match=r"whole needs a criterion that divides by all pixels.*got normalize='valid'"):
         training.supervised(images[:1], labels[:1], whole=labels)
     with pytest.raises(ValueError, match=r"whole must be .*the labels of the whole batch"):
         SelfTraining(student, nn.Identity()).supervised(images[:1], labels[:1], whole=labels[0])
