@@ -127,7 +127,9 @@ class Experiment(NamedTuple):
         student, distance = build(arm, run.spec, settings, self.running)
         if start:
             load_weights(student, start)
-        steps = round(arm.length * (settings.steps if arm.start else settings.warmup))
+        steps, names = self.steps(arm), list(self.settings.arms)
+        here = names.index(run.path.name) + 1 if run.path.name in names else 0
+        run.later = sum(self.steps(self.arms[name]) for name in names[here:])
         # further steps see other crops and colours than the first ones
         settings = replace(settings, steps=steps, seed=2 * settings.seed + (arm.start is not None))
         counts, labeled = self.domains.counts, self.domains.source
@@ -139,6 +141,10 @@ class Experiment(NamedTuple):
         look = partial(self.look, run, settings, student)
         teacher = self.train(student, batches, settings, run, distance=distance, look=look)
         return student, teacher if arm.adapts else None, steps
+
+    def steps(self, arm: Arm) -> int:
+        """How many an arm takes, beside those of the arm that it starts from."""
+        return round(arm.length * (self.settings.steps if arm.start else self.settings.warmup))
 
     def look(
         self,

@@ -198,7 +198,9 @@ class RunFolder:
             text = f"stopped at step {self.steps}: {self.path}/last.pt cannot be written ({reason(problem)})"
             for file in self.refuges:
                 if not _saved(kept, file, 1):
-                    raise Stopped(f"{text}; the weights are in {file}, which predict.py takes as RUN") from problem
+                    way_on = f"; as {self.path}/last.pt, --resume goes on with it" if "optimizer" in state else ""
+                    text = f"{text}; the weights are in {file}, which predict.py takes as RUN{way_on}"
+                    raise Stopped(text) from problem
             raise Stopped(f"{text}, nor can {' or '.join(map(str, self.refuges))}: the weights are lost") from problem
 
     def keep_batch(self, batch: Any) -> str:
