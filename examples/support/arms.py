@@ -144,7 +144,8 @@ class Experiment(NamedTuple):
 
     def steps(self, arm: Arm) -> int:
         """How many an arm takes, beside those of the arm that it starts from."""
-        return round(arm.length * (self.settings.steps if arm.start else self.settings.warmup))
+        steps: int = self.settings.steps if arm.start else self.settings.warmup
+        return round(arm.length * steps)
 
     def look(
         self,
