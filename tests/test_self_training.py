@@ -708,3 +708,30 @@ def test_losses_of_parts_add_up_to_those_of_the_batch() -> None:
         training.supervised(images[:1], labels[:1], whole=labels)
     with pytest.raises(ValueError, match=r"whole must be .*the labels of the whole batch"):
         SelfTraining(student, nn.Identity()).supervised(images[:1], labels[:1], whole=labels[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_what_is_summed_is_float32(dtype: torch.dtype) -> None:
+    """Losses, confidence and the teacher's weights; close to those without autocast."""
+    torch.manual_seed(0)
+    student = MultiResSegmenter(nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 1, 1), detail_size=16)
+    training = SelfTraining(student, EMATeacher(student), threshold=0.3, generator=torch.Generator())
+    images, labels = torch.rand(2, 3, 32, 32), torch.randint(4, (2, 32, 32))
+
+    def terms() -> tuple[Tensor, Tensor]:
+        assert training.generator is not None
+        training.generator.manual_seed(0)
+        said, weight = training.pseudo_label(images)
+        return training.mixed(images, labels, images, said, weight)[0], weight
+
+    expected, trusted = terms()
+    with torch.autocast("cpu", dtype):
+        loss, weight = terms()
+        assert student(images).logits.dtype in (dtype, torch.float32)
+    loss.backward()
+    assert loss.dtype == weight.dtype == torch.float32
+    assert all(p.grad.dtype == torch.float32 for p in student.parameters() if p.grad is not None)
+    training.teacher.update(student)  # type: ignore[attr-defined]
+    assert {p.dtype for p in training.teacher.parameters()} == {torch.float32}  # type: ignore[attr-defined]
+    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
+    assert weight.mean().item() == pytest.approx(trusted.mean().item(), abs=0.05)
