@@ -258,7 +258,11 @@ def training_state(file: Path) -> dict[str, Any] | None:
     """
     if not file.is_file():
         return None
-    kept = load_checkpoint(file, {})
+    try:
+        kept = load_checkpoint(file, {})
+    except ValueError as error:
+        way_out = "a former checkpoint, last.1.pt of --keep, can take its place, or --overwrite begins anew"
+        raise ValueError(f"{error}; {way_out}") from None
     return kept if {"optimizer", "key", "phase"} <= kept.keys() else None
 
 

@@ -753,6 +753,34 @@ def test_a_complete_run_has_nothing_to_go_on_with(plain: Path, capsys: pytest.Ca
     assert (plain / "last.pt").stat().st_mtime_ns == before
 
 
+def test_a_damaged_checkpoint_is_no_start(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunFolder.log
+
+    def broken(run: RunFolder, **values: Any) -> None:
+        log(run, **values)
+        if run.steps == 3:
+            raise OSError("no room")
+
+    arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / "run", *FAST, "--save-every", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", broken)
+        assert main("own_data.py", *arguments, "--keep", 2) == 1
+    assert capsys.readouterr().err.endswith("own_data.py: stopped at step 3: no room; --resume goes on\n")
+    run_of_it = tmp_path / "run"
+    (run_of_it / "last.pt").write_bytes((run_of_it / "last.pt").read_bytes()[:1000])
+    assert main("own_data.py", *arguments, "--resume") == 2
+    text = (
+        r"/run/last\.pt: cannot be loaded .*; a former checkpoint, last\.1\.pt of --keep, can take its place, or --over"
+    )
+    assert re.search(text, capsys.readouterr().err.splitlines()[-1])
+    (run_of_it / "last.1.pt").replace(run_of_it / "last.pt")
+    assert main("own_data.py", *arguments, "--resume") == 0
+    assert "run: goes on at step 2" in capsys.readouterr().err
+    assert [line["step"] for line in read_metrics(run_of_it)] == [0, 1, 2, 3]
+
+
 def test_steps_that_are_not_finite_are_left_out_as_often_as_asked(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
