@@ -1,5 +1,6 @@
 """What the steps of a run learn from: any step's batch, from the seed and its number alone."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hrda_lib import data
+from support import SIGNALS
 from support.command_line import Running
 from support.domains import fitted
 from support.ending import printable
@@ -57,20 +59,31 @@ class Batches:
     def since(self, start: int) -> Iterator[Batch]:
         """The batches from a step on."""
         samples = data.StepBatches(self.batch_size, self.steps, start=start, **self.place)
-        source = iter(DataLoader(self.source, batch_sampler=samples, num_workers=self.workers))
-        target = (
-            iter(DataLoader(self.target, batch_sampler=samples, num_workers=self.workers))
-            if self.target is not None
-            else None
-        )
+        source = iter(self._loader(self.source, samples))
+        target = iter(self._loader(self.target, samples)) if self.target is not None else None
         for step in range(start, self.steps):
             yield Batch(step, _pair(next(source)), _pair(next(target)) if target else None)
+
+    def _loader(self, crops: data.SourceCrops | data.TargetCrops, samples: data.StepBatches) -> DataLoader[Any]:
+        return DataLoader(
+            crops,
+            batch_sampler=samples,
+            num_workers=self.workers,
+            worker_init_fn=leave_signals if self.workers else None,
+        )
 
     def names(self, step: int) -> str:
         """The images that a step takes, read once more."""
         (places,) = data.StepBatches(self.batch_size, step + 1, start=step, **self.place)
         streams = (self.source, self.target) if self.target is not None else (self.source,)
         return "; ".join(", ".join(printable(stream.name(k)) for k in places) for stream in streams)
+
+
+def leave_signals(_: int) -> None:
+    """In a loader's process: the one that started it answers them, and ends it by SIGTERM."""
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _pair(batch: Sequence[Tensor]) -> Pair:

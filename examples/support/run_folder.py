@@ -116,7 +116,12 @@ class RunFolder:
         self.next = self._restore(state, phase)
         try:
             with asked() as stop:
-                yield lambda batches: self._batches(batches, state, stop)
+                try:
+                    yield lambda batches: self._batches(batches, state, stop)
+                except RuntimeError as error:
+                    if stop():  # a signal for all processes ends a loader's workers
+                        raise KeyboardInterrupt from error
+                    raise
             self.save(state)
         except Stopped:
             raise

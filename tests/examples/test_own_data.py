@@ -753,6 +753,39 @@ def test_a_complete_run_has_nothing_to_go_on_with(plain: Path, capsys: pytest.Ca
     assert (plain / "last.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_of_a_run_is_one_to_the_run(
+    number: int, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    line = [
+        sys.executable,
+        EXAMPLES / "own_data.py",
+        "--source",
+        folders[0],
+        "--target",
+        folders[1],
+        "--out",
+        out,
+        *FAST,
+    ]
+    line += ["--steps", 100_000, "--workers", 1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*map(str, line)], stderr=subprocess.PIPE, env=environment, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) > 3:
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert re.fullmatch(r"own_data.py: stopped at step \d+: interrupted; --resume goes on", errors.splitlines()[-1])
+    assert kept(out)["step"] == len(losses(out)) > 3
+
+
 def test_a_damaged_checkpoint_is_no_start(
     folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
