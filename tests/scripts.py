@@ -28,6 +28,14 @@ def run(script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
+def run_together(count: int, script: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    """In so many processes that share the work."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", count]
+    command = [*start, EXAMPLES / script, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=200)
+
+
 def main(script: str, *arguments: Any) -> int:
     """In this process; the exit status, also where the parser of arguments refuses."""
     try:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import EXAMPLES, FAST, main, metrics, picture, run, write
+from scripts import EXAMPLES, FAST, main, metrics, picture, run, run_together, write
 from torch import Tensor
 
 import own_data
@@ -869,16 +869,8 @@ def test_lower_precision_learns_alike(precision: str, folders: tuple[Path, Path]
 
 def test_two_processes_adapt_as_one(folders: tuple[Path, Path], tmp_path: Path) -> None:
     for count in (1, 2):
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
         arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / str(count), *FAST]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [*start, *map(str, [EXAMPLES / "own_data.py", *arguments])],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+        done = run_together(count, "own_data.py", *arguments)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("next: python examples/predict.py") == 1  # the first process alone speaks
     one, two = (losses(tmp_path / count) for count in "12")

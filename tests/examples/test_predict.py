@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import main, picture, run
+from scripts import main, picture, run, run_together
 from torch import Tensor
 from trees import pixels, saved
 
@@ -156,6 +156,19 @@ def test_a_zip_holds_what_this_call_predicted(images: Path, tmp_path: Path) -> N
     assert main("predict.py", *arguments) == 1
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.namelist() == ["0.png"]
+
+
+def test_two_processes_predict_as_one(images: Path, tmp_path: Path) -> None:
+    model = small_run(tmp_path / "run")
+    for count in (1, 2):
+        done = run_together(count, "predict.py", model, images, "--out", tmp_path / str(count), "--zip")
+        assert done.returncode == 0, done.stderr
+        assert f"{tmp_path / str(count)}: {len(list(images.iterdir()))} of" in done.stdout
+    one, two = ({file.name: file.read_bytes() for file in (tmp_path / count).iterdir()} for count in "12")
+    assert one == two
+    assert one
+    first, second = (zipfile.ZipFile(tmp_path / f"{count}.zip").namelist() for count in "12")
+    assert first == second
 
 
 def test_the_teacher(street_run: Path, images: Path, tmp_path: Path) -> None:
