@@ -35,6 +35,8 @@ class Adapted(nn.Module):
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> from hrda_lib import Adapted
         >>> class Dictionary(nn.Module):
         ...     def forward(self, x):
         ...         return {"out": x + 1, "aux": x}

@@ -39,6 +39,8 @@ class ScaleAttentionHead(nn.Module):
             ``in_channels``, with those channels.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import ScaleAttentionHead
         >>> head = ScaleAttentionHead([16, 32], 19, embed_dims=8)
         >>> head([torch.rand(2, 16, 8, 8), torch.rand(2, 32, 4, 4)]).shape
         torch.Size([2, 19, 8, 8])

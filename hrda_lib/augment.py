@@ -44,6 +44,8 @@ class StrongAugment:
             values lie outside [-1, 2] once mean and std are undone.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import StrongAugment
         >>> augment = StrongAugment(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), jitter=1.0)
         >>> images = torch.zeros(2, 3, 8, 8)
         >>> out = augment(images, torch.Generator().manual_seed(0))
@@ -172,6 +174,8 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         ValueError: shapes or types differ, or (on the CPU) a sigma is not positive.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import gaussian_blur
         >>> point = torch.zeros(1, 1, 30, 30)
         >>> point[..., 15, 15] = 1
         >>> blurred = gaussian_blur(point, torch.tensor([1.0]))
@@ -215,6 +219,8 @@ def fourier_style(source: Tensor, target: Tensor, *, beta: float = 0.01) -> Tens
         ValueError: shapes or types differ, beta is out of its range, or (on the CPU) a pixel is nan or infinite.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.augment import fourier_style
         >>> day, night = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8) / 4
         >>> styled = fourier_style(day, night, beta=0.1)  # b = 0: means alone
         >>> torch.allclose(styled, day - day.mean((2, 3), keepdim=True) + night.mean((2, 3), keepdim=True), atol=1e-6)

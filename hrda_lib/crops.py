@@ -44,6 +44,8 @@ class MultiResCropSampler:
         ValueError: a size is no such multiple, or the detail exceeds the context.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import MultiResCropSampler
         >>> sampler = MultiResCropSampler((32, 32), scale=2, output_stride=4)
         >>> crops = sampler(torch.rand(2, 3, 64, 96), torch.Generator().manual_seed(0))
         >>> crops.context.shape, crops.detail.shape

@@ -58,6 +58,9 @@ class FeatureDistance(nn.Module):
         ValueError: settings, shapes or types differ from the above, or the encoder cannot be copied.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hrda_lib import FeatureDistance
         >>> encoder = nn.Conv2d(3, 8, 4, stride=4)
         >>> distance = FeatureDistance(encoder, classes=[1], num_classes=2)
         >>> images, labels = torch.rand(1, 3, 8, 8), torch.ones(1, 16, 16, dtype=torch.int64)

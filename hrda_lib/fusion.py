@@ -46,6 +46,7 @@ def fuse_scales(
 
     Example:
         >>> import torch
+        >>> from hrda_lib import CropBox, fuse_scales
         >>> context, detail = torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)
         >>> fused = fuse_scales(context, detail, 1.0, box=CropBox(2, 2, 4, 4))
         >>> fused[0, 0, 3].tolist()
@@ -82,6 +83,7 @@ class ScaleAttentionFusion(nn.Module):
 
     Example:
         >>> import torch
+        >>> from hrda_lib import CropBox, ScaleAttentionFusion
         >>> fusion = ScaleAttentionFusion(scale=2, output_stride=4)
         >>> logits = torch.zeros(1, 19, 8, 8)
         >>> fusion(logits, logits, logits, CropBox(16, 16, 32, 32)).shape

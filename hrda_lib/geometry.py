@@ -1,4 +1,4 @@
-"""Boxes, windows and resizing: the vocabulary that every other room shares."""
+"""Boxes, windows and resizing: the vocabulary that every other module shares."""
 
 import math
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from hrda_lib._checks import check_tensor, expect, pair, plain, short
 class CropBox(NamedTuple):
     """A rectangle in pixels of the tensor that it is applied to.
 
+    >>> from hrda_lib import CropBox
     >>> CropBox(top=8, left=16, height=32, width=64).scaled(1 / 8)
     CropBox(top=1, left=2, height=4, width=8)
     """
@@ -55,6 +56,7 @@ def crop(tensor: Tensor, box: CropBox) -> Tensor:
     """Cut ``box`` out of the last two dimensions of ``tensor`` (a view).
 
     >>> import torch
+    >>> from hrda_lib import CropBox, crop
     >>> crop(torch.arange(12).view(3, 4), CropBox(1, 2, 2, 2))
     tensor([[ 6,  7],
             [10, 11]])
@@ -85,6 +87,7 @@ def window_grid(
         window: window size (h, w).
         stride: step between windows, at most the window (a larger step would leave gaps).
 
+    >>> from hrda_lib import window_grid
     >>> window_grid((4, 6), (4, 4), (2, 2))
     [CropBox(top=0, left=0, height=4, width=4), CropBox(top=0, left=2, height=4, width=4)]
 
@@ -111,6 +114,7 @@ def resize(x: Tensor, size: int | Sequence[int]) -> Tensor:
         size: (H, W); an int stands for a square.
 
     >>> import torch
+    >>> from hrda_lib import resize
     >>> resize(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
     tensor([[[[0., 1., 3., 4.]]]])
 

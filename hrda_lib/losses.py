@@ -76,6 +76,8 @@ def confidence_weighted_ce(
             outside [0, 1], and logits or class weights that are nan, infinite or too large for the sum.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import confidence_weighted_ce
         >>> logits = torch.zeros(1, 4, 2, 2)
         >>> target = torch.tensor([[[0, 1], [3, 255]]])
         >>> round(confidence_weighted_ce(logits, target).item(), 4)  # 3/4 log 4
@@ -118,6 +120,8 @@ def entropy(logits: Tensor, weight: Tensor | None = None) -> Tensor:
             of which no class is finite and the best.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.losses import entropy
         >>> logits = torch.zeros(1, 4, 1, 2)
         >>> logits[0, 2, 0, 0] = 999  # certain here, all alike there
         >>> entropy(logits).item(), entropy(logits, torch.tensor([[[1.0, 0.0]]])).item()
@@ -141,6 +145,8 @@ class ConfidenceWeightedCE(nn.Module):
     """:func:`confidence_weighted_ce` with its settings kept.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import ConfidenceWeightedCE
         >>> criterion = ConfidenceWeightedCE(ignore_index=255)
         >>> logits = torch.zeros(1, 4, 2, 2, requires_grad=True)
         >>> target = torch.full((1, 8, 8), 255)

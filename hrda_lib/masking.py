@@ -35,6 +35,8 @@ def patch_mask(
         ValueError: a setting is out of its range.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import patch_mask
         >>> patch_mask((4, 4), block=2, ratio=0.5, generator=torch.Generator().manual_seed(1))[0, 0].int()
         tensor([[1, 1, 0, 0],
                 [1, 1, 0, 0],

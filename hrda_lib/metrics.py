@@ -37,6 +37,8 @@ class ConfusionMatrix:
         ValueError: there are fewer than two classes, shapes or types differ, or (on the CPU) a label is no class.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import ConfusionMatrix
         >>> confusion = ConfusionMatrix(3)
         >>> confusion.update(torch.tensor([[0, 1], [1, 1]]), torch.tensor([[0, 1], [0, 255]]))
         >>> confusion.iou()

@@ -30,6 +30,8 @@ def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         ValueError: shapes or dtypes differ.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import class_mix
         >>> mask = torch.tensor([[[True, False]]])
         >>> class_mix(torch.tensor([[[1, 1]]]), torch.tensor([[[2, 2]]]), mask)
         tensor([[[1, 2]]])
@@ -65,6 +67,8 @@ def sample_class_mask(
         ValueError: shapes or types differ from the above, or ``classes`` is not one list an image.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import sample_class_mask
         >>> labels = torch.tensor([[[0, 1, 2, 3]]])
         >>> sample_class_mask(labels, classes=[[1, 3]])
         tensor([[[False,  True, False,  True]]])

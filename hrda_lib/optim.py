@@ -25,6 +25,8 @@ def parameter_groups(
         ValueError: the model has no module ``encoder``, or one without parameters; a number is negative or not finite.
 
     Example:
+        >>> from torch import nn
+        >>> from hrda_lib.optim import parameter_groups
         >>> model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), "head": nn.Linear(2, 2)})
         >>> [(g["name"], g["lr"], g["weight_decay"]) for g in parameter_groups(model, lr=1.0)]
         [('encoder', 1.0, 0.01), ('encoder norm', 1.0, 0.0), ('head', 10.0, 0.01)]
@@ -79,6 +81,8 @@ def warmup_poly(
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> from hrda_lib.optim import warmup_poly
         >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
         >>> schedule = warmup_poly(optimizer, total=8, warmup=2)
         >>> [round(schedule.lr_lambdas[0](t), 3) for t in range(9)]

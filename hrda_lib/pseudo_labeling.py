@@ -49,6 +49,8 @@ def pseudo_labels(
             a best class, the weight is 0: a teacher that fails says nothing.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import pseudo_labels
         >>> logits = torch.tensor([9.0, 1.0]).view(1, 2, 1, 1).repeat(1, 1, 2, 2)
         >>> labels, weight = pseudo_labels(logits, valid=torch.tensor([[[True, True], [True, False]]]))
         >>> labels.tolist(), weight.tolist()

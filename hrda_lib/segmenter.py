@@ -102,6 +102,9 @@ class MultiResSegmenter(nn.Module):
         ValueError: sizes do not divide, the box does not lie inside the image, or the modules' answers do not fit.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hrda_lib import CropBox, MultiResSegmenter
         >>> encoder, decoder = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 19, 1)
         >>> model = MultiResSegmenter(encoder, decoder, nn.Conv2d(8, 1, 1), detail_size=(32, 32))
         >>> out = model(torch.rand(2, 3, 64, 64), CropBox(8, 16, 32, 32))
@@ -262,6 +265,9 @@ class MultiResSegmenter(nn.Module):
             ValueError: as :meth:`predict`.
 
         Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from hrda_lib import MultiResSegmenter
             >>> encoder, decoder = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 19, 1)
             >>> model = MultiResSegmenter(encoder, decoder, nn.Conv2d(8, 1, 1), detail_size=(32, 32))
             >>> scales = model.predict_scales(torch.rand(1, 3, 50, 70))

@@ -103,7 +103,9 @@ class SelfTraining:
     The caller runs ``teacher.update(student)`` at the start of every step but the first.
 
     Example:
-        >>> from hrda_lib import EMATeacher
+        >>> import torch
+        >>> from torch import nn
+        >>> from hrda_lib import EMATeacher, SelfTraining
         >>> student = nn.Conv2d(3, 4, 1)
         >>> training = SelfTraining(student, EMATeacher(student), generator=torch.Generator().manual_seed(0))
         >>> source, target = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)

@@ -68,6 +68,8 @@ class SlidingWindowInferer:
             channels or, unless ``resize=True``, a size that does not divide the windows' positions.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib import SlidingWindowInferer
         >>> infer = SlidingWindowInferer((4, 4), stride=(2, 2), output="labels")
         >>> image = torch.zeros(1, 3, 6, 9)
         >>> labels = infer(image, lambda x: torch.cat([x[:, :1], x[:, :1] + 1], dim=1))
@@ -136,6 +138,8 @@ class SlidingWindowInferer:
             ValueError: as a call; ``read`` returns something else.
 
         Example:
+            >>> import torch
+            >>> from hrda_lib import SlidingWindowInferer, crop
             >>> rows = torch.arange(10.0).view(1, 1, 10, 1).expand(1, 1, 10, 6)
             >>> infer = SlidingWindowInferer(4)
             >>> def above_four(x):

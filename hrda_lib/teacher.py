@@ -66,6 +66,9 @@ class EMATeacher(nn.Module):
             student's names or shapes differ from the teacher's.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from hrda_lib import EMATeacher
         >>> student = nn.BatchNorm2d(2)  # weight 1, bias 0
         >>> teacher = EMATeacher(student, decay=0.99)
         >>> with torch.no_grad():

@@ -31,6 +31,8 @@ def normalize(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
             positive, or a number or (on the CPU) a value is not finite.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.data import normalize
         >>> normalize(torch.full((3, 1, 1), 255, dtype=torch.uint8), mean=[0.5, 0.5, 1], std=[0.5, 1, 1]).flatten()
         tensor([1.0000, 0.5000, 0.0000])
     """
@@ -65,6 +67,8 @@ def channel_statistics(images: Iterable[Tensor]) -> tuple[list[float], list[floa
         ValueError: there is no image, one is of another type, shape or number of channels, or values are not finite.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.data import channel_statistics
         >>> channel_statistics([torch.tensor([[[0.0, 4.0]], [[7.0, 7.0]]])])
         ([2.0, 7.0], [2.0, 1.0])
     """

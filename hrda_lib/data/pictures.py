@@ -36,6 +36,7 @@ TURNS = {
 def fitted(have: Sequence[int], within: tuple[int, int]) -> tuple[int, int]:
     """The size to give to an image of size ``have``.
 
+    >>> from hrda_lib.data.pictures import fitted
     >>> fitted((1052, 1914), (1440, 2560))
     (1407, 2560)
     """

@@ -26,6 +26,8 @@ class RareClasses:
         ValueError: a setting is out of its range, or no image has more than ``min_pixels`` of any class.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.data import RareClasses
         >>> rare = RareClasses(torch.tensor([[9000, 0], [4000, 5000]]), temperature=0.1)
         >>> [round(p, 3) for p in rare.probabilities.tolist()]
         [0.012, 0.988]

@@ -26,6 +26,7 @@ class StepBatches(Sampler[list[int]]):
         ValueError: a number is out of its range.
 
     Example:
+        >>> from hrda_lib.data import StepBatches
         >>> list(StepBatches(2, 5, start=3))
         [[6, 7], [8, 9]]
         >>> list(StepBatches(1, 5, start=3, rank=1, world=2))

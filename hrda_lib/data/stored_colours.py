@@ -33,6 +33,7 @@ class StoredColours:
             of 8 bits, or shows a colour that is not named. The message then starts with the file.
 
     Example:
+        >>> from hrda_lib.data import StoredColours
         >>> StoredColours({(255, 0, 0): 0, (0, 0, 255): 1, (0, 0, 0): 255})
         StoredColours({(0, 0, 0): 255, (0, 0, 255): 1, (255, 0, 0): 0})
     """

@@ -48,6 +48,8 @@ def count_ids(label: Tensor) -> Tensor:
         ValueError: the label is of another type, on another device, or holds another id.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.data import count_ids
         >>> count_ids(torch.tensor([[0, 2, 2], [2, 255, 255]]))[[0, 1, 2, 255]]
         tensor([1, 0, 3, 2])
     """

@@ -45,6 +45,7 @@ class Stream:
         ValueError: ``seed`` or ``length`` is out of its range.
 
     Example:
+        >>> from hrda_lib.data.streams import Stream
         >>> stream = Stream(seed=0, length=3, number=1)
         >>> len(stream), stream.generator(2).initial_seed() == stream.generator(2).initial_seed()
         (3, True)

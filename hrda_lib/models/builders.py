@@ -109,6 +109,7 @@ def hrda(
 
     Example:
         >>> import torch
+        >>> from hrda_lib.models import hrda
         >>> model = hrda("mit_b0", num_classes=5, embed_dims=16, attention_embed_dims=16, detail_size=(32, 32))
         >>> model.eval()(torch.rand(1, 3, 64, 64)).logits.shape
         torch.Size([1, 5, 16, 16])
@@ -173,6 +174,7 @@ def daformer(
 
     Example:
         >>> import torch
+        >>> from hrda_lib.models import daformer
         >>> model = daformer("mit_b0", num_classes=5, embed_dims=16)
         >>> model(torch.rand(1, 3, 64, 64)).shape
         torch.Size([1, 5, 16, 16])
@@ -201,6 +203,7 @@ def deeplab_v2(
     Example:
         >>> import torch
         >>> from hrda_lib import MultiResSegmenter, ScaleAttentionHead
+        >>> from hrda_lib.models import deeplab_v2
         >>> network = deeplab_v2(num_classes=5)  # one scale; and around it two:
         >>> attention = ScaleAttentionHead(network.encoder.channels, 5)
         >>> model = MultiResSegmenter(

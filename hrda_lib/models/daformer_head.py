@@ -40,6 +40,8 @@ class DAFormerHead(nn.Module):
         ValueError: a setting is out of its range, or features have other channels.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.models import DAFormerHead
         >>> head = DAFormerHead([32, 64], num_classes=5, embed_dims=16)
         >>> head([torch.rand(2, 32, 16, 16), torch.rand(2, 64, 8, 8)]).shape
         torch.Size([2, 5, 16, 16])

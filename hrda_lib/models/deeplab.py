@@ -68,6 +68,7 @@ class DeepLabV2Head(nn.Module):
 
     Example:
         >>> import torch
+        >>> from hrda_lib.models import DeepLabV2Head
         >>> DeepLabV2Head(64, num_classes=5)([torch.rand(2, 64, 8, 16)]).shape
         torch.Size([2, 5, 8, 16])
     """

@@ -25,6 +25,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Example:
         >>> import torch
+        >>> from hrda_lib.models.depthwise import DepthwiseConv2d
         >>> DepthwiseConv2d(4, dilation=6)(torch.rand(1, 4, 16, 16)).shape
         torch.Size([1, 4, 16, 16])
     """

@@ -76,6 +76,8 @@ class MixTransformer(nn.Module):
         ValueError: the size is unknown, a setting is out of its range, or images have other channels.
 
     Example:
+        >>> import torch
+        >>> from hrda_lib.models import MixTransformer
         >>> encoder = MixTransformer("mit_b0")
         >>> [tuple(feature.shape) for feature in encoder(torch.rand(1, 3, 64, 96))]
         [(1, 32, 16, 24), (1, 64, 8, 12), (1, 160, 4, 6), (1, 256, 2, 3)]

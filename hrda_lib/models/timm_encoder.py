@@ -31,6 +31,7 @@ class TimmEncoder(nn.Module):
 
     Example:
         >>> import torch
+        >>> from hrda_lib.models import TimmEncoder
         >>> encoder = TimmEncoder("resnet18", in_channels=4)
         >>> encoder.channels, encoder.strides
         ((64, 64, 128, 256, 512), (2, 4, 8, 16, 32))
