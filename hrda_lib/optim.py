@@ -20,6 +20,12 @@ def parameter_groups(
 
     Args:
         model: a module with an ``encoder`` attribute.
+        lr: learning rate of the encoder, 0 or more; the default is the paper's.
+        head_factor: how many times as fast all else learns, 0 or more.
+        weight_decay: of all but the encoder's LayerNorms, 0 or more.
+
+    Returns:
+        Groups for an optimiser, each with ``name``, ``params``, ``lr`` and ``weight_decay``; none is empty.
 
     Raises:
         ValueError: the model has no module ``encoder``, or one without parameters; a number is negative or not finite.
@@ -71,10 +77,14 @@ def warmup_poly(
     (DAFormer, arXiv 2111.14887, section 4.) Call ``step()`` after each optimiser step; 0 from step T on.
 
     Args:
-        total: T, number of steps.
-        warmup: W, number of warm-up steps.
-        warmup_ratio: r, the first factor.
-        power: the exponent p.
+        optimizer: whose groups' learning rates :math:`\eta` are scaled, each by the same factor.
+        total: T, number of steps, at least 1.
+        warmup: W, number of warm-up steps; 0: none.
+        warmup_ratio: r, the first factor, in [0, 1].
+        power: the exponent p, 0 or more; 1: linear decay.
+
+    Returns:
+        A scheduler of torch.
 
     Raises:
         ValueError: a setting is out of its range.

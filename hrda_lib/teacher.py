@@ -110,7 +110,15 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move the average towards ``student``, on whatever device and in whatever dtype it is."""
+        """Move the average towards ``student``: the k-th call is step k of the equation.
+
+        Args:
+            student: the module that the teacher was built from, or a copy of it; on whatever device and in whatever dtype it
+                is.
+
+        Raises:
+            ValueError: names or shapes of its parameters or buffers differ from the teacher's.
+        """
         student = unwrap(student)
         _reshard(self.module)
         parts = _side_by_side(self.module, student)
@@ -131,9 +139,25 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the averaged copy answers, without gradient.
+
+        Args:
+            *args, **kwargs: given to the copy as they are: images (B, K, H, W) for a network.
+
+        Returns:
+            Whatever the student's ``forward`` returns, such as logits or :class:`hrda_lib.SegmenterOutput`.
+        """
         return self.module(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "EMATeacher":
+        """Set what batch norm layers of the copy use; all else in it stays in eval mode.
+
+        Args:
+            mode: True: what ``batch_norm`` says; False, as ``eval()`` does: running statistics.
+
+        Returns:
+            The teacher.
+        """
         super().train(mode)
         self.module.eval()
         for path, layer in _batch_norms(self.module):
@@ -141,9 +165,15 @@ class EMATeacher(nn.Module):
         return self
 
     def get_extra_state(self) -> Tensor:
+        """The step counter, an int64 tensor, for ``state_dict``."""
         return torch.tensor(self.step, dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
+        """Take the step counter from a ``state_dict``.
+
+        Args:
+            state: what :meth:`get_extra_state` gave.
+        """
         self.step = int(state)
 
     def _on_batch(self, path: str) -> bool:

@@ -21,6 +21,13 @@ class EncoderDecoder(nn.Module):
 
     With ``return_features`` it returns (logits, features), which is how :class:`hrda_lib.SelfTraining` gets the
     features for its feature distance.
+
+    Args:
+        encoder: a module, images -> features of any type.
+        decoder: a module, those features -> logits.
+
+    Raises:
+        ValueError: one of them is no module.
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
@@ -31,6 +38,15 @@ class EncoderDecoder(nn.Module):
         self.encoder, self.decoder = encoder, decoder
 
     def forward(self, images: Tensor, *, return_features: bool = False) -> Any:
+        """Segment ``images`` at the decoder's resolution.
+
+        Args:
+            images: (B, K, H, W) float, of sides that the encoder takes.
+            return_features: True: return the encoder's features too; False: logits alone.
+
+        Returns:
+            Logits (B, C, h, w), or (logits, features).
+        """
         features = self.encoder(images)
         logits: Tensor = self.decoder(features)
         return (logits, features) if return_features else logits
@@ -53,8 +69,11 @@ class EncoderDecoder(nn.Module):
             window: window size; None: the whole image at once, as DAFormer is evaluated.
             stride: step between windows; None: half a window.
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
-            batch_size: windows x images at once: more memory, the same result.
+            batch_size: windows x images at once: more memory, the same result; None: all.
             label_dtype: of labels: int64, or uint8 for up to 256 classes.
+
+        Returns:
+            (B, C, H, W) float, or labels (B, H, W).
 
         Raises:
             ValueError: images are not float (B, K, H, W), or a setting is out of its range.
@@ -90,19 +109,23 @@ def hrda(
     (HRDA, arXiv 2204.13132, section 3; 85,685,990 parameters for "mit_b5" and 19 classes.)
 
     Args:
-        encoder: "mit_b0" to "mit_b5", or a size of your own.
+        encoder: "mit_b0" to "mit_b5", or a :class:`MixTransformerSize` of your own.
         num_classes: C, channels of the logits.
         embed_dims: channels of the DAFormer head.
         attention_embed_dims: channels of the attention head.
         detail_size: detail crop and window in pixels; the paper's context crop is twice as large.
-        attention_classwise: one attention map a class (the paper), or one for all.
-        fixed_attention: a number in [0, 1] instead of a learned attention: 0 context alone, 1 detail alone.
-        drop_path: largest probability of skipping a branch of the encoder.
-        dropout: probability of dropping a channel before each classifier.
+        attention_classwise: True: one attention map a class (the paper); False: one for all.
+        fixed_attention: a number in [0, 1] instead of a learned attention: 0 context alone, 1 detail alone; None:
+            learned.
+        drop_path: largest probability of skipping a branch of the encoder, in [0, 1).
+        dropout: probability of dropping a channel before each classifier, in [0, 1).
         context_layer: of :class:`DAFormerHead`.
         in_channels: channels of the images.
         checkpoint_stages: encoder stages that compute their activations anew in backward; with all four, (0, 1, 2, 3),
-            the heads do so too.
+            the heads do so too. Empty: none.
+
+    Returns:
+        A segmenter at output stride 4, with random weights.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -167,7 +190,20 @@ def daformer(
 ) -> EncoderDecoder:
     """DAFormer: a Mix Transformer and the DAFormer head at one scale, images -> logits at stride 4.
 
-    (DAFormer, arXiv 2111.14887, section 3.2.) Arguments as in :func:`hrda`.
+    (DAFormer, arXiv 2111.14887, section 3.2.)
+
+    Args:
+        encoder: "mit_b0" to "mit_b5", or a :class:`MixTransformerSize` of your own.
+        num_classes: C, channels of the logits.
+        embed_dims: channels of the head.
+        drop_path: largest probability of skipping a branch of the encoder, in [0, 1).
+        dropout: probability of dropping a channel before the classifier, in [0, 1).
+        context_layer: of :class:`DAFormerHead`.
+        in_channels: channels of the images.
+        checkpoint_stages: of :func:`hrda`. Empty: none.
+
+    Returns:
+        A network with random weights.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -195,7 +231,10 @@ def deeplab_v2(
     Args:
         num_classes: C, channels of the logits.
         dilations: of :class:`DeepLabV2Head`.
-        weights: of :class:`ResNet101`.
+        weights: of :class:`ResNet101`; None: random weights.
+
+    Returns:
+        A network at output stride 8.
 
     Raises:
         ValueError: a setting is out of its range.
