@@ -113,8 +113,7 @@ class EMATeacher(nn.Module):
         """Move the average towards ``student``: the k-th call is step k of the equation.
 
         Args:
-            student: the module that the teacher was built from, or a copy of it; on whatever device and in whatever dtype it
-                is.
+            student: the module that the teacher was built from, on whatever device and in whatever dtype it is.
 
         Raises:
             ValueError: names or shapes of its parameters or buffers differ from the teacher's.
