@@ -24,7 +24,7 @@ class Adapted(nn.Module):
             - an int, a slice or a tuple of them: an index, such as ``slice(2, None)`` for a list without its first two,
             - a list of the above: the list of what each gives,
             - a function of the value; one that uses a module must itself be a module, to be trained and copied.
-        output: what of ``module``'s answer is returned, said in the same way.
+        output: what of ``module``'s answer is returned, said in the same way. None: all of it.
 
     Called with one value. Settings of a call go into the module's own configuration; those that belong to the step, as
     ``box`` and ``generator`` of :class:`hrda_lib.MultiResSegmenter`, do not pass: adapt its encoder, decoder and
@@ -56,6 +56,17 @@ class Adapted(nn.Module):
         self.module, self.input, self.output = module, input, output
 
     def forward(self, x: Any) -> Any:
+        """What ``output`` picks of the module's answer to what ``input`` picks of ``x``.
+
+        Args:
+            x: any value that ``input`` can pick from.
+
+        Returns:
+            Of any type, as picked.
+
+        Raises:
+            ValueError: what is picked is not there; the message names what is.
+        """
         return _picked("output", self.output, self.module(_picked("input", self.input, x)))
 
     def extra_repr(self) -> str:

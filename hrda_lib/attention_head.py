@@ -32,7 +32,8 @@ class ScaleAttentionHead(nn.Module):
         out_channels: the number of classes, or 1 for an attention that all classes share.
         embed_dims: width of the head.
         dropout: probability of dropping a channel, in [0, 1).
-        checkpoint: True keeps nothing but the features for backward: the head is computed anew there.
+        checkpoint: True keeps nothing but the features for backward: the head is computed anew there. False
+            keeps its activations.
 
     Raises:
         ValueError: a setting is out of its range, or the features are not a list of as many tensors as
@@ -72,6 +73,17 @@ class ScaleAttentionHead(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Attention logits at the finest feature's resolution.
+
+        Args:
+            features: a list or tuple of (B, C_i, h_i, w_i), one for each of ``in_channels``, fine to coarse.
+
+        Returns:
+            (B, out_channels, h_0, w_0) raw: before the sigmoid.
+
+        Raises:
+            ValueError: there are more or fewer features, or they have other channels.
+        """
         if not isinstance(features, list | tuple) or hooked(self):
             return self._classified(self.fuse(embed_levels(self.embeddings, features)))
         if self.checkpoint:

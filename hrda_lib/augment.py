@@ -29,15 +29,17 @@ class StrongAugment:
     order, are drawn once a batch.
 
     Args:
-        mean, std: three numbers each, what the caller normalised images in [0, 1] with.
-        jitter: probability of the colour jitter.
-        brightness, contrast, saturation, hue: half-widths of the ranges above, in [0, 1] (hue in [0, 0.5]).
-        blur: probability of the blur.
-        sigma: range of the blur's standard deviation in pixels.
+        mean: three numbers in [0, 1], which the caller subtracted from images in [0, 1].
+        std: three numbers in (0, 1], which the caller divided by.
+        jitter: probability of the colour jitter, in [0, 1].
+        brightness: half-width of the range of b, in [0, 1]; 0: no change.
+        contrast: half-width of the range of c around 1, in [0, 1]; 0: no change.
+        saturation: half-width of the range of s around 1, in [0, 1]; 0: no change.
+        hue: half-width of the range of h in turns, in [0, 0.5]; 0: no change.
+        blur: probability of the blur, in [0, 1].
+        sigma: range (low, high) of the blur's standard deviation in pixels, 0 < low <= high.
 
-    Call it with images (B, 3, H, W), normalised floats, and a CPU generator; it returns the same kind of tensor. With
-    ``group=``, processes that share a batch and have generators of one state, decisions are one for all of them, and
-    each image has its own draws, as if one process had all.
+    All defaults are the papers'.
 
     Raises:
         ValueError: a setting is out of its range, or the images are not float (B, 3, H, W), or (on the CPU) their
@@ -85,6 +87,20 @@ class StrongAugment:
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None, *, group: "Group" = None) -> Tensor:
+        """Augment a batch.
+
+        Args:
+            images: (B, 3, H, W) float, normalised with ``mean`` and ``std``.
+            generator: a CPU generator; None: torch's default.
+            group: processes that share a batch and have generators of one state: decisions are one for all of them, and
+                each image has its own draws, as if one process had all; None: this process alone.
+
+        Returns:
+            (B, 3, H, W), normalised, in the dtype of ``images``, never the same tensor.
+
+        Raises:
+            ValueError: as above.
+        """
         check_generator(generator)
         other = "for other channels write an augmentation of your own"
         expect("images", images, ("B", 3, "H", "W"), kind="float", hint=other)

@@ -15,9 +15,13 @@ class MultiResCrops(NamedTuple):
     """What :class:`MultiResCropSampler` returns."""
 
     context: Tensor
+    """The context crop, downscaled: (B, K, h/s, w/s)."""
     detail: Tensor
+    """The detail crop at full resolution: (B, K, dh, dw)."""
     context_box: CropBox
+    """Where the context lies, in image pixels."""
     detail_box: CropBox
+    """Where the detail lies, in pixels of the context crop at full resolution."""
 
 
 class MultiResCropSampler:
@@ -78,9 +82,15 @@ class MultiResCropSampler:
             self._check_fits(self.context_size)
 
     def sample(self, size: int | tuple[int, int], generator: torch.Generator | None = None) -> tuple[CropBox, CropBox]:
-        """Draw ``(context_box, detail_box)`` for an image of ``size`` (H, W).
+        """Draw the boxes of both crops.
 
-        ``context_box`` is in image pixels, ``detail_box`` in pixels of the (full-resolution) context crop.
+        Args:
+            size: of the image, (H, W) in pixels; an int stands for a square.
+            generator: a CPU generator; None: torch's default.
+
+        Returns:
+            ``(context_box, detail_box)``, the first in image pixels, the second in pixels of the (full-resolution)
+            context crop.
 
         Raises:
             ValueError: the image is smaller than the crops, or is the context and no multiple of k;
@@ -97,9 +107,19 @@ class MultiResCropSampler:
         return self._draw(size, context_size, generator), self._draw(context_size, self.detail_size, generator)
 
     def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> MultiResCrops:
-        """Cut both crops out of ``image`` (B, K, H, W), one pair of boxes for the whole batch.
+        """Cut both crops, at one pair of boxes for the whole batch.
 
         Cut labels by the same boxes: ``crop(crop(labels, context_box), detail_box)``.
+
+        Args:
+            image: (B, K, H, W) float.
+            generator: a CPU generator for the boxes; None: torch's default.
+
+        Returns:
+            :class:`MultiResCrops`.
+
+        Raises:
+            ValueError: as :meth:`sample`, or the image is not float (B, K, H, W).
         """
         expect("image", image, "BKHW", kind="float")
         context_box, detail_box = self.sample((image.shape[-2], image.shape[-1]), generator)

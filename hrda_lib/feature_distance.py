@@ -41,18 +41,13 @@ class FeatureDistance(nn.Module):
         reference_encoder: images -> features; copied, frozen and always in eval mode. It must have parameters.
         classes: chosen class ids (the paper: things); None chooses all but the ignored one.
         num_classes: number of classes of the labels.
-        weight: :math:`\lambda`.
+        weight: :math:`\lambda`, 0 or more.
         min_ratio: share of a cell's pixels that its class must reach, in [0, 1].
         ignore_index: the label without class. A class may be meant; above 255 classes, another than 255 must be chosen.
         level: which of several features, an index or a key; -1: the last of a sequence or dictionary (the paper: the
             coarsest).
 
-    Call it with the student's features on ``images`` (a tensor, or what holds one at ``level``), the images
-    (B, K, h, w) that both encoders see (HRDA: the context crop), and labels (B, H, W) at full resolution, uint8 or
-    int64. A cell covers W // w pixels a side; a rest at the bottom and right is left out, as in the released code.
-    Channels come first: (B, h, w, C) is refused, but where C / w happens to be w / h. ``whole=``, the labels of a batch
-    of which the images are a part, divides by the cells of that batch, and ``group=``, processes that share a batch,
-    by those of all.
+    A cell covers W // w pixels a side; a rest at the bottom and right is left out, as in the released code.
 
     Raises:
         ValueError: settings, shapes or types differ from the above, or the encoder cannot be copied.
@@ -117,6 +112,25 @@ class FeatureDistance(nn.Module):
         group: "Group" = None,
         whole: Tensor | None = None,
     ) -> Tensor:
+        """The distance on one batch.
+
+        Args:
+            features: the student's on ``images``: a tensor (B, C, h, w), or what holds one at ``level``. Channels come
+                first: (B, h, w, C) is refused, but where C / w happens to be w / h.
+            images: (B, K, H', W') float, what both encoders see (HRDA: the context crop).
+            labels: (B, H, W) uint8 or int64 at full resolution.
+            group: processes that share a batch: the sum is divided by the mean of their numbers of cells; None: by
+                those of this one.
+            whole: (B', H, W) labels of the batch that the images are a part of: the sum is divided by its cells; None:
+                the images are the batch.
+
+        Returns:
+            A scalar, in float32 at least; 0 where no cell is chosen.
+
+        Raises:
+            ValueError: shapes or types differ from the above, or (on the CPU) a number is not finite or a label no
+                class.
+        """
         feature = _at(self.level, features)
         check_finite("images", images)
         with torch.no_grad():
@@ -134,6 +148,14 @@ class FeatureDistance(nn.Module):
         return self.weight * mean
 
     def train(self, mode: bool = True) -> "FeatureDistance":
+        """As of any module, but the reference encoder stays in eval mode.
+
+        Args:
+            mode: of the module itself, which behaves alike in both.
+
+        Returns:
+            The module.
+        """
         super().train(mode)
         self.reference_encoder.eval()
         return self

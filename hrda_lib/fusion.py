@@ -75,11 +75,11 @@ class ScaleAttentionFusion(nn.Module):
     """:func:`fuse_scales` for raw attention logits and a box in image pixels.
 
     Args:
-        scale: how much coarser the context is than the detail.
-        output_stride: image pixels a detail-logit cell.
+        scale: s, how much coarser the context is than the detail.
+        output_stride: image pixels a detail-logit cell, at least 1.
 
-    Shapes: context logits (B, C, h, w); detail logits (B, C, dh, dw); attention logits (B, C or 1, h, w), passed
-    through a sigmoid, or a float in [0, 1] that is used as it is; box in image pixels or None.
+    Raises:
+        ValueError: a setting is out of its range.
 
     Example:
         >>> import torch
@@ -102,6 +102,20 @@ class ScaleAttentionFusion(nn.Module):
         attention_logits: Tensor | float,
         box: CropBox | None = None,
     ) -> Tensor:
+        """Fused logits, as :func:`fuse_scales` gives.
+
+        Args:
+            context_logits: (B, C, h, w).
+            detail_logits: (B, C, dh, dw), cells ``scale`` times as fine.
+            attention_logits: (B, C or 1, h, w), passed through a sigmoid, or a float in [0, 1] that is used as it is.
+            box: where the detail lies, in image pixels, on whole cells; None: it covers the whole context.
+
+        Returns:
+            (B, C, h*s, w*s).
+
+        Raises:
+            ValueError: as :func:`fuse_scales`, or the box does not lie on whole cells.
+        """
         attention = attention_logits.sigmoid() if isinstance(attention_logits, Tensor) else attention_logits
         cells = None if box is None else as_box("box", box).scaled(1 / self.output_stride)
         return fuse_scales(context_logits, detail_logits, attention, box=cells, scale=self.scale)

@@ -20,15 +20,22 @@ class CropBox(NamedTuple):
     """
 
     top: int
+    """First row, from 0."""
     left: int
+    """First column, from 0."""
     height: int
+    """Number of rows."""
     width: int
+    """Number of columns."""
 
     def scaled(self, factor: float) -> "CropBox":
         """The same box on a grid that is ``factor`` times as fine.
 
+        Args:
+            factor: positive, a quotient of whole numbers up to 4096: 1 / 4 for a grid of one cell every four pixels.
+
         Raises:
-            ValueError: a coordinate is not a whole number on that grid.
+            ValueError: ``factor`` is none, or a coordinate is not a whole number on that grid.
         """
         up, down = _ratio(factor)
         top, left, height, width = (value * up for value in self)
@@ -55,14 +62,22 @@ def _ratio(factor: float) -> tuple[int, int]:
 def crop(tensor: Tensor, box: CropBox) -> Tensor:
     """Cut ``box`` out of the last two dimensions of ``tensor`` (a view).
 
-    >>> import torch
-    >>> from hrda_lib import CropBox, crop
-    >>> crop(torch.arange(12).view(3, 4), CropBox(1, 2, 2, 2))
-    tensor([[ 6,  7],
-            [10, 11]])
+    Args:
+        tensor: (..., H, W), of any type.
+        box: in pixels of the tensor; any four ints (top, left, height, width) will do.
+
+    Returns:
+        (..., box.height, box.width), sharing the tensor's memory.
 
     Raises:
         ValueError: the box is empty or reaches beyond the tensor.
+
+    Example:
+        >>> import torch
+        >>> from hrda_lib import CropBox, crop
+        >>> crop(torch.arange(12).view(3, 4), CropBox(1, 2, 2, 2))
+        tensor([[ 6,  7],
+                [10, 11]])
     """
     check_tensor("tensor", tensor)
     top, left, height, width = as_box("box", box)

@@ -62,7 +62,7 @@ def confidence_weighted_ce(
         ignore_index: the label without loss. A class may be meant: it is not learned then. Above 255 classes, another
             than 255 must be chosen.
         class_weight: :math:`\kappa`, one non-negative weight a class; None: 1.
-        normalize: which Z.
+        normalize: which Z, by its name above.
         group: processes that share the batch, each with as many images: Z is the mean of theirs, so that the mean of
             their losses is the loss of all images; None: this one alone.
 
@@ -144,6 +144,14 @@ def entropy(logits: Tensor, weight: Tensor | None = None) -> Tensor:
 class ConfidenceWeightedCE(nn.Module):
     """:func:`confidence_weighted_ce` with its settings kept.
 
+    Args:
+        ignore_index: the label without loss, as there.
+        class_weight: one non-negative weight a class; None: 1. It moves with the module, and is not in ``state_dict``.
+        normalize: "all" pixels (the papers), "valid" ones or by "weight", as there.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
     Example:
         >>> import torch
         >>> from hrda_lib import ConfidenceWeightedCE
@@ -173,6 +181,20 @@ class ConfidenceWeightedCE(nn.Module):
         self.register_buffer("class_weight", kept, persistent=False)
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, group: "Group" = None) -> Tensor:
+        """The loss, as :func:`confidence_weighted_ce` with the settings kept.
+
+        Args:
+            logits: (B, C, h, w) raw, at most as large as the target.
+            target: (B, H, W) uint8 or int64 class ids or ``ignore_index``.
+            weight: (B, H, W) in [0, 1]; None: 1.
+            group: processes that share the batch, as there; None: this one alone.
+
+        Returns:
+            A scalar, in float32 at least.
+
+        Raises:
+            ValueError: as there.
+        """
         return confidence_weighted_ce(
             logits,
             target,

@@ -65,7 +65,15 @@ class ConfusionMatrix:
 
     @torch.no_grad()
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add label maps of one shape, uint8 or int64; a prediction may be anything where the target is ignored."""
+        """Add label maps of one shape.
+
+        Args:
+            prediction: class ids, uint8 or int64; anything where the target is ignored.
+            target: class ids or ``ignore_index``, uint8 or int64, of the same shape, such as (B, H, W).
+
+        Raises:
+            ValueError: shapes or types differ, or (on the CPU) a label is no class.
+        """
         check_tensor("target", target)
         check_tensor("prediction", prediction)
         target, prediction = (x.as_subclass(Tensor) for x in (target, prediction))  # such as MONAI's and torchvision's
@@ -128,9 +136,10 @@ class ConfusionMatrix:
         return iou
 
     def mean_iou(self, classes: Sequence[int] | None = None, *, absent: float = math.nan) -> float:
-        """Mean IoU over ``classes`` (None: all).
+        """Mean IoU over classes, in [0, 1].
 
         Args:
+            classes: ids to take the mean over; None: all but the ignored one.
             absent: of :meth:`iou`: by default the mean is over the classes that occur, and nan if none does.
 
         Raises:

@@ -155,12 +155,20 @@ class MultiResSegmenter(nn.Module):
         *,
         detail: Detail | None = None,
     ) -> SegmenterOutput:
-        """Segment ``images`` (B, K, H, W).
+        """One pass at both scales.
 
         Args:
+            images: (B, K, H, W) float, of sides that fit: see above.
             box: the detail crop in image pixels; None: drawn with ``generator`` where a crop is wanted.
+            generator: a CPU generator for the box; None: torch's default.
             detail: "crop" (one) or "windows" (all over the image); None: "crop" while training or with a box,
                 else "windows".
+
+        Returns:
+            :class:`SegmenterOutput`.
+
+        Raises:
+            ValueError: sides or the box do not fit, or ``box`` is given with "windows".
         """
         windows: Any = detail  # within this file also what predict() shares between its windows
         unique = windows if isinstance(windows, _UniqueWindows) else None
@@ -217,15 +225,18 @@ class MultiResSegmenter(nn.Module):
         window decides for itself.
 
         Args:
-            images: (B, K, H, W).
+            images: (B, K, H, W) float.
             window: window size, of sides as images have them in training; None: scale * detail_size.
             stride: step between windows; None: half a window.
             output: "logits" (B, C, H, W), "probs" or "labels" (B, H, W).
-            batch_size: windows x images at once: more memory, the same result.
+            batch_size: windows x images at once: more memory, the same result; None: all.
             label_dtype: of labels: int64, or uint8 for up to 256 classes.
-            progress: wraps the list of calls, as ``tqdm`` does.
+            progress: wraps the list of calls, as ``tqdm`` does; None: nothing.
             confident: share of sure cells, in [0, 1], from which a detail window is left out; 0: all are, 1: those
                 that are sure all over. None: all run.
+
+        Returns:
+            (B, C, H, W) float, or labels (B, H, W).
 
         Raises:
             ValueError: an argument does not fit, or ``confident`` is given where detail windows can't be told apart: on
@@ -260,6 +271,9 @@ class MultiResSegmenter(nn.Module):
 
         Args:
             images, window, stride, batch_size: of :meth:`predict`. The fused logits are its logits.
+
+        Returns:
+            :class:`ScalePredictions`.
 
         Raises:
             ValueError: as :meth:`predict`.

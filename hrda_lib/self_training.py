@@ -172,10 +172,19 @@ class SelfTraining:
         """Supervised loss plus feature distance on labelled images: one graph, one backward.
 
         Args:
-            images, labels: the batch, or with ``whole`` a part of it.
-            box: of the detail crop; None: drawn.
-            whole: (B, H, W) labels of the batch, of which this is a part: the loss is the part's share in that of the
-                batch, so that losses and gradients of all parts, at one ``box``, add up to it.
+            images: (B, K, H, W) float, the batch, or with ``whole`` a part of it.
+            labels: (B, H, W) uint8 or int64, theirs.
+            box: of the detail crop, in image pixels; None: drawn, or none for a student of one scale.
+            whole: (B', H, W) labels of the batch, of which this is a part: the loss is the part's share in that of the
+                batch, so that losses and gradients of all parts, at one ``box``, add up to it. None: ``images`` are the
+                batch.
+
+        Returns:
+            The loss, a scalar, and its ``parts``.
+
+        Raises:
+            ValueError: shapes or types do not fit, or ``whole`` is given with a criterion that does not divide by all
+                pixels.
         """
         if self.feature_distance is None:
             return self.supervised(images, labels, box=box, whole=whole)
@@ -200,9 +209,16 @@ class SelfTraining:
         """The loss on images with labels, as they are: those of :meth:`mix`, or a part of them.
 
         Args:
-            images, labels: the batch, or with ``whole`` a part of it.
+            images: (B, K, H, W) float, the batch, or with ``whole`` a part of it.
+            labels: (B, H, W) uint8 or int64, theirs.
             weight: (B, H, W) in [0, 1]; None: 1.
-            box, whole: of :meth:`source`.
+            box, whole: of :meth:`source`; None: as there.
+
+        Returns:
+            The loss, a scalar, and its ``parts``.
+
+        Raises:
+            ValueError: as :meth:`source`.
         """
         self._prepare(images, labels, whole)
         loss, parts = self._loss(self._segment(images, box), labels, weight)
@@ -210,7 +226,18 @@ class SelfTraining:
 
     @torch.no_grad()
     def pseudo_label(self, images: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The teacher's labels (B, H, W) and their weight; weight 0 where ``valid`` (B, H, W) bool is False."""
+        """The teacher's labels and their weight, without gradient.
+
+        Args:
+            images: (B, K, H, W) float, of the target.
+            valid: (B, H, W) bool: False gets weight 0, as in margins and padding; None: True everywhere.
+
+        Returns:
+            Labels (B, H, W) int64 and weight (B, H, W) in [0, 1], by :func:`hrda_lib.pseudo_labels`.
+
+        Raises:
+            ValueError: the teacher's answer or ``valid`` does not fit.
+        """
         logits = self._teacher_logits(self.teacher(images))
         size = (images.shape[-2], images.shape[-1])
         return pseudo_labels(logits, size=size, threshold=self.threshold, valid=valid, per=self.per, group=self.group)
@@ -228,9 +255,17 @@ class SelfTraining:
         """Target images with some source classes pasted in (weight 1) over the pseudo labels, and augmented.
 
         Args:
-            source_images, source_labels, target_images: the batch.
+            source_images: (B, K, H, W) float.
+            source_labels: (B, H, W) uint8 or int64.
+            target_images: (B, K, H, W), of the shape and dtype of ``source_images``.
             labels, weight: of :meth:`pseudo_label`.
             classes: the pasted ones, one list an image; None: half of those of each image, drawn.
+
+        Returns:
+            :class:`hrda_lib.MixedBatch`, of B images.
+
+        Raises:
+            ValueError: shapes or types do not fit, or ``augment`` changes the shape.
         """
         _check_batch("source_labels", source_labels, source_images)
         self._prepare(target_images, labels)
@@ -253,7 +288,19 @@ class SelfTraining:
         classes: Sequence[Sequence[int]] | None = None,
         box: CropBox | None = None,
     ) -> tuple[Tensor, Parts]:
-        """Loss on what :meth:`mix` gives."""
+        """Loss on what :meth:`mix` gives.
+
+        Args:
+            source_images, source_labels, target_images, labels, weight: of :meth:`mix`.
+            classes: of :meth:`mix`; None: drawn.
+            box: of the detail crop, in image pixels; None: drawn, or none for a student of one scale.
+
+        Returns:
+            The loss, a scalar, and its ``parts``.
+
+        Raises:
+            ValueError: as :meth:`mix` and :meth:`supervised`.
+        """
         batch = self.mix(source_images, source_labels, target_images, labels, weight, classes=classes)
         return self.supervised(*batch, box=box)
 
@@ -269,10 +316,16 @@ class SelfTraining:
         """Loss on patch-masked target images, as they are (MIC, arXiv 2212.01322, section 3.2).
 
         Args:
-            target_images: (B, K, H, W).
+            target_images: (B, K, H, W) float.
             labels, weight: of :meth:`pseudo_label` on images without mask and augmentation.
             mask: (B, 1, H, W), True or 1 = kept; None: drawn by ``masking``, else by :func:`hrda_lib.patch_mask`.
-            box: of the detail crop; None: drawn.
+            box: of the detail crop, in image pixels; None: drawn, or none for a student of one scale.
+
+        Returns:
+            The loss, a scalar, and its ``parts``.
+
+        Raises:
+            ValueError: shapes or types do not fit, or the mask is outside [0, 1].
         """
         self._prepare(target_images, labels)
         batch, _, height, width = target_images.shape
@@ -296,10 +349,25 @@ class SelfTraining:
         mixed_classes: Sequence[Sequence[int]] | None = None,
         masked_box: CropBox | None = None,
     ) -> Iterator[tuple[str, Tensor]]:
-        """("source", loss), ("mixed", loss), and with ``masking`` ("masked", loss), of one call of the teacher.
+        """All terms of one step, of one call of the teacher.
 
         Call backward on each before asking for the next. The masked term sees the target images augmented, then masked
         (MIC's ``separatetrgaug``).
+
+        Args:
+            source_images: (B, K, H, W) float.
+            source_labels: (B, H, W) uint8 or int64.
+            target_images: (B, K, H, W), of the shape, dtype and device of ``source_images``.
+            target_valid: (B, H, W) bool, ``valid`` of :meth:`pseudo_label`; None: True everywhere.
+            source_box, mixed_box, masked_box: of each term's detail crop, in image pixels; None: drawn, or none for a
+                student of one scale.
+            mixed_classes: ``classes`` of :meth:`mix`; None: drawn.
+
+        Yields:
+            ("source", loss), ("mixed", loss), and with ``masking`` ("masked", loss), scalars.
+
+        Raises:
+            ValueError: shapes or types do not fit, or ``masked_box`` is given without ``masking``.
         """
         _check_batch("source_labels", source_labels, source_images)
         check_tensor("target_images", target_images)

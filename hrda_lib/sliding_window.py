@@ -49,7 +49,7 @@ class SlidingWindowInferer:
         window: window size (h, w) in image pixels; cut to the image where it is larger.
         stride: step between windows; None: half a window, rounded up.
         batch_size: windows x images a call of the predictor; None: all at once. The result does not depend on it.
-        blend: "constant" or "gaussian".
+        blend: "constant" (g = 1) or "gaussian".
         output: "logits", "probs" (softmax of the averaged logits) or "labels" (their argmax); the latter two of two
             classes at least.
         resize: True: predictions are upsampled bilinearly and averaged at pixel resolution; "once": averaged at the
@@ -58,7 +58,7 @@ class SlidingWindowInferer:
             back, for networks that take only some sizes. False: the window is cut to the image.
         label_dtype: of labels: int64, which indexes and counts, or uint8 for up to 256 classes in an eighth of the
             memory.
-        progress: wraps the list of calls, as ``tqdm`` does.
+        progress: wraps the list of calls, as ``tqdm`` does; None: nothing.
 
     The predictor maps windows (b, K, h, w) of the image's dtype to float logits (b, C, h', w'). Averages are
     kept in float32 (float64 for float64 predictions). Gradients flow through; use ``torch.no_grad()`` for inference.
@@ -105,6 +105,19 @@ class SlidingWindowInferer:
         self.resize, self.pad, self.label_dtype, self.progress = resize, pad, label_dtype, progress
 
     def __call__(self, image: Tensor, predictor: Predictor) -> Tensor:
+        """Segment images that are whole in memory.
+
+        Args:
+            image: (B, K, H, W), of any size.
+            predictor: windows (b, K, h, w) -> float logits (b, C, h', w').
+
+        Returns:
+            (B, C, H, W) for "logits" and "probs", (B, H, W) of ``label_dtype`` for "labels"; with ``resize=False`` H
+            and W are those of the predictor's cells.
+
+        Raises:
+            ValueError: the image or the predictor's answer does not fit.
+        """
         expect("image", image, "BKHW")
         size, images, out = _fixed(image), image.shape[0], None
 

@@ -141,7 +141,7 @@ class EMATeacher(nn.Module):
         """What the averaged copy answers, without gradient.
 
         Args:
-            *args, **kwargs: given to the copy as they are: images (B, K, H, W) for a network.
+            args, kwargs: given to the copy as they are: images (B, K, H, W) for a network.
 
         Returns:
             Whatever the student's ``forward`` returns, such as logits or :class:`hrda_lib.SegmenterOutput`.

@@ -81,7 +81,12 @@ class LabeledFiles:
         return self.drafted(index, None)
 
     def drafted(self, index: int, within: tuple[int, int] | None) -> Sample:
-        """The sample, with a draft of its image for ``Resized(..., within, draft=True)``."""
+        """The sample, with a draft of its image for ``Resized(..., within, draft=True)``.
+
+        Args:
+            index: of the image, from 0.
+            within: (h, w) that the image is going to be fitted into; None: the whole image.
+        """
         file = self._images[index]
         image, have = draft_of(file, self._read_image, self._max_pixels, within)
         label = self.label(index)
@@ -99,6 +104,9 @@ class LabeledFiles:
         """Compare the sizes of an image and its label by their headers; those that readers of one's own read are not.
 
         Files that are missing or broken are named when they are read.
+
+        Args:
+            index: of the image, from 0.
 
         Raises:
             ValueError: they differ, a picture is too large, or a label has an EXIF orientation; the message starts
@@ -119,7 +127,15 @@ class LabeledFiles:
         return ValueError(f"{shown(self.label_file(index))}: label must have its image's size {image}, got {label}")
 
     def label(self, index: int) -> Tensor:
-        """The label (H, W) uint8 alone, without reading the image."""
+        """The label alone, without reading the image.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Returns:
+            (H, W) uint8, 255 ignored.
+        """
         self._check_file(self._labels[index])
         return label_of(self._labels[index], self._read_label)
 
@@ -129,14 +145,27 @@ class LabeledFiles:
         return list(self._names)
 
     def count(self, index: int) -> Tensor:
-        """Pixels of each id in the label, (256,) int64."""
+        """Pixels of each id in the label.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Returns:
+            (256,) int64; entry 255 counts ignored pixels.
+        """
         if not isinstance(self._read_label, StoredIds):
             return count_ids(self.label(index))
         self._check_file(self._labels[index])
         return called(self._read_label.count, self._labels[index])
 
     def label_file(self, index: int) -> Path:
-        """Where the label of an image is expected."""
+        """Where the label of an image is expected, for messages.
+
+
+        Args:
+            index: of the image, from 0.
+        """
         return self._labels[index]
 
     def check_files(self) -> None:

@@ -17,7 +17,7 @@ class RareClasses:
 
     Args:
         counts: (N, C) pixels of each class in each image (:func:`count_labels`, cut to the classes).
-        temperature: T; the larger, the more even.
+        temperature: T, positive; the larger, the more even.
         min_pixels: an image is drawn for a class if it has more pixels of it, at the resolution of the counts.
 
     ``.probabilities`` is P, (C,) float64.
@@ -63,7 +63,17 @@ class RareClasses:
             )
 
     def draw(self, generator: torch.Generator | None = None) -> tuple[int, int]:
-        """(image index, class)."""
+        """A class, then an image that shows more than ``min_pixels`` of it.
+
+        Args:
+            generator: a CPU generator; None: torch's default.
+
+        Returns:
+            (image index, class), both from 0.
+
+        Raises:
+            ValueError: the generator is not on the CPU.
+        """
         check_generator(generator)
         label = int(torch.multinomial(self.probabilities, 1, generator=generator))
         images = self._images[label]

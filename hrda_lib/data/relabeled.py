@@ -38,20 +38,49 @@ class Relabeled:
         return Sample(image, self._renamed(label), name)
 
     def label(self, index: int) -> Tensor:
-        """The label (H, W) uint8 alone, without reading the image."""
+        """The label alone, without reading the image.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Returns:
+            (H, W) uint8, 255 ignored.
+        """
         return self._renamed(self.dataset.label(index))
 
     def count(self, index: int) -> Tensor:
-        """Pixels of each new id in the label, (256,) int64."""
+        """Pixels of each new id in the label.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Returns:
+            (256,) int64; entry 255 counts ignored pixels.
+        """
         new = torch.from_numpy(self._table).long()
         return torch.zeros(256, dtype=torch.int64).index_add_(0, new, count_of(self.dataset, index))
 
     def label_file(self, index: int) -> Path:
-        """Where the label of an image is expected."""
+        """Where the label of an image is expected, for messages.
+
+
+        Args:
+            index: of the image, from 0.
+        """
         return self.dataset.label_file(index)
 
     def check_size(self, index: int) -> None:
-        """Compare the sizes of an image and its label as stored, by their headers, where the data set can."""
+        """Compare the sizes of an image and its label as stored, by their headers, where the data set can.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Raises:
+            ValueError: they differ.
+        """
         check_size_of(self.dataset, index)
 
     def fingerprint(self) -> str:

@@ -48,15 +48,36 @@ class Resized:
         return Sample(_resized_image(image, size), _resized_label(label, self.size), name)
 
     def label(self, index: int) -> Tensor:
-        """The resized label (h', w') uint8 alone, without reading the image."""
+        """The resized label alone, without reading the image.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Returns:
+            (h', w') uint8, 255 ignored.
+        """
         return _resized_label(self.dataset.label(index), self.size)
 
     def label_file(self, index: int) -> Path:
-        """Where the label of an image is expected."""
+        """Where the label of an image is expected, for messages.
+
+
+        Args:
+            index: of the image, from 0.
+        """
         return self.dataset.label_file(index)
 
     def check_size(self, index: int) -> None:
-        """Compare the sizes of an image and its label as stored, by their headers, where the data set can."""
+        """Compare the sizes of an image and its label as stored, by their headers, where the data set can.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Raises:
+            ValueError: they differ.
+        """
         check_size_of(self.dataset, index)
 
     def fingerprint(self) -> str:
@@ -89,7 +110,11 @@ class ResizedImages(UnlabeledImages):
         return self.dataset.files
 
     def with_files(self, files: Sequence[Path]) -> "ResizedImages":
-        """Other files, read and resized in the same way; their samples are named by them."""
+        """Other files, read and resized in the same way; their samples are named by them.
+
+        Args:
+            files: image files, in the order in which they are indexed.
+        """
         return ResizedImages(self.dataset.with_files(files), self.size, draft=self.draft)
 
     def fingerprint(self) -> str:

@@ -16,24 +16,33 @@ class Sample(NamedTuple):
     """
 
     image: Tensor
+    """(3, H, W) uint8, as a rule."""
     label: Tensor
+    """(H, W) uint8 class ids, 255 ignored."""
     name: str
+    """Of the image."""
 
 
 class UnlabeledSample(NamedTuple):
     """An image of the target domain as in :class:`Sample`, and its name. There is no label to read by mistake."""
 
     image: Tensor
+    """(3, H, W) uint8, as a rule."""
     name: str
+    """Of the image."""
 
 
 class LabelClass(NamedTuple):
     """A class: its name, the id that files store, the id to train with, and the (red, green, blue) to draw it in."""
 
     name: str
+    """As its data set spells it."""
     id: int
+    """In stored files."""
     train_id: int
+    """In labels that the library gives."""
     colour: tuple[int, int, int]
+    """(red, green, blue), each in [0, 255]."""
 
 
 class LabeledImages(Protocol):
@@ -47,10 +56,23 @@ class LabeledImages(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Sample: ...
     def label(self, index: int) -> Tensor:
-        """The label (H, W) uint8 alone, without reading the image."""
+        """The label alone, without reading the image.
+
+
+        Args:
+            index: of the image, from 0.
+
+        Returns:
+            (H, W) uint8, 255 ignored.
+        """
 
     def label_file(self, index: int) -> Path:
-        """Where the label of an image is expected, for messages."""
+        """Where the label of an image is expected, for messages.
+
+
+        Args:
+            index: of the image, from 0.
+        """
 
     def fingerprint(self) -> str:
         """Changes when any label does, for caches."""

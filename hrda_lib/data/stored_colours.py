@@ -63,13 +63,27 @@ class StoredColours:
         return f"StoredColours({self.colours})"
 
     def within(self, max_pixels: int | None) -> "StoredColours":
-        """The same under a data set's limit, where it has none of its own."""
+        """The same under a data set's limit, where it has none of its own.
+
+        Args:
+            max_pixels: larger labels are refused; None: Pillow's own limit.
+        """
         other = copy.copy(self)
         other.max_pixels = max_pixels if self.max_pixels is None else self.max_pixels
         return other
 
     def __call__(self, file: Path) -> Tensor:
-        """The label, (H, W) uint8."""
+        """Read a label.
+
+        Args:
+            file: a picture of 8 bits a channel.
+
+        Returns:
+            (H, W) uint8.
+
+        Raises:
+            ValueError: as above; the message starts with the file.
+        """
         with open_label(file, self.max_pixels) as image:
             if image.mode not in ("RGB", "RGBA", "P", "PA", "L", "LA", "1") or ";16" in image.info["raw mode"]:
                 raise ValueError(f"{shown(file)}: colours of 8 bits a channel are expected, got mode {image.mode}")

@@ -20,17 +20,21 @@ from hrda_lib.geometry import CropBox, crop
 
 
 class SourceCrop(NamedTuple):
-    """(K, h, w) as the data set reads images, uint8 (3, h, w) as a rule; and (h, w) uint8."""
+    """What :class:`SourceCrops` gives: a crop of an image and of its label."""
 
     image: Tensor
+    """(K, h, w) as the data set reads images, uint8 (3, h, w) as a rule."""
     label: Tensor
+    """(h, w) uint8, 255 ignored and where the image was padded."""
 
 
 class TargetCrop(NamedTuple):
-    """As in :class:`SourceCrop`, and (h, w) bool: False in margins and padding, where no pseudo label is wanted."""
+    """What :class:`TargetCrops` gives: a crop of an image, and where a pseudo label is wanted."""
 
     image: Tensor
+    """As in :class:`SourceCrop`."""
     valid: Tensor
+    """(h, w) bool: False in margins and padding."""
 
 
 class Stream:
@@ -86,13 +90,13 @@ class SourceCrops(Dataset[SourceCrop]):
 
     Args:
         dataset: labelled images.
-        size: crop (h, w).
+        size: crop (h, w) in pixels; an int stands for a square.
         length: number of samples; None: endless, for :class:`StepBatches`.
-        seed: seed of the stream.
+        seed: seed of the stream, 0 or more.
         rare_classes: how to draw images; None: uniformly.
         min_crop_pixels: see above; None: half of ``rare_classes.min_pixels``.
         max_class_share: see above, in (0, 1]; 1 takes every crop.
-        tries: at least 1.
+        tries: how many crops are drawn at most, at least 1; the last is taken as it is.
         on_error: what an image or label does that cannot be read: "raise", or "skip": another image is drawn in its
             place, it is logged once, and ``.skipped`` names it.
 
@@ -134,7 +138,11 @@ class SourceCrops(Dataset[SourceCrop]):
         return self._skipped.indices()
 
     def name(self, k: int) -> str:
-        """That of the image which sample k is a crop of; the image is read once more."""
+        """The name of the image which sample k is a crop of; the image is read once more.
+
+        Args:
+            k: number of the sample, from 0.
+        """
         return self._drawn(self._stream.generator(k))[0].name
 
     def _drawn(self, generator: torch.Generator) -> tuple[Sample, int | None]:
@@ -148,6 +156,18 @@ class SourceCrops(Dataset[SourceCrop]):
         return first_readable(draw, self.dataset.__getitem__, self._skipped)
 
     def __getitem__(self, k: int) -> SourceCrop:
+        """Sample k of the stream.
+
+        Args:
+            k: its number, from 0.
+
+        Returns:
+            :class:`SourceCrop`: the image (K, h, w) as the data set reads it, not normalised, and the label (h, w)
+            uint8.
+
+        Raises:
+            IndexError: k is outside 0..length - 1.
+        """
         generator = self._stream.generator(k)
         (image, label, name), wanted = self._drawn(generator)
         if image.shape[1:] != label.shape:
@@ -173,9 +193,9 @@ class TargetCrops(Dataset[TargetCrop]):
 
     Args:
         dataset: images without labels.
-        size: crop (h, w).
+        size: crop (h, w) in pixels; an int stands for a square.
         length: number of samples; None: endless, for :class:`StepBatches`.
-        seed: seed of the stream.
+        seed: seed of the stream, 0 or more.
         margins: pixels (top, bottom, left, right) of the full image where no pseudo label is wanted, for example the
             bonnet of the car (DAFormer, arXiv 2111.14887, section 4).
         on_error: as of :class:`SourceCrops`.
@@ -210,7 +230,11 @@ class TargetCrops(Dataset[TargetCrop]):
         return self._skipped.indices()
 
     def name(self, k: int) -> str:
-        """That of the image which sample k is a crop of; the image is read once more."""
+        """The name of the image which sample k is a crop of; the image is read once more.
+
+        Args:
+            k: number of the sample, from 0.
+        """
         return self._drawn(self._stream.generator(k)).name
 
     def _drawn(self, generator: torch.Generator) -> UnlabeledSample:
@@ -220,6 +244,17 @@ class TargetCrops(Dataset[TargetCrop]):
         return first_readable(draw, self.dataset.__getitem__, self._skipped)[0]
 
     def __getitem__(self, k: int) -> TargetCrop:
+        """Sample k of the stream.
+
+        Args:
+            k: its number, from 0.
+
+        Returns:
+            :class:`TargetCrop`: the image (K, h, w) as the data set reads it, not normalised, and where it is valid.
+
+        Raises:
+            IndexError: k is outside 0..length - 1.
+        """
         generator = self._stream.generator(k)
         image, name = self._drawn(generator)
         top, bottom, left, right = self.margins

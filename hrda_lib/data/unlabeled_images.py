@@ -48,7 +48,11 @@ class UnlabeledImages:
         return list(self._files)
 
     def with_files(self, files: Sequence[Path]) -> "UnlabeledImages":
-        """Other files, read in the same way; their samples are named by them, and each may be of another kind."""
+        """Other files, read in the same way; their samples are named by them, and each may be of another kind.
+
+        Args:
+            files: image files, in the order in which they are indexed.
+        """
         other = UnlabeledImages(files, read_image=self._read_image, max_pixels=self._max_pixels)
         other._kind = None
         return other
@@ -61,7 +65,15 @@ class UnlabeledImages:
         return self.drafted(index, None)[0]
 
     def drafted(self, index: int, within: tuple[int, int] | None) -> tuple[UnlabeledSample, tuple[int, ...]]:
-        """The sample and its image's size; the image is a draft, for ``ResizedImages(..., within, draft=True)``."""
+        """The sample and its image's size; the image is a draft, for ``ResizedImages(..., within, draft=True)``.
+
+        Args:
+            index: of the image, from 0.
+            within: (h, w) that the image is going to be fitted into; None: the whole image.
+
+        Returns:
+            The sample, and (H, W) of the image as stored.
+        """
         file = self._files[index]
         image, have = draft_of(file, self._read_image, self._max_pixels, within)
         if self._kind:

@@ -32,7 +32,7 @@ class DAFormerHead(nn.Module):
         context_layer: "sepaspp" (DAFormer); "aspp", whose dilated convolutions are not separable; "conv1", one 1x1
             convolution, as in SegFormer.
         dilations: of the branches of an ASPP; 1 stands for a 1x1 convolution.
-        dropout: probability of dropping a whole channel before the classifier.
+        dropout: probability of dropping a whole channel before the classifier, in [0, 1).
         checkpoint: True keeps nothing but the features for backward: the head is computed anew there. False keeps what
             convolutions give, and computes batch norms, ReLUs and dropout anew.
 
@@ -79,6 +79,17 @@ class DAFormerHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits at the finest level's resolution.
+
+        Args:
+            features: a list or tuple of (B, C_i, h_i, w_i), one for each of ``in_channels``, fine to coarse.
+
+        Returns:
+            (B, num_classes, h_0, w_0) raw.
+
+        Raises:
+            ValueError: there are more or fewer features, or they have other channels.
+        """
         if self.checkpoint and isinstance(features, list | tuple):
             return recomputed(self, lambda *levels: self._logits(levels), *features)
         return self._logits(features)

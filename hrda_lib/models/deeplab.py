@@ -19,7 +19,7 @@ class ResNet101(nn.Module):
     not strict because the file holds ``fc`` as well. ``.channels`` are the channels of the features, for a decoder.
 
     Args:
-        weights: None, or a name such as "IMAGENET1K_V1", which torchvision downloads.
+        weights: a name such as "IMAGENET1K_V1", which torchvision downloads; None: random weights.
 
     Raises:
         ValueError: there are no such weights, or they cannot be downloaded; images are not float (B, 3, H, W).
@@ -42,6 +42,17 @@ class ResNet101(nn.Module):
                 self.add_module(name, child)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Features at stride 8.
+
+        Args:
+            images: (B, 3, H, W) float.
+
+        Returns:
+            A list of one tensor, (B, 2048, ceil(H/8), ceil(W/8)).
+
+        Raises:
+            ValueError: images have another shape or type.
+        """
         expect("images", images, ("B", 3, "H", "W"), kind="float")
         x = images
         for child in self.children():
@@ -84,6 +95,17 @@ class DeepLabV2Head(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Logits at the last feature's resolution.
+
+        Args:
+            features: a list or tuple whose last is (B, in_channels, h, w).
+
+        Returns:
+            (B, num_classes, h, w) raw.
+
+        Raises:
+            ValueError: the last has other channels.
+        """
         got = feature_channels(features)
         if not isinstance(got, list) or got[-1:] != [self.in_channels]:
             last = features[-1] if isinstance(got, list) and features else None

@@ -17,7 +17,9 @@ class MixTransformerSize(NamedTuple):
     """Channels and blocks of each stage."""
 
     widths: tuple[int, int, int, int]
+    """Channels of each of the four stages, fine to coarse."""
     depths: tuple[int, int, int, int]
+    """Blocks of each."""
 
 
 SIZES = {
@@ -62,8 +64,10 @@ class MixTransformer(nn.Module):
     Args:
         size: "mit_b0" to "mit_b5", or a :class:`MixTransformerSize` of your own.
         in_channels: channels of the images.
-        drop_path: probability that the last block skips a branch, per sample; it grows linearly from 0 at the first.
-        checkpoint_stages: stages (0 to 3) whose blocks keep no activations: they are computed anew in backward.
+        drop_path: probability that the last block skips a branch, per sample, in [0, 1); it grows linearly from 0
+            at the first.
+        checkpoint_stages: stages (0 to 3) whose blocks keep no activations: they are computed anew in
+            backward. Empty: none.
 
     Images (B, in_channels, H, W) float of any size. Stage i has ceil(H / s) x ceil(W / s) cells for s = 4, 8, 16, 32.
     Off the multiples of 32, borders are padded with zeros inside the convolutions, the reduction leaves out a rest of
@@ -121,6 +125,17 @@ class MixTransformer(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of four stages, fine to coarse.
+
+        Args:
+            images: (B, in_channels, H, W) float.
+
+        Returns:
+            A list of four tensors (B, widths[i], ceil(H/s), ceil(W/s)), s = 4, 8, 16, 32.
+
+        Raises:
+            ValueError: images have other channels or another type.
+        """
         expect("images", images, ("B", self.in_channels, "H", "W"), kind="float")
         features: list[Tensor] = []
         x = images

@@ -56,6 +56,9 @@ def load_reference_checkpoint(
 def to_reference_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's entries under the published names; the tensors share storage with the model's.
 
+    Args:
+        model: of :func:`hrda` or :func:`daformer`, or one of theirs inside a wrapper.
+
     Raises:
         ValueError: the model is not one of :func:`hrda` or :func:`daformer`.
     """

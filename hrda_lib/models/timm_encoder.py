@@ -63,6 +63,17 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"levels must be maps, NCHW or NHWC, got {self.layout}; choose a feature pyramid of timm")
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of all levels that timm gives, fine to coarse.
+
+        Args:
+            images: (B, in_channels, H, W) float, normalised as the weights want it.
+
+        Returns:
+            A list of (B, channels[i], h_i, w_i), about H / strides[i] by W / strides[i].
+
+        Raises:
+            ValueError: images have other channels or another type, or their sides do not fit the encoder.
+        """
         expect("images", images, ("B", self.in_channels or "K", "H", "W"), kind="float")
         try:
             answer = self.body(images)
