@@ -22,11 +22,11 @@ def patch_mask(
     a block of a grid of round(H/block) x round(W/block), stretched to the image (MIC, arXiv 2212.01322, section 3.2).
 
     Args:
-        size: image size (H, W).
+        size: image size (H, W) in pixels.
         batch: number of images B, each with a mask of its own.
         ratio: r, the share that is hidden on average, in [0, 1].
         block: side of a block in pixels.
-        generator: random generator; the mask is on its device.
+        generator: random generator; the mask is on its device. None: torch's default, on the CPU.
 
     Returns:
         (B, 1, H, W) bool, True = kept. Multiply the images by it: hidden pixels get the mean colour.

@@ -55,8 +55,8 @@ def sample_class_mask(
 
     Args:
         labels: (B, H, W) uint8 or int64.
-        generator: a CPU generator.
-        classes: one list of class ids an image, instead of drawing.
+        generator: a CPU generator; None: torch's default.
+        classes: one list of class ids an image, instead of drawing; None: drawn, half of those in the image.
         group: processes that share a batch, each with as many images and a generator of the same state: each draws for
             all, and takes its own; None: this one alone.
 

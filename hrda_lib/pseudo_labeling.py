@@ -37,7 +37,8 @@ def pseudo_labels(
         logits: (B, C, h, w), of two classes at least.
         size: (H, W) of the labels; the logits are upsampled to it bilinearly before the softmax. None: (h, w).
         threshold: :math:`\tau` in [0, 1].
-        valid: (B, H, W) bool; where False the weight becomes 0, after q was computed over all pixels.
+        valid: (B, H, W) bool; where False the weight becomes 0, after q was computed over all pixels; None: True
+            everywhere.
         per: q is one share for the whole "batch" (the paper), one an "image", or the decision itself a "pixel".
         group: processes that share the batch, each with as many images: the share is that of all; None: of this one.
 

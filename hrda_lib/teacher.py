@@ -48,7 +48,7 @@ class EMATeacher(nn.Module):
             One that is unfrozen later gets a copy at the next update.
         module: a copy of yours in place of ``copy.deepcopy``'s, for students that cannot be copied, or in another
             dtype. It must have the student's parameter names and shapes and share none (but frozen ones with
-            ``share_frozen``); parameters and buffers are set to the student's.
+            ``share_frozen``); parameters and buffers are set to the student's. None: ``copy.deepcopy`` makes it.
 
     ``eval()`` is pure inference and leaves all buffers alone. Every Dropout and DropPath is always off. Calls run
     without gradient and return whatever the student returns; ``.module`` is the averaged copy. ``state_dict`` holds

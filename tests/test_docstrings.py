@@ -1,14 +1,47 @@
 """What docstrings promise: examples that stand alone, and a word for every argument."""
 
+import ast
 import doctest
 import importlib
+import inspect
+import itertools
 import pkgutil
-from collections.abc import Iterator
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import hrda_lib
+import hrda_lib.augment
+import hrda_lib.checkpointing
+import hrda_lib.data
+import hrda_lib.distributed
+import hrda_lib.losses
+import hrda_lib.models
+import hrda_lib.optim
+
+FULL_NAMES = (hrda_lib, hrda_lib.models, hrda_lib.data)
+ELSEWHERE = (
+    hrda_lib.augment.fourier_style,
+    hrda_lib.losses.entropy,
+    hrda_lib.optim.parameter_groups,
+    hrda_lib.optim.warmup_poly,
+    hrda_lib.checkpointing.save_checkpoint,
+    hrda_lib.checkpointing.load_checkpoint,
+    hrda_lib.checkpointing.seed_step,
+    hrda_lib.distributed.start,
+    hrda_lib.distributed.stop,
+    hrda_lib.distributed.all_reduce_gradients,
+    hrda_lib.distributed.broadcast,
+    hrda_lib.distributed.average_buffers,
+    hrda_lib.distributed.mean,
+    hrda_lib.distributed.check_equal,
+)
+OF_TORCH = set(dir(nn.Module)) - {"forward", "train", "__call__"}  # whose meaning is torch's
 
 
 def _examples() -> Iterator[doctest.DocTest]:
@@ -29,3 +62,117 @@ def test_an_example_runs_when_pasted_alone(example: doctest.DocTest) -> None:
     result = doctest.DocTestRunner(verbose=False).run(alone, out=said.append)
     assert result.attempted == len(example.examples)
     assert not result.failed, "".join(said)
+
+
+def _public() -> dict[str, Any]:
+    found = {f"{module.__name__}.{name}": getattr(module, name) for module in FULL_NAMES for name in module.__all__}
+    found |= {f"{function.__module__}.{function.__name__}": function for function in ELSEWHERE}
+    return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
+
+
+def _methods(of: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name, value in vars(of).items():
+        function = getattr(value, "__func__", value)  # of a class method
+        if inspect.isfunction(function) and (name == "__call__" or not name.startswith("_")) and name not in OF_TORCH:
+            yield name, function
+
+
+def _callables() -> dict[str, tuple[Any, str]]:
+    """Each public callable and the docstring that describes its arguments."""
+    found: dict[str, tuple[Any, str]] = {}
+    for name, value in _public().items():
+        if inspect.isfunction(value) or ("__init__" in vars(value) and not _is_protocol(value)):
+            found[name] = value, inspect.cleandoc(value.__doc__ or "")
+        for method, function in _methods(value) if inspect.isclass(value) else ():
+            found[f"{name}.{method}"] = function, inspect.cleandoc(function.__doc__ or "")
+    return found
+
+
+def _is_protocol(value: type) -> bool:
+    return getattr(value, "_is_protocol", False)
+
+
+def _described(docstring: str) -> dict[str, str]:
+    """What a docstring's ``Args`` say, by argument."""
+    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    said: dict[str, str] = {}
+    names: list[str] = []
+    for line in section[1].splitlines() if section else ():
+        if entry := re.match(r" {4}(\w[\w, ]*):(.*)", line):
+            names, line = entry[1].split(", "), entry[2]
+        for name in names:
+            said[name] = f"{said.get(name, '')} {line.strip()}".strip()
+    return said
+
+
+def _missing(function: Any, docstring: str) -> list[str]:
+    """What a docstring leaves out: an argument, or the meaning of a default that does not speak for itself."""
+    said, missing = _described(docstring), []
+    for name, parameter in inspect.signature(function).parameters.items():
+        name, default = name.lstrip("_"), parameter.default
+        if name in ("self", "cls"):
+            continue
+        text = said.get(name, "")
+        elsewhere = ":meth:" in text or ":func:" in text or ":class:" in text or text.startswith(("as ", "of "))
+        if not text:
+            missing.append(name)
+        elif default is None and "None" not in text and not elsewhere:
+            missing.append(f"{name}=None")
+        elif isinstance(default, bool) and not re.search("True|False", text) and not elsewhere:
+            missing.append(f"{name}={default}")
+        elif isinstance(default, str) and default and f'"{default}"' not in docstring and not elsewhere:
+            missing.append(f"{name}={default!r}")
+    return missing
+
+
+CALLABLES = _callables()
+CLASSES = {name: value for name, value in _public().items() if inspect.isclass(value)}
+TUPLES = {name: value for name, value in CLASSES.items() if issubclass(value, tuple)}
+
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_every_argument_is_described(name: str) -> None:
+    function, docstring = CALLABLES[name]
+    assert docstring, f"{name} has no docstring"
+    assert not _missing(function, docstring)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_says_what_it_is(name: str) -> None:
+    first = inspect.cleandoc(CLASSES[name].__doc__ or "").partition("\n")[0]
+    assert first.endswith((".", ":")), first
+
+
+@pytest.mark.parametrize("name", TUPLES)
+def test_every_field_is_described(name: str) -> None:
+    (body,) = (node.body for node in ast.parse(inspect.getsource(TUPLES[name])).body if isinstance(node, ast.ClassDef))
+    said = {
+        field.target.id
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    assert said == set(TUPLES[name]._fields)
+
+
+def test_what_is_left_out_is_found() -> None:
+    def taken(x: int, size: int | None = None, flip: bool = False, mode: str = "fast", other: float = 1.0) -> None:
+        """Something.
+
+        Args:
+            x, other: numbers,
+                on two lines.
+            size: a number.
+            flip: a switch.
+            mode: a word.
+
+        Raises:
+            ValueError: never.
+        """
+
+    text = textwrap.dedent(inspect.cleandoc(taken.__doc__ or ""))
+    assert _described(text)["other"] == "numbers, on two lines."
+    assert _missing(taken, text) == ["size=None", "flip=False", "mode='fast'"]
+    assert _missing(taken, text.replace("size: a number.", "")) == ["size", "flip=False", "mode='fast'"]
+    whole = text.replace("a number.", "None: any.").replace("a switch.", "True: it is.").replace("a word", '"fast"')
+    assert _missing(taken, whole) == []

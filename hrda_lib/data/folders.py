@@ -19,10 +19,10 @@ class Folders(LabeledFiles):
         root: the folder that holds ``images`` and ``labels``.
         ignore: class ids that become 255, for example a "void" id.
         read_image: gives the image of a file, (K, H, W) uint8 or float32, for other formats or more channels: every
-            file of ``images`` is then an image, whatever its ending.
+            file of ``images`` is then an image, whatever its ending. None: as of :class:`LabeledFiles`.
         read_label: gives the label of a file, (H, W) uint8 with 255 ignored, as :class:`StoredColours` does: the label
             is then the one file of that name, whatever its ending. Cached counts tell functions apart by their name,
-            not by their code.
+            not by their code. None: as of :class:`LabeledFiles`.
         max_pixels: as of :class:`LabeledFiles`.
 
     Raises:
@@ -64,8 +64,8 @@ def image_files(folder: str | Path, *, any_ending: bool = False) -> list[Path]:
 
     Args:
         folder: where they lie.
-        any_ending: take every file, not only ``.png``, ``.jpg``, ``.jpeg``, ``.bmp``, ``.webp``, and ``.tif`` and
-            ``.tiff`` of 8 bits a channel.
+        any_ending: True: take every file; False: only ``.png``, ``.jpg``, ``.jpeg``, ``.bmp``, ``.webp``, and ``.tif``
+            and ``.tiff`` of 8 bits a channel.
 
     Raises:
         ValueError: the folder is missing, holds no image, or two images whose names differ in the ending only; where

@@ -30,8 +30,8 @@ def count_labels(
 
     Args:
         dataset: labelled images.
-        cache: a JSON file that keeps the counts; used again while the labels are unchanged.
-        progress: wraps the range of images, as ``tqdm`` does.
+        cache: a JSON file that keeps the counts; used again while the labels are unchanged. None: nothing is kept.
+        progress: wraps the range of images, as ``tqdm`` does; None: nothing.
         workers: threads; None: one a core.
         on_error: what a label does that cannot be read: "raise", or "skip": it is logged, and its row is 0, so that
             :class:`RareClasses` never draws it. Such counts are not cached.

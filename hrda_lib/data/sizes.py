@@ -13,7 +13,7 @@ def check_sizes(dataset: LabeledImages, progress: Callable[[Iterable[int]], Iter
 
     Args:
         dataset: labelled images.
-        progress: wraps the range of images, as ``tqdm`` does.
+        progress: wraps the range of images, as ``tqdm`` does; None: nothing.
 
     Raises:
         ValueError: sizes differ, pictures are too large, or labels have an EXIF orientation; names the first,
