@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from documents import DOCS
 from torch import nn
 
 import hrda_lib
@@ -176,3 +177,33 @@ def test_what_is_left_out_is_found() -> None:
     assert _missing(taken, text.replace("size: a number.", "")) == ["size", "flip=False", "mode='fast'"]
     whole = text.replace("a number.", "None: any.").replace("a switch.", "True: it is.").replace("a word", '"fast"')
     assert _missing(taken, whole) == []
+
+
+def _on_pages() -> set[str]:
+    """The names that the autodoc directives of docs/api show."""
+    shown: set[str] = set()
+    for page in sorted((DOCS / "api").glob("*.md")):
+        directives = re.findall(r"^\.\. auto(\w+):: (\S+)\n((?:   :.*\n)*)", page.read_text(), re.MULTILINE)
+        for kind, name, options in directives:
+            if kind in ("class", "function"):
+                shown |= {name} | _listed(name, options)
+            elif ":members:" in options:
+                shown |= {n for n in CALLABLES | CLASSES if n.startswith(f"{name}.") and _documented(n, options)}
+    return shown
+
+
+def _listed(name: str, options: str) -> set[str]:
+    members = re.search(r":members:(.*)", options)
+    if members is None or members[1].strip():
+        return {f"{name}.{member.strip()}" for member in members[1].split(",")} if members else set()
+    return {found for found in CALLABLES if found.startswith(f"{name}.") and _documented(found, options)}
+
+
+def _documented(name: str, options: str) -> bool:
+    """Special methods are shown where they are asked for."""
+    last = name.rpartition(".")[2]
+    return not last.startswith("__") or last in options
+
+
+def test_api_pages_show_every_public_callable() -> None:
+    assert not sorted(set(CALLABLES | CLASSES) - _on_pages())
