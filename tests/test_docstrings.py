@@ -207,3 +207,8 @@ def _documented(name: str, options: str) -> bool:
 
 def test_api_pages_show_every_public_callable() -> None:
     assert not sorted(set(CALLABLES | CLASSES) - _on_pages())
+
+
+def test_the_index_has_a_row_for_every_name() -> None:
+    rows = re.findall(r"^\| \{py:obj\}`~([\w.]+)` \|", (DOCS / "api" / "index.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(_public())
