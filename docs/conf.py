@@ -44,6 +44,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 always_use_bars_union = True
 typehints_defaults = None
+typehints_use_signature = True
+python_maximum_signature_line_length = 88
 
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
