@@ -186,6 +186,9 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
         images: (B, K, H, W) float, any K.
         sigma: (B,) float, standard deviations in pixels, positive.
 
+    Returns:
+        (B, K, H, W), of the dtype of ``images``.
+
     Raises:
         ValueError: shapes or types differ, or (on the CPU) a sigma is not positive.
 
@@ -230,6 +233,9 @@ def fourier_style(source: Tensor, target: Tensor, *, beta: float = 0.01) -> Tens
         source, target: (B, K, H, W) float, of one size, type and normalisation; image i gets the style of target i.
         beta: :math:`\beta` in [0, 1], the paper's are 0.01, 0.05 and 0.09. 0 changes nothing; where b is 0, only means
             change; from 0.5 on all amplitudes of a square image.
+
+    Returns:
+        (B, K, H, W), the source images in the targets' style.
 
     Raises:
         ValueError: shapes or types differ, beta is out of its range, or (on the CPU) a pixel is nan or infinite.

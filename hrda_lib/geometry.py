@@ -106,6 +106,9 @@ def window_grid(
     >>> window_grid((4, 6), (4, 4), (2, 2))
     [CropBox(top=0, left=0, height=4, width=4), CropBox(top=0, left=2, height=4, width=4)]
 
+    Returns:
+        Boxes of one size inside the image, in pixels, row by row.
+
     Raises:
         ValueError: a size is not positive, or the stride exceeds the window.
     """
@@ -132,6 +135,9 @@ def resize(x: Tensor, size: int | Sequence[int]) -> Tensor:
     >>> from hrda_lib import resize
     >>> resize(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
     tensor([[[[0., 1., 3., 4.]]]])
+
+    Returns:
+        (B, C, H, W), of the dtype of ``x``.
 
     Raises:
         ValueError: ``x`` is not float (B, C, h, w), or a side is not positive.

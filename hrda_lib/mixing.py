@@ -26,6 +26,9 @@ def class_mix(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         target: of the same shape and dtype.
         mask: (B, H, W) bool.
 
+    Returns:
+        Of the shape and dtype of ``source``.
+
     Raises:
         ValueError: shapes or dtypes differ.
 

@@ -126,6 +126,10 @@ def _missing(function: Any, docstring: str) -> list[str]:
     return missing
 
 
+def _returns_a_tensor(value: Any) -> bool:
+    return inspect.isfunction(value) and "Tensor" in str(inspect.signature(value).return_annotation)
+
+
 CALLABLES = _callables()
 CLASSES = {name: value for name, value in _public().items() if inspect.isclass(value)}
 TUPLES = {name: value for name, value in CLASSES.items() if issubclass(value, tuple)}
@@ -136,6 +140,12 @@ def test_every_argument_is_described(name: str) -> None:
     function, docstring = CALLABLES[name]
     assert docstring, f"{name} has no docstring"
     assert not _missing(function, docstring)
+
+
+@pytest.mark.parametrize("name", [name for name, (value, _) in CALLABLES.items() if _returns_a_tensor(value)])
+def test_a_tensor_that_comes_out_is_described(name: str) -> None:
+    docstring = CALLABLES[name][1]
+    assert re.search(r"^(Returns|Yields):", docstring, re.MULTILINE) or re.search(r"\([A-Z], ?.*\)", docstring[:120])
 
 
 @pytest.mark.parametrize("name", CLASSES)

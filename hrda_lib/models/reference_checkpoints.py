@@ -59,6 +59,9 @@ def to_reference_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Args:
         model: of :func:`hrda` or :func:`daformer`, or one of theirs inside a wrapper.
 
+    Returns:
+        Tensors by name, as the released code saves them.
+
     Raises:
         ValueError: the model is not one of :func:`hrda` or :func:`daformer`.
     """
