@@ -7,7 +7,6 @@ import inspect
 import itertools
 import pkgutil
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,22 +25,8 @@ import hrda_lib.models
 import hrda_lib.optim
 
 FULL_NAMES = (hrda_lib, hrda_lib.models, hrda_lib.data)
-ELSEWHERE = (
-    hrda_lib.augment.fourier_style,
-    hrda_lib.losses.entropy,
-    hrda_lib.optim.parameter_groups,
-    hrda_lib.optim.warmup_poly,
-    hrda_lib.checkpointing.save_checkpoint,
-    hrda_lib.checkpointing.load_checkpoint,
-    hrda_lib.checkpointing.seed_step,
-    hrda_lib.distributed.start,
-    hrda_lib.distributed.stop,
-    hrda_lib.distributed.all_reduce_gradients,
-    hrda_lib.distributed.broadcast,
-    hrda_lib.distributed.average_buffers,
-    hrda_lib.distributed.mean,
-    hrda_lib.distributed.check_equal,
-)
+WHOLE = (hrda_lib.optim, hrda_lib.checkpointing, hrda_lib.distributed)  # modules whose functions are all public
+ELSEWHERE = (hrda_lib.augment.fourier_style, hrda_lib.losses.entropy)
 OF_TORCH = set(dir(nn.Module)) - {"forward", "train", "__call__"}  # whose meaning is torch's
 
 
@@ -67,7 +52,11 @@ def test_an_example_runs_when_pasted_alone(example: doctest.DocTest) -> None:
 
 def _public() -> dict[str, Any]:
     found = {f"{module.__name__}.{name}": getattr(module, name) for module in FULL_NAMES for name in module.__all__}
-    found |= {f"{function.__module__}.{function.__name__}": function for function in ELSEWHERE}
+    functions = [
+        f for module in WHOLE for f in vars(module).values() if getattr(f, "__module__", "") == module.__name__
+    ]
+    public = [f for f in (*functions, *ELSEWHERE) if not f.__name__.startswith("_")]
+    found |= {f"{function.__module__}.{function.__name__}": function for function in public}
     return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
 
 
@@ -181,7 +170,7 @@ def test_what_is_left_out_is_found() -> None:
             ValueError: never.
         """
 
-    text = textwrap.dedent(inspect.cleandoc(taken.__doc__ or ""))
+    text = inspect.cleandoc(taken.__doc__ or "")
     assert _described(text)["other"] == "numbers, on two lines."
     assert _missing(taken, text) == ["size=None", "flip=False", "mode='fast'"]
     assert _missing(taken, text.replace("size: a number.", "")) == ["size", "flip=False", "mode='fast'"]
