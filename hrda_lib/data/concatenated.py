@@ -34,7 +34,6 @@ class Concatenated:
     def label(self, index: int) -> Tensor:
         """The label alone, without reading the image.
 
-
         Args:
             index: of the image, from 0.
 
@@ -46,7 +45,6 @@ class Concatenated:
 
     def count(self, index: int) -> Tensor:
         """Pixels of each id in the label.
-
 
         Args:
             index: of the image, from 0.
@@ -60,7 +58,6 @@ class Concatenated:
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected, for messages.
 
-
         Args:
             index: of the image, from 0.
         """
@@ -69,7 +66,6 @@ class Concatenated:
 
     def check_size(self, index: int) -> None:
         """Compare the sizes of an image and its label as stored, by their headers, where the data set can.
-
 
         Args:
             index: of the image, from 0.

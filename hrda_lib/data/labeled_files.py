@@ -129,7 +129,6 @@ class LabeledFiles:
     def label(self, index: int) -> Tensor:
         """The label alone, without reading the image.
 
-
         Args:
             index: of the image, from 0.
 
@@ -147,7 +146,6 @@ class LabeledFiles:
     def count(self, index: int) -> Tensor:
         """Pixels of each id in the label.
 
-
         Args:
             index: of the image, from 0.
 
@@ -161,7 +159,6 @@ class LabeledFiles:
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected, for messages.
-
 
         Args:
             index: of the image, from 0.

@@ -40,7 +40,6 @@ class Relabeled:
     def label(self, index: int) -> Tensor:
         """The label alone, without reading the image.
 
-
         Args:
             index: of the image, from 0.
 
@@ -51,7 +50,6 @@ class Relabeled:
 
     def count(self, index: int) -> Tensor:
         """Pixels of each new id in the label.
-
 
         Args:
             index: of the image, from 0.
@@ -65,7 +63,6 @@ class Relabeled:
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected, for messages.
 
-
         Args:
             index: of the image, from 0.
         """
@@ -73,7 +70,6 @@ class Relabeled:
 
     def check_size(self, index: int) -> None:
         """Compare the sizes of an image and its label as stored, by their headers, where the data set can.
-
 
         Args:
             index: of the image, from 0.

@@ -50,7 +50,6 @@ class Resized:
     def label(self, index: int) -> Tensor:
         """The resized label alone, without reading the image.
 
-
         Args:
             index: of the image, from 0.
 
@@ -62,7 +61,6 @@ class Resized:
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected, for messages.
 
-
         Args:
             index: of the image, from 0.
         """
@@ -70,7 +68,6 @@ class Resized:
 
     def check_size(self, index: int) -> None:
         """Compare the sizes of an image and its label as stored, by their headers, where the data set can.
-
 
         Args:
             index: of the image, from 0.

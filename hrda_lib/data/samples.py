@@ -58,7 +58,6 @@ class LabeledImages(Protocol):
     def label(self, index: int) -> Tensor:
         """The label alone, without reading the image.
 
-
         Args:
             index: of the image, from 0.
 
@@ -68,7 +67,6 @@ class LabeledImages(Protocol):
 
     def label_file(self, index: int) -> Path:
         """Where the label of an image is expected, for messages.
-
 
         Args:
             index: of the image, from 0.
