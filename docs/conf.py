@@ -10,6 +10,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(2, str(Path(__file__).resolve().parent))
 
 from offline import check_offline, copy_mathjax
+from pictures import draw_all, stale, substitutions
 from sphinx.deprecation import RemovedInSphinx10Warning
 
 import hrda_lib
@@ -45,7 +46,8 @@ html_favicon = "_static/favicon.svg"
 mathjax_path = "mathjax/tex-chtml.js"  # copied from the package by offline.py
 mathjax3_config = {"options": {"enableMenu": False}}  # the menu's own files are not copied
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
+myst_substitutions = substitutions()  # {{ crops }}: a picture of the gallery, with its caption
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -95,7 +97,13 @@ def drop_field_numbers(app: Any, what: str, name: str, obj: Any, options: Any, l
     lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
 
 
+def draw_pictures(app: Any) -> None:
+    if stale():
+        draw_all()
+
+
 def setup(app: Any) -> None:
+    app.connect("builder-inited", draw_pictures)
     app.connect("missing-reference", name_as_documented, priority=400)  # before intersphinx looks it up
     app.connect("missing-reference", resolve_short_name)
     app.connect("autodoc-process-docstring", drop_field_numbers)

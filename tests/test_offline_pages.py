@@ -6,7 +6,7 @@ import pytest
 from documents import DOCS, python_blocks
 from offline import outside
 
-OURS = ["citing.md"]
+OURS = ["gallery.md", "citing.md"]
 COLUMNS = 88  # what the text column of a desktop page shows without scrolling
 
 
