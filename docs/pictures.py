@@ -57,6 +57,7 @@ def show(axes: Axes, picture: Any, title: str, **settings: Any) -> Any:
     axes.set_title(title, fontsize=10.5, pad=4)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+    picture = picture.detach().numpy() if isinstance(picture, Tensor) else picture
     return axes.imshow(picture, interpolation="nearest", **settings)
 
 
@@ -266,7 +267,7 @@ def metrics(g: Names) -> Figure:
     figure.colorbar(drawn, ax=left, pad=0.02, fraction=0.04, label="share of the label's pixels")
     at = np.arange(len(here))
     for i, (name, colour) in enumerate((("context", BLUE), ("fused", ORANGE))):
-        iou = g["matrices"][name].iou()[here]
+        iou = g["matrices"][name].iou()[here].numpy()
         right.barh(at + 0.4 * i - 0.2, iou, 0.38, color=colour, label=f"{name}: mean {iou.mean():.2f}")
     right.set_yticks(at, [""] * len(here))
     right.invert_yaxis()
@@ -335,8 +336,8 @@ PICTURES = {
     ),
     "feature_distance": Picture(
         feature_distance,
-        "Only cells that one thing class fills to the share `min_ratio` count: with the paper's 0.75 those inside the car, "
-        "people and a wheel, at 0.25 poles and signs too. They are where the gradient of the loss is not 0.",
+        "Only cells that one thing class fills to the share `min_ratio` count: with the paper's 0.75 those inside "
+        "the car, people and a wheel, at 0.25 poles and signs too. They are where the gradient of the loss is not 0.",
         "A street under a grid of cells, its labels, and the cells that count, bright on a dark street: more of them "
         "at the smaller ratio.",
     ),
@@ -362,8 +363,8 @@ PICTURES = {
     ),
     "rare": Picture(
         rare,
-        "With the paper's temperature of 0.01 road, sky and buildings are hardly ever drawn and the rarest classes most; "
-        "the larger the temperature, the more even. Counted on 20 streets of the game.",
+        "With the paper's temperature of 0.01 road, sky and buildings are hardly ever drawn and the rarest classes "
+        "most; the larger the temperature, the more even. Counted on 20 streets of the game.",
         "Bars for each class, from the most to the least frequent: its share of pixels, and how likely it is drawn at "
         "two temperatures.",
     ),
