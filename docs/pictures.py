@@ -54,7 +54,7 @@ def grid(rows: int, columns: int = 2, *, height: float = 0.5) -> tuple[Figure, l
 
 
 def show(axes: Axes, picture: Any, title: str, **settings: Any) -> Any:
-    axes.set_title(title, fontsize=10.5, pad=4)
+    axes.set_title(title, fontsize=11.5, pad=4)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     picture = picture.detach().numpy() if isinstance(picture, Tensor) else picture
@@ -86,9 +86,9 @@ def crops(g: Names) -> Figure:
     show(whole, rgb(g["source"]), "image, 192 x 384")
     outline(whole, g["crops"].context_box, BLUE, inset=1.5)
     outline(whole, box, ORANGE)
-    show(context, rgb(g["crops"].context), "context crop: half resolution, 96 x 192")
-    show(detail, rgb(g["crops"].detail), "detail crop: full resolution, 96 x 192")
-    show(seen, rgb(crop(g["crops"].context, box.scaled(1 / 2))), "the same part of the context crop, 48 x 96")
+    show(context, rgb(g["crops"].context), "context crop, half resolution")
+    show(detail, rgb(g["crops"].detail), "detail crop, full resolution")
+    show(seen, rgb(crop(g["crops"].context, box.scaled(1 / 2))), "the same part of the context crop")
     for axes, colour in ((context, BLUE), (detail, ORANGE), (seen, BLUE)):
         frame(axes, colour)
     return figure
@@ -116,7 +116,7 @@ def blend(g: Names) -> Figure:
         drawn = show(
             axes,
             error,
-            f"{name}: error {error.mean():.3f}, at most {error.max():.2f}",
+            f"{name}: {error.mean():.3f}; {error.max():.2f}",
             cmap="inferno",
             vmin=0,
             vmax=0.15,
@@ -135,7 +135,7 @@ def fusion(g: Names) -> Figure:
     beside = np.full((48, 96, 3), 128, np.uint8)
     top, left, height, width = box
     beside[top : top + height, left : left + width] = paint(g["detail_logits"].argmax(dim=1)[0])
-    show(detail, beside, "detail: cells of 4 pixels, in its box")
+    show(detail, beside, "detail: cells of 4 pixels")
     inside = torch.zeros(24, 48)
     crop(inside, box.scaled(1 / 2)).fill_(1)
     show(attention, g["attention"][0, 0] * inside, "attention, 0 outside the box", cmap="magma", vmin=0, vmax=1)
@@ -177,7 +177,7 @@ def pseudo(g: Names) -> Figure:
     for i, name in enumerate(("sure", "unsure")):
         show(axes[i], paint(g["answers"]["batch"][0][i]), f"pseudo label, {name} teacher")
         for row, (per, (_, weight)) in enumerate(g["answers"].items(), start=1):
-            mean = f"mean {weight[i].mean():.2f}" if per == "pixel" else f"{weight[i, 0, 0]:.2f} everywhere"
+            mean = f"mean {weight[i].mean():.2f}" if per == "pixel" else f"{weight[i, 0, 0]:.2f}"
             show(axes[2 * row + i], weight[i], f'weight, per="{per}": {mean}', cmap="viridis", vmin=0, vmax=1)
     return figure
 
@@ -189,7 +189,7 @@ def feature_distance(g: Names) -> Figure:
     for axes, (ratio, counted) in zip(rest, g["counted"].items(), strict=True):
         cells = counted[0].repeat_interleave(8, dim=0).repeat_interleave(8, dim=1).numpy()[..., None]
         picture = np.where(cells, rgb(g["crops"].context), 0.25 * rgb(g["crops"].context))
-        show(axes, picture, f"min_ratio={ratio}: {int(counted.sum())} of {counted.numel()} cells count")
+        show(axes, picture, f"min_ratio={ratio}: {int(counted.sum())} of {counted.numel()} count")
     for axes in (image, *rest):
         for at in range(8, 192, 8):
             axes.axvline(at - 0.5, color="white", linewidth=0.3, alpha=0.5)
@@ -295,7 +295,7 @@ PICTURES = {
         blend,
         "A predictor that does not see beyond its window errs at the window's edge. Without overlap the errors meet in "
         "seams; the plain average of overlapping windows spreads them thinner; weighting the middle of a window higher "
-        "removes nearly all. The predictor here is a blur of 41 pixels; the numbers are mean and largest error.",
+        "removes nearly all. Predictor: a blur of 41 pixels; numbers: mean and largest error.",
         "A blurred street, and three error maps: bright seams without overlap, weaker ones with constant blending, "
         "almost none with Gaussian blending.",
     ),
