@@ -336,8 +336,8 @@ PICTURES = {
     ),
     "feature_distance": Picture(
         feature_distance,
-        "Only cells that one thing class fills to the share `min_ratio` count: with the paper's 0.75 those inside "
-        "the car, people and a wheel, at 0.25 poles and signs too. They are where the gradient of the loss is not 0.",
+        "Only cells that one thing class fills to the share `min_ratio` count: with the paper's 0.75 those inside the "
+        "car, a rider and a bicycle, at 0.25 people, poles and signs too. They are where the loss has a gradient.",
         "A street under a grid of cells, its labels, and the cells that count, bright on a dark street: more of them "
         "at the smaller ratio.",
     ),
