@@ -364,7 +364,7 @@ PICTURES = {
     "rare": Picture(
         rare,
         "With the paper's temperature of 0.01 road, sky and buildings are hardly ever drawn and the rarest classes "
-        "most; the larger the temperature, the more even. Counted on 20 streets of the game.",
+        "most; the larger the temperature, the more even. Counted on 12 streets of the game.",
         "Bars for each class, from the most to the least frequent: its share of pixels, and how likely it is drawn at "
         "two temperatures.",
     ),
@@ -401,7 +401,6 @@ def style(theme: str) -> dict[str, Any]:
     text, page = THEMES[theme]["text"], THEMES[theme]["page"]
     coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     return dict.fromkeys(coloured, text) | {
-        "figure.facecolor": page,
         "axes.facecolor": page,
         "savefig.facecolor": page,
         "font.size": 10,

@@ -1,10 +1,13 @@
 """What a page of the docs may fetch by itself, and what citing says."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from documents import DOCS, python_blocks
-from offline import outside
+
+pytest.importorskip("sphinx")
+from offline import copy_mathjax, outside
 
 OURS = ["gallery.md", "citing.md"]
 COLUMNS = 88  # what the text column of a desktop page shows without scrolling
@@ -55,3 +58,16 @@ def test_citing_gives_the_entries_of_the_references() -> None:
             for field in fields
             if "title" in field or "author" in field
         )
+
+
+def test_equations_are_drawn_by_files_beside_the_page(tmp_path: Path) -> None:
+    page = SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path)
+    copy_mathjax(page, None)
+    copied = [file for file in (tmp_path / "_static" / "mathjax").rglob("*") if file.is_file()]
+    assert {file.suffix for file in copied} == {".js", ".woff"}
+    assert 1e6 < sum(file.stat().st_size for file in copied) < 2e6
+
+
+def test_a_failed_build_copies_nothing(tmp_path: Path) -> None:
+    copy_mathjax(SimpleNamespace(builder=SimpleNamespace(format="html"), outdir=tmp_path), RuntimeError())
+    assert list(tmp_path.iterdir()) == []
