@@ -2,6 +2,9 @@
 
 ``docs/gallery.md`` is run from top to bottom; each function here draws from the names that its blocks leave behind, so
 that the lines beside a picture are those that made it. Every picture exists for a light and for a dark page.
+
+A further picture is a block and ``{{ name_here }}`` in the gallery, a function and an entry of ``PICTURES`` here, and
+``{{ name }}`` on a page of the API.
 """
 
 import re
@@ -33,8 +36,8 @@ COLOURS = np.zeros((256, 3), np.uint8)
 COLOURS[: len(CITYSCAPES)] = [entry.colour for entry in CITYSCAPES]
 NAMES = [entry.name for entry in CITYSCAPES]
 THEMES = {
-    "light": {"text": "#1b1f24", "page": "#ffffff", "dim": "#d9dde3"},
-    "dark": {"text": "#e3e6ea", "page": "#131416", "dim": "#33373d"},
+    "light": {"text": "#1b1f24", "page": "#ffffff"},
+    "dark": {"text": "#e3e6ea", "page": "#131416"},
 }
 Names = dict[str, Any]
 

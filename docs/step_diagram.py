@@ -64,20 +64,19 @@ def arrows(ink: str) -> str:
     return "".join(lines)
 
 
-def step_diagram(*, text: str, page: str, dim: str) -> str:
-    """The diagram in the colours of a page: of its text, of the page itself, and of what is faint on it."""
+def step_diagram(*, text: str, page: str) -> str:
+    """The diagram in the colours of a page: of its text, and of the page itself."""
     tip = '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
     tip += f'<path d="M0 0L8 4L0 8z" fill="{text}"/></marker>'
-    heads = (
-        f'<text x="210" y="24" text-anchor="middle" font-weight="600" fill="{STUDENT}">student, with gradient</text>'
-    )
-    heads += f'<text x="531" y="24" text-anchor="middle" font-weight="600" fill="{TEACHER}">teacher, without</text>'
-    foot = (
-        f'<text x="314" y="772" text-anchor="middle" fill="{text}">The next step begins with teacher.update(student),'
-    )
-    foot += f'</text><text x="314" y="791" text-anchor="middle" fill="{text}">the dashed arrow.</text>'
+    lines = [
+        (210, 24, f'font-weight="600" fill="{STUDENT}"', "student, with gradient"),
+        (531, 24, f'font-weight="600" fill="{TEACHER}"', "teacher, without"),
+        (314, 772, f'fill="{text}"', "The next step begins with teacher.update(student),"),
+        (314, 791, f'fill="{text}"', "the dashed arrow."),
+    ]
+    words = "".join(f'<text x="{x}" y="{y}" text-anchor="middle" {look}>{line}</text>' for x, y, look, line in lines)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" '
         f'font-size="14"><defs>{tip}</defs><rect width="{WIDTH}" height="{HEIGHT}" fill="{page}"/>'
-        f"{heads}{boxes(text)}{arrows(text)}{foot}</svg>\n"
+        f"{words}{boxes(text)}{arrows(text)}</svg>\n"
     )
