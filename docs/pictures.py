@@ -215,7 +215,7 @@ def teacher(g: Names) -> Figure:
     axes.plot(g["averages"][True], color=BLUE, linewidth=2.2, label="teacher, warmup=True: min(1 - 1/(k+1), 0.999)")
     axes.plot(g["averages"][False], color=ORANGE, linewidth=2.2, label="teacher, warmup=False: 0.999 from the start")
     axes.set(xlabel="update k", ylabel="a weight of the network", xlim=(0, 2000))
-    axes.legend(loc="lower right", frameon=False, fontsize=10)
+    axes.legend(loc="lower right", frameon=False, fontsize=11)
     return figure
 
 
@@ -224,7 +224,7 @@ def loss(g: Names) -> Figure:
     for (name, values), colour, style in zip(g["losses"].items(), (BLUE, GREEN, ORANGE), ("-", "--", ":"), strict=True):
         axes.plot(g["shares"], values, style, color=colour, linewidth=2.2, label=f'normalize="{name}"')
     axes.set(xlabel="confidence weight of all pixels", ylabel="loss", xlim=(0.1, 1), ylim=(0, None))
-    axes.legend(frameon=False, fontsize=10)
+    axes.legend(frameon=False, fontsize=11)
     return figure
 
 
@@ -235,9 +235,9 @@ def optim(g: Names) -> Figure:
     ):
         axes.plot(values, color=colour, linewidth=2.2, label=name)
     axes.axvspan(0, 150, color=GREY, alpha=0.25, linewidth=0)
-    axes.text(170, 6.1e-4, "warm-up", fontsize=10, va="center")
+    axes.text(170, 6.1e-4, "warm-up", fontsize=11, va="center")
     axes.set(xlabel="step", ylabel="learning rate", xlim=(0, 4000), ylim=(0, 6.5e-4))
-    axes.legend(frameon=False, fontsize=10)
+    axes.legend(frameon=False, fontsize=11)
     return figure
 
 
@@ -253,19 +253,19 @@ def rare(g: Names) -> Figure:
         axes.bar(at + 0.27 * (i - 1), [values[c].item() for c in order], 0.26, color=colour, label=name)
     axes.set_xticks(at, [NAMES[c] for c in order], rotation=40, ha="right", rotation_mode="anchor")
     axes.set(ylabel="share, probability", xlim=(-0.6, len(order) - 0.4))
-    axes.legend(frameon=False, fontsize=10)
+    axes.legend(frameon=False, fontsize=11)
     return figure
 
 
 def metrics(g: Names) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.7), layout="constrained", width_ratios=(1.1, 1))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4), layout="constrained", width_ratios=(1.1, 1))
     matrix = g["matrices"]["context"].matrix
     here = [c for c in range(19) if matrix[c].sum() > 0]
     shares = (matrix[here][:, here] / matrix[here].sum(dim=1, keepdim=True)).numpy()
     drawn = left.imshow(shares, cmap="viridis", vmin=0, vmax=1)
     names = [NAMES[c] for c in here]
-    left.set_xticks(range(len(here)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=9)
-    left.set_yticks(range(len(here)), names, fontsize=9)
+    left.set_xticks(range(len(here)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=10)
+    left.set_yticks(range(len(here)), names, fontsize=10)
     left.set(xlabel="predicted by the context", ylabel="label")
     figure.colorbar(drawn, ax=left, pad=0.02, fraction=0.04, label="share of the label's pixels")
     at = np.arange(len(here))
@@ -273,10 +273,10 @@ def metrics(g: Names) -> Figure:
         iou = g["matrices"][name].iou()[here].numpy()
         right.barh(at + 0.4 * i - 0.2, iou, 0.38, color=colour, label=f"{name}: mean {iou.mean():.2f}")
     right.set_yticks(at, [""] * len(here))
-    right.invert_yaxis()
+    right.set_ylim(len(here) - 0.5, -0.5)  # in line with the rows of the matrix
     right.set(xlabel="IoU", xlim=(0, 1))
     right.spines[["top", "right"]].set_visible(False)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", frameon=False, fontsize=10, ncols=2)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", frameon=False, fontsize=11, ncols=2)
     return figure
 
 
@@ -406,7 +406,7 @@ def style(theme: str) -> dict[str, Any]:
     return dict.fromkeys(coloured, text) | {
         "axes.facecolor": page,
         "savefig.facecolor": page,
-        "font.size": 10,
+        "font.size": 11.5,
     }
 
 
