@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "examples"))
+sys.path.insert(2, str(Path(__file__).resolve().parent))
 
+from offline import check_offline, copy_mathjax
+from pictures import draw_all, stale, substitutions
 from sphinx.deprecation import RemovedInSphinx10Warning
 
 import hrda_lib
@@ -22,20 +26,28 @@ version = release = hrda_lib.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_autodoc_typehints",  # after napoleon
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
 ]
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", "jupyter_execute", "inventories", "tables"]  # tables are included in pages
 
 html_theme = "furo"
 html_title = f"hrda_lib {release}"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_favicon = "_static/favicon.svg"
+mathjax_path = "mathjax/tex-chtml.js"  # copied from the package by offline.py
+mathjax3_config = {"options": {"enableMenu": False}}  # the menu's own files are not copied
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
+myst_substitutions = substitutions()  # {{ crops }}: a picture of the gallery, with its caption
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -52,9 +64,23 @@ bibtex_default_style = "plain"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
-# our own references must resolve; nothing is downloaded, so those to other libraries stay plain text
+# the names of other libraries that our pages use, as inventories written by hand: nothing is downloaded
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3/", "inventories/python.txt"),
+    "torch": ("https://docs.pytorch.org/docs/stable/", "inventories/torch.txt"),
+}
+DOCUMENTED_AS = {"torch.nn.modules.module": "torch.nn", "torch._C": "torch", "torch.optim.optimizer": "torch.optim"}
+
+# our own references must resolve; those to names that no inventory has stay plain text
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!hrda_lib\b).*")]
+
+
+def name_as_documented(app: Any, env: Any, node: Any, content: Any) -> None:
+    """Type hints name the module that defines a class, torch's documentation the one that exports it."""
+    module, _, name = node.get("reftarget", "").rpartition(".")
+    if module in DOCUMENTED_AS:
+        node["reftarget"] = f"{DOCUMENTED_AS[module]}.{name}"
 
 
 def resolve_short_name(app: Any, env: Any, node: Any, content: Any) -> Any:
@@ -73,6 +99,15 @@ def drop_field_numbers(app: Any, what: str, name: str, obj: Any, options: Any, l
     lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
 
 
+def draw_pictures(app: Any) -> None:
+    if stale():
+        draw_all()
+
+
 def setup(app: Any) -> None:
+    app.connect("builder-inited", draw_pictures)
+    app.connect("missing-reference", name_as_documented, priority=400)  # before intersphinx looks it up
     app.connect("missing-reference", resolve_short_name)
     app.connect("autodoc-process-docstring", drop_field_numbers)
+    app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", check_offline)
