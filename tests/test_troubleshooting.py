@@ -22,7 +22,8 @@ def in_words(node: ast.AST) -> str:
 @cache
 def texts(file: Path) -> str:
     strings = (ast.JoinedStr, ast.Constant)
-    return "\n".join(in_words(node) for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, strings))
+    nodes = ast.walk(ast.parse(file.read_text("utf-8")))
+    return "\n".join(in_words(node) for node in nodes if isinstance(node, strings))
 
 
 @cache
