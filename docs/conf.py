@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from command_help import write as write_help
+from notebooks import write as write_tutorials
 from sphinx.deprecation import RemovedInSphinx10Warning
 
 import hrda_lib
@@ -75,5 +76,6 @@ def drop_field_numbers(app: Any, what: str, name: str, obj: Any, options: Any, l
 
 def setup(app: Any) -> None:
     write_help(Path(app.srcdir) / "generated")
+    write_tutorials(Path(app.srcdir) / "generated" / "tutorials")
     app.connect("missing-reference", resolve_short_name)
     app.connect("autodoc-process-docstring", drop_field_numbers)
