@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(2, str(Path(__file__).resolve().parent))
 
+from command_help import write as write_help
+from notebooks import write as write_tutorials
 from offline import check_offline, copy_mathjax
 from pictures import draw_all, stale, substitutions
 from sphinx.deprecation import RemovedInSphinx10Warning
@@ -105,6 +107,8 @@ def draw_pictures(app: Any) -> None:
 
 
 def setup(app: Any) -> None:
+    write_help(Path(app.srcdir) / "generated")
+    write_tutorials(Path(app.srcdir) / "generated" / "tutorials")
     app.connect("builder-inited", draw_pictures)
     app.connect("missing-reference", name_as_documented, priority=400)  # before intersphinx looks it up
     app.connect("missing-reference", resolve_short_name)

@@ -1,0 +1,24 @@
+"""The page of commands shows the help of every script that takes options."""
+
+import sys
+
+import pytest
+from documents import DOCS
+
+sys.path.insert(0, str(DOCS))
+from command_help import EXAMPLES, SCRIPTS, help_of
+
+
+def test_every_script_with_options_is_on_the_page() -> None:
+    page = (DOCS / "commands.md").read_text("utf-8")
+    takes = {file.stem for file in EXAMPLES.glob("*.py") if "argparse" in file.read_text("utf-8")}
+    assert takes == set(SCRIPTS)
+    assert all(f"generated/{name}.txt" in page for name in SCRIPTS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_that_of_the_script(name: str) -> None:
+    text = help_of(name)
+    assert text.startswith(f"usage: {name}.py")
+    assert "--help" in text
+    assert "\x1b" not in text
