@@ -28,8 +28,8 @@ PositionEmbedding = Literal["own", "dinov2"]
 class ViTFeatures(nn.Module):
     """A plain ViT of timm as an encoder: images (B, K, H, W) -> maps (B, D, H/p, W/p) after some of its blocks.
 
-    The last norm of the ViT is applied to each map; class and register tokens are left out. ``.channels`` is a tuple
-    with D for each map, ``.patch`` is p, ``.body`` the ViT. Build it for any image size:
+    The last norm of the ViT, where it has one, is applied to each map; class and register tokens are left out.
+    ``.channels`` is a tuple with D for each map, ``.patch`` is p, ``.body`` the ViT. Build it for any image size:
     ``timm.create_model("vit_base_patch14_dinov2", num_classes=0, dynamic_img_size=True)``; networks with rotary
     embedding, such as DINOv3, take any by themselves.
 
@@ -96,20 +96,24 @@ class ViTFeatures(nn.Module):
                 f"images must have sides that are multiples of the patch {self.patch}, got {(height, width)}; give "
                 f"MultiResSegmenter multiple_of={self.patch}, or resize them"
             )
-        if self.pos_embed == "dinov2":
-            return self._with_positions_of_the_hub(images)
         try:
-            maps: list[Tensor] = self.body.forward_intermediates(  # type: ignore[operator]
-                images, indices=list(self.out_indices), norm=True, intermediates_only=True
-            )
+            maps = self._as_the_hub(images) if self.pos_embed == "dinov2" else self._as_timm(images)
         except AssertionError as error:  # of timm: made for a single size
             raise ValueError(
                 f"images of {(height, width)} do not fit this ViT ({error or 'timm does not say why'}); build it with "
                 "dynamic_img_size=True, or for this size, img_size=(h, w)"
             ) from None
-        return maps
+        return [maps[index] for index in self.out_indices]
 
-    def _with_positions_of_the_hub(self, images: Tensor) -> list[Tensor]:
+    def _as_timm(self, images: Tensor) -> dict[int, Tensor]:
+        indices = sorted(self.out_indices)  # timm gives them in this order, whatever is asked
+        vit: Any = self.body
+        # SAM has no last norm, but a neck with other channels under this argument
+        normed = hasattr(vit, "norm")
+        maps = vit.forward_intermediates(images, indices=indices, norm=normed, intermediates_only=True)
+        return dict(zip(indices, maps, strict=True))
+
+    def _as_the_hub(self, images: Tensor) -> dict[int, Tensor]:
         vit: Any = self.body
         grid = images.shape[-2] // self.patch, images.shape[-1] // self.patch
         x = vit.patch_embed(images)
@@ -129,7 +133,7 @@ class ViTFeatures(nn.Module):
             if index in self.out_indices:
                 tokens = vit.norm(x)[:, vit.num_prefix_tokens :]
                 maps[index] = tokens.transpose(1, 2).reshape(len(x), -1, *grid)
-        return [maps[index] for index in self.out_indices]
+        return maps
 
 
 class SimplePyramid(nn.Module):

@@ -62,11 +62,12 @@ def test_both_position_embeddings_are_one_at_the_native_grid_and_two_elsewhere(n
     assert all(not torch.allclose(x, y, atol=1e-4) for x, y in zip(hub(other), own(other), strict=True))
 
 
-def test_a_network_of_one_size_takes_the_hubs_embedding_at_any() -> None:
-    """Without dynamic_img_size its patches come as a list of tokens; its own way refuses another size."""
-    vit = built("vit_small_patch14_dinov2", {"img_size": 56})
-    with pytest.raises(ValueError, match="do not fit this ViT .*dynamic_img_size=True"):
-        ViTFeatures(vit)(torch.rand(1, 3, 70, 56))
+@pytest.mark.parametrize("pos_embed", ["own", "dinov2"])
+def test_a_network_of_one_size(pos_embed: Any) -> None:
+    encoder = ViTFeatures(built("vit_small_patch14_dinov2", {"img_size": 56}), out_indices=1, pos_embed=pos_embed)
+    assert encoder(torch.rand(1, 3, 56, 56))[0].shape == (1, 48, 4, 4)
+    with pytest.raises(ValueError, match=r"do not fit this ViT .*dynamic_img_size=True"):
+        encoder(torch.rand(1, 3, 70, 56))
 
 
 def test_checkpointed_blocks_have_the_same_gradients() -> None:
@@ -185,7 +186,7 @@ def test_head_sizes_and_what_it_refuses() -> None:
     head = DeconvHead([6, 4], 3, embed_dims=8)
     with pytest.raises(ValueError, match=r"features must be a list .*channels \[6, 4\], got \[6, 5\]"):
         head([maps[0], torch.rand(1, 5, 3, 5)])
-    with pytest.raises(ValueError, match="features must be maps of one size.*take DAFormerHead"):
+    with pytest.raises(ValueError, match=r"features must be maps of one size.*take DAFormerHead"):
         head([maps[0], torch.rand(1, 4, 6, 10)])
     for upsample in (0, 3, 6, 2.0, True):
         with pytest.raises(ValueError, match="upsample must be a power of two"):
