@@ -17,6 +17,7 @@ from hrda_lib.segmenter import MultiResSegmenter, ScalePredictions, SegmenterOut
 from hrda_lib.self_training import MixedBatch, SelfTraining
 from hrda_lib.sliding_window import SlidingWindowInferer
 from hrda_lib.teacher import EMATeacher
+from hrda_lib.token_distillation import TokenDistillation
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "SelfTraining",
     "SlidingWindowInferer",
     "StrongAugment",
+    "TokenDistillation",
     "class_mix",
     "confidence_weighted_ce",
     "crop",

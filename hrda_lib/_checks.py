@@ -264,6 +264,20 @@ def feature_channels(features: object) -> object:
     return [_channels_of(feature) for feature in features]
 
 
+def expect_levels(features: object, channels: Sequence[int]) -> None:
+    """Refuse what is no list of (B, C_i, h_i, w_i) tensors with these channels."""
+    got, wanted = feature_channels(features), list(channels)
+    if got != wanted:
+        shapes = (
+            [tuple(f.shape) if isinstance(f, Tensor) else () for f in features]
+            if isinstance(features, (list, tuple))
+            else []
+        )
+        hints = [laid_out(shape, count) for shape, count in zip(shapes, wanted, strict=False)]
+        hint = levels_in(features, wanted) or next(filter(None, hints), "")
+        raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {wanted}, got {got}{hint}")
+
+
 def is_count(value: object) -> bool:
     """Whether it is a positive int, or the symbol of one while a graph with dynamic sizes is captured."""
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool) and bool(value > 0)

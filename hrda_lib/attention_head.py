@@ -12,9 +12,7 @@ from hrda_lib._checks import (
     check_choice,
     check_counts,
     check_rates,
-    feature_channels,
-    laid_out,
-    levels_in,
+    expect_levels,
     plain,
 )
 from hrda_lib._modules import hooked, recomputed
@@ -104,12 +102,7 @@ class ScaleAttentionHead(nn.Module):
 def embed_levels(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
     """Each feature through its own convolution, brought to the finest, and all of them concatenated."""
     expected = [cast(int, embedding.in_channels) for embedding in embeddings]
-    got = feature_channels(features)
-    if got != expected:
-        shapes = [tuple(f.shape) if isinstance(f, Tensor) else () for f in features] if isinstance(got, list) else []
-        hints = [laid_out(shape, channels) for shape, channels in zip(shapes, expected, strict=False)]
-        hint = levels_in(features, expected) or next(filter(None, hints), "")
-        raise ValueError(f"features must be a list of (B, C, h, w) tensors with channels {expected}, got {got}{hint}")
+    expect_levels(features, expected)
     finest = features[0]
     for feature in features:  # no max(key=): the compiler of older torch stops at it
         if math.prod(plain(feature.shape[-2:])) > math.prod(plain(finest.shape[-2:])):

@@ -11,24 +11,41 @@ from hrda_lib._checks import check_up_to, is_count, is_id, is_number
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float = 6e-5, head_factor: float = 10.0, weight_decay: float = 0.01
+    model: nn.Module,
+    *,
+    lr: float = 6e-5,
+    head_factor: float = 10.0,
+    weight_decay: float = 0.01,
+    layer_decay: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Encoder at ``lr``, its LayerNorms without weight decay; everything else at ``lr * head_factor``.
+    r"""Encoder at ``lr``, its LayerNorms without weight decay; everything else at ``lr * head_factor``.
 
-    (DAFormer, arXiv 2111.14887, section 4; the released code's groups for MiT and ResNet encoders.) Frozen parameters
-    are left out.
+    (DAFormer, arXiv 2111.14887, section 4; the released code's groups for MiT and ResNet encoders.) With
+    ``layer_decay`` :math:`d < 1` the parameters of layer :math:`l` of a plain ViT of depth L learn at
+
+    .. math::
+        \eta_l = \eta\, d^{\,L - l}
+
+    where block i, counted from 0, is layer i + 1, the last norm layer L, and what comes before the blocks (patch and
+    position embedding, tokens) layer 0 (BEiT, arXiv 2106.08254, appendix; the rates of VFM-UDA, which puts the last
+    norm with the embeddings). Frozen parameters are left out.
 
     Args:
         model: a module with an ``encoder`` attribute.
-        lr: learning rate of the encoder, 0 or more; the default is the paper's.
+        lr: :math:`\eta`, learning rate of the encoder, 0 or more; the default is the paper's.
         head_factor: how many times as fast all else learns, 0 or more.
         weight_decay: of all but the encoder's LayerNorms, 0 or more.
+        layer_decay: d in (0, 1]; 1: one rate for the whole encoder. Less is for an encoder that is or holds a plain ViT
+            with ``blocks``, such as :class:`hrda_lib.models.ViTFeatures`; other parts of that encoder learn at ``lr``.
 
     Returns:
-        Groups for an optimiser, each with ``name``, ``params``, ``lr`` and ``weight_decay``; none is empty.
+        Groups for an optimiser, each with ``name``, ``params``, ``lr`` and ``weight_decay``; none is empty. The names are
+        "encoder", "encoder norm" and "head", or with ``layer_decay`` "encoder 0", "encoder 0 norm", "encoder 1" and so
+        on, and "head".
 
     Raises:
-        ValueError: the model has no module ``encoder``, or one without parameters; a number is negative or not finite.
+        ValueError: the model has no module ``encoder``, or one without parameters; a number is negative or not finite;
+            ``layer_decay`` is less than 1 and the encoder has no ``blocks``.
 
     Example:
         >>> from torch import nn
@@ -38,6 +55,8 @@ def parameter_groups(
         [('encoder', 1.0, 0.01), ('encoder norm', 1.0, 0.0), ('head', 10.0, 0.01)]
     """
     check_up_to(math.inf, lr=lr, head_factor=head_factor, weight_decay=weight_decay)
+    if not is_number(layer_decay) or not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be a number in (0, 1], got {layer_decay!r}")
     encoder = getattr(model, "encoder", None)
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"model must have a module named encoder, got {type(model).__name__}; make the groups by hand")
@@ -48,16 +67,44 @@ def parameter_groups(
         )
     norms = {id(p) for m in encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     in_encoder = {id(p) for p in encoder.parameters()}
-    groups: list[dict[str, Any]] = [
-        {"name": "encoder", "params": [], "lr": lr, "weight_decay": weight_decay},
-        {"name": "encoder norm", "params": [], "lr": lr, "weight_decay": 0.0},
-        {"name": "head", "params": [], "lr": lr * head_factor, "weight_decay": weight_decay},
-    ]
+    depth, layers = (0, {}) if layer_decay == 1 else _layers_of(encoder)
+    groups: dict[str, dict[str, Any]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            group = 1 if id(parameter) in norms else 0 if id(parameter) in in_encoder else 2
-            groups[group]["params"].append(parameter)
-    return [group for group in groups if group["params"]]
+        if not parameter.requires_grad:
+            continue
+        name, rate, decay = "head", lr * head_factor, weight_decay
+        if id(parameter) in in_encoder:
+            layer, norm = layers.get(id(parameter), depth), id(parameter) in norms
+            name = "encoder" + f" {layer}" * (layer_decay != 1) + " norm" * norm
+            rate, decay = lr * layer_decay ** (depth - layer), 0.0 if norm else weight_decay
+        group = groups.setdefault(name, {"name": name, "params": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+    return sorted(groups.values(), key=_order)
+
+
+def _order(group: dict[str, Any]) -> tuple[bool, int, bool]:
+    """Encoder before head, layer by layer, norms last."""
+    words = group["name"].split()
+    return words[0] == "head", next((int(word) for word in words if word.isdecimal()), 0), words[-1] == "norm"
+
+
+def _layers_of(encoder: nn.Module) -> tuple[int, dict[int, int]]:
+    """Depth of the ViT inside, and the layer of each of its parameters by id."""
+    kinds = nn.ModuleList | nn.Sequential
+    vits = [m for m in encoder.modules() if isinstance(getattr(m, "blocks", None), kinds) and hasattr(m, "patch_embed")]
+    if len(vits) != 1:
+        raise ValueError(
+            f"layer_decay needs an encoder with one plain ViT, with patch_embed and blocks, in it, got "
+            f"{type(encoder).__name__} with {len(vits) or 'none'}; take layer_decay=1, or make the groups by hand"
+        )
+    blocks: Any = vits[0].blocks
+    layers = {id(parameter): 0 for parameter in vits[0].parameters()}
+    for name, child in vits[0].named_children():
+        if name == "norm":
+            layers |= {id(parameter): len(blocks) for parameter in child.parameters()}
+    for index, block in enumerate(blocks):
+        layers |= {id(parameter): index + 1 for parameter in block.parameters()}
+    return len(blocks), layers
 
 
 def warmup_poly(

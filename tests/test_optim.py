@@ -180,3 +180,46 @@ def test_schedule_refuses(settings: dict[str, Any], got: str) -> None:
     message = f"total must be positive, warmup and power not negative, warmup_ratio in [0, 1], {got}"
     with pytest.raises(ValueError, match=re.escape(message)):
         warmup_poly(optimizer, **settings)
+
+
+class Vit(nn.Module):
+    """The parts of a plain ViT that layer decay looks at."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.patch_embed, self.norm_pre = nn.Conv2d(3, 4, 2, 2), nn.LayerNorm(4)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)) for _ in range(depth))
+        self.norm = nn.LayerNorm(4)
+
+
+def test_layer_decay_written_out() -> None:
+    encoder = nn.ModuleDict({"vit": Vit(), "pyramid": nn.Linear(4, 4)})
+    got = grouped(make_model(encoder), lr=1.0, head_factor=2.0, weight_decay=0.1, layer_decay=0.5)
+    expected = {"encoder.vit.cls_token": (0.125, 0.1), "encoder.vit.patch_embed": (0.125, 0.1)}
+    expected |= {"encoder.vit.norm_pre": (0.125, 0.0), "encoder.vit.norm": (1.0, 0.0), "encoder.pyramid": (1.0, 0.1)}
+    for index, rate in enumerate((0.25, 0.5, 1.0)):
+        expected |= {f"encoder.vit.blocks.{index}.0": (rate, 0.0), f"encoder.vit.blocks.{index}.1": (rate, 0.1)}
+    expected |= {f"{name}": (2.0, 0.1) for name in ("decoder.0", "decoder.1", "decoder.2", "attention")}
+    found = {name if name.endswith("token") else name.rpartition(".")[0]: setting for name, setting in got.items()}
+    assert found == expected
+
+
+def test_layer_decay_of_one_changes_nothing() -> None:
+    model = make_model(Vit())
+    assert grouped(model, layer_decay=1.0) == grouped(model)
+    assert [group["name"] for group in parameter_groups(model)] == ["encoder", "encoder norm", "head"]
+    names = [group["name"] for group in parameter_groups(model, layer_decay=0.9)]
+    assert names == [f"encoder {i}{end}" for i in range(4) for end in ("", " norm")] + ["head"]
+
+
+@pytest.mark.parametrize("layer_decay", [0, -0.5, 1.1, True, float("nan"), "0.9"])
+def test_layer_decay_out_of_range(layer_decay: Any) -> None:
+    with pytest.raises(ValueError, match=r"layer_decay must be a number in \(0, 1\]"):
+        parameter_groups(make_model(Vit()), layer_decay=layer_decay)
+
+
+@pytest.mark.parametrize("encoder", [nn.Linear(4, 4), nn.Sequential(Vit(), Vit())])
+def test_layer_decay_needs_one_plain_vit(encoder: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"layer_decay needs an encoder with one plain ViT, .*take layer_decay=1"):
+        parameter_groups(make_model(encoder), layer_decay=0.9)

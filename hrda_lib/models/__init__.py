@@ -7,15 +7,19 @@ from hrda_lib.models.encoder_weights import load_encoder_weights
 from hrda_lib.models.mix_transformer import MixTransformer, MixTransformerSize
 from hrda_lib.models.reference_checkpoints import load_reference_checkpoint, to_reference_state_dict
 from hrda_lib.models.timm_encoder import TimmEncoder
+from hrda_lib.models.vit import DeconvHead, SimplePyramid, ViTFeatures
 
 __all__ = [
     "DAFormerHead",
+    "DeconvHead",
     "DeepLabV2Head",
     "EncoderDecoder",
     "MixTransformer",
     "MixTransformerSize",
     "ResNet101",
+    "SimplePyramid",
     "TimmEncoder",
+    "ViTFeatures",
     "daformer",
     "deeplab_v2",
     "hrda",

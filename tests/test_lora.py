@@ -1,0 +1,279 @@
+"""Low-rank adapters: around many networks, against peft, merged, alone in a file, under compilers and autocast."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hrda_lib import EMATeacher
+from hrda_lib.lora import add_lora, merge_lora
+
+timm = pytest.importorskip("timm", reason="needs the extra timm")
+
+SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+VIT = {**SMALL, "num_classes": 0}
+# a part that is not asked for an answer, such as the attention pooling of SigLIP, would get adapters without gradient
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {**VIT, "img_size": 32},
+    "vit_small_patch14_dinov2": {**VIT, "img_size": 28},
+    "vit_small_patch14_reg4_dinov2": {**VIT, "img_size": 28},
+    "vit_giant_patch14_dinov2": {**VIT, "img_size": 28},  # SwiGLU in one layer
+    "vit_small_patch16_dinov3": {**VIT, "img_size": 32},
+    "vit_base_patch16_clip_224": {**VIT, "img_size": 32},
+    "vit_base_patch16_siglip_224": {**VIT, "img_size": 32, "global_pool": "avg"},
+    "deit3_small_patch16_224": {**VIT, "img_size": 32},
+    "eva02_tiny_patch14_224": {**VIT, "img_size": 28},  # fused qkv, read past forward
+    "eva02_base_patch14_224": {**VIT, "img_size": 28},  # q, k and v apart
+    "beit_base_patch16_224": {**VIT, "img_size": 32},  # fused qkv, read past forward
+    "beitv2_base_patch16_224": {**VIT, "img_size": 32},
+    "samvit_base_patch16": {**VIT, "img_size": 32},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "img_size": 56},
+    "swinv2_tiny_window8_256": {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "img_size": 64},
+    "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
+}
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    network: nn.Module = timm.create_model(name, **NETWORKS[name]).eval()
+    with torch.no_grad():  # some start with scales of 1e-5 or 0, next to which no adapter can be seen
+        for part, parameter in network.named_parameters():
+            if part.endswith(("gamma", "gamma_1", "gamma_2", "norm1.weight", "norm2.weight")):
+                parameter.fill_(1)
+    return network
+
+
+def pictures(network: nn.Module) -> torch.Tensor:
+    embedding = getattr(network, "patch_embed", None) or getattr(network, "stem", None)
+    side = embedding.img_size if hasattr(embedding, "img_size") else (64, 64)
+    return torch.rand(2, 3, *side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_around_networks_of_timm(name: str) -> None:
+    """No change at the start; an effect of each adapter after a step, and of them only; merged as it was."""
+    network = built(name)
+    images, keys = pictures(network), set(network.state_dict())
+    with torch.no_grad():
+        before = network(images)
+    names = add_lora(network, rank=4)
+    assert names
+    assert {key for key in network.state_dict() if "lora_" not in key} == keys
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), before, rtol=0, atol=0)
+    trains = {key for key, p in network.named_parameters() if p.requires_grad}
+    assert trains == {f"{layer}.{part}" for layer in names for part in ("lora_down", "lora_up")}
+
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    network(images).square().sum().backward()
+    assert all(network.get_submodule(layer).lora_up.grad.abs().max() > 0 for layer in names)
+    assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
+    optimizer.step()
+    with torch.no_grad():
+        after = network(images)
+        assert not torch.allclose(after, before)
+        for layer in names:  # each by itself
+            up = network.get_submodule(layer).lora_up
+            held = up.clone()
+            up.zero_()
+            assert not torch.equal(network(images), after), layer
+            up.copy_(held)
+        merge_lora(network)
+        assert set(network.state_dict()) == keys
+        torch.testing.assert_close(network(images), after, rtol=1e-5, atol=1e-5 * after.abs().max().item())
+
+
+@pytest.mark.parametrize("alpha", [None, 2.0])
+def test_against_peft(alpha: float | None) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft, of the extra integrations")
+    names = ["qkv", "fc1", "fc2"]
+    ours, theirs = built("vit_tiny_patch16_224").double(), built("vit_tiny_patch16_224").double()
+    layers = add_lora(ours, rank=4, alpha=alpha)
+    config = peft.LoraConfig(r=4, lora_alpha=4 if alpha is None else alpha, target_modules=names, lora_dropout=0.0)
+    wrapped = peft.get_peft_model(theirs, config).double()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for layer in layers:
+            mine, other = ours.get_submodule(layer), theirs.get_submodule(layer)
+            mine.lora_up.normal_()
+            other.lora_A["default"].weight.copy_(mine.lora_down)
+            other.lora_B["default"].weight.copy_(mine.lora_up)
+    images = pictures(ours).double()
+    answers = [network(images) for network in (ours, wrapped)]
+    torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-12)
+    for answer in answers:
+        answer.square().sum().backward()
+    for layer in layers:
+        mine, other = ours.get_submodule(layer), theirs.get_submodule(layer)
+        torch.testing.assert_close(mine.lora_down.grad, other.lora_A["default"].weight.grad)
+        torch.testing.assert_close(mine.lora_up.grad, other.lora_B["default"].weight.grad)
+    merge_lora(ours)
+    merged = wrapped.merge_and_unload()
+    for key, tensor in merged.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[key], tensor)
+
+
+def test_drawn_as_a_linear_layer() -> None:
+    torch.manual_seed(0)
+    layer = nn.ModuleDict({"fc1": nn.Linear(64, 8)})
+    add_lora(layer, rank=16)
+    down = layer["fc1"].lora_down
+    assert torch.equal(layer["fc1"].lora_up, torch.zeros(8, 16))
+    assert down.abs().max() <= 1 / 8  # sqrt(1 / 64)
+    assert down.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)
+
+
+def test_adapters_alone_in_a_file() -> None:
+    network, other = built("vit_tiny_patch16_224"), built("vit_tiny_patch16_224")
+    add_lora(network, rank=4)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    file = io.BytesIO()
+    torch.save({name: x for name, x in network.state_dict().items() if "lora_" in name}, file)
+    file.seek(0)
+    add_lora(other, rank=4)
+    state = torch.load(file, weights_only=True)
+    found = other.load_state_dict(state, strict=False)
+    assert not found.unexpected_keys
+    assert not any("lora_" in name for name in found.missing_keys)
+    images = pictures(network)
+    assert torch.equal(other(images), network(images))
+    assert sum(x.numel() for x in state.values()) == sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def test_weights_of_the_plain_network_load_into_one_with_adapters() -> None:
+    plain, network = built("vit_tiny_patch16_224"), built("vit_tiny_patch16_224")
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(0.1)
+    add_lora(network, rank=4)
+    assert not network.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    images = pictures(plain)
+    assert torch.equal(network(images), plain(images))
+
+
+def test_blocks_before_the_first_one_stay_plain() -> None:
+    network = built("vit_tiny_patch16_224")
+    assert {name.split(".")[1] for name in add_lora(copy.deepcopy(network), first_block=1)} == {"1"}
+    assert {name.split(".")[0] for name in add_lora(network.blocks, first_block=1)} == {"1"}
+    with pytest.raises(ValueError, match=r"first_block must be the number of a block of the module, got 2: none"):
+        add_lora(built("vit_tiny_patch16_224"), first_block=2)
+
+
+def test_a_teacher_shares_what_is_frozen_and_averages_the_adapters() -> None:
+    student = built("vit_tiny_patch16_224")
+    names = add_lora(student, rank=4)
+    teacher = EMATeacher(student, share_frozen=True)
+    own = [p for p in teacher.module.parameters() if all(p is not q for q in student.parameters())]
+    assert len(own) == 2 * len(names)
+    with torch.no_grad():
+        for layer in names:
+            student.get_submodule(layer).lora_up.add_(1)
+    teacher.update(student)
+    assert all((teacher.module.get_submodule(layer).lora_up == 0.5).all() for layer in names)
+    images = pictures(student)
+    assert not torch.equal(teacher(images), student(images))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "beit_base_patch16_224"])
+def test_compiled_and_exported(name: str) -> None:
+    network = built(name)
+    add_lora(network, rank=4)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    images = pictures(network)
+    expected = network(images)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images), expected)
+    wanted = torch.autograd.grad(expected.sum(), [p for p in network.parameters() if p.requires_grad])
+    got = torch.autograd.grad(compiled(images).sum(), [p for p in network.parameters() if p.requires_grad])
+    for x, y in zip(got, wanted, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.export(network, (images,)).module()(images), expected)
+
+
+def test_frozen_weights_in_bfloat16() -> None:
+    """Half the memory of what never learns; the adapters stay float32, so that small steps count."""
+    network = built("vit_tiny_patch16_224")
+    images = pictures(network)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(images)
+    for layer in network.modules():
+        if type(layer) is nn.Linear:  # norms stay float32
+            layer.to(torch.bfloat16)
+    names = add_lora(network, rank=4)
+    assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        answer = network(images)
+        answer.float().square().sum().backward()
+    torch.testing.assert_close(answer.float(), expected.float(), rtol=0.05, atol=0.05 * expected.abs().max().item())
+    grads = [p.grad for p in network.parameters() if p.requires_grad]
+    assert all(grad is not None and grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+    merge_lora(network)
+    assert {network.get_submodule(name).weight.dtype for name in names} == {torch.bfloat16}
+
+
+def test_an_input_of_lower_precision_stays_so() -> None:
+    layer = nn.ModuleDict({"fc1": nn.Linear(8, 4)}).to(torch.bfloat16)
+    add_lora(layer, rank=2)
+    assert layer["fc1"](torch.rand(3, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert layer["fc1"].weight.dtype == torch.bfloat16
+
+
+def test_weight_read_past_forward() -> None:
+    torch.manual_seed(0)
+    layer = nn.ModuleDict({"fc1": nn.Linear(8, 4).double()})
+    frozen = layer["fc1"].weight.detach().clone()
+    add_lora(layer, rank=2, alpha=3)
+    nn.init.normal_(layer["fc1"].lora_up)
+    down, up = layer["fc1"].lora_down, layer["fc1"].lora_up
+    torch.testing.assert_close(layer["fc1"].weight, frozen + 1.5 * up @ down)
+    x = torch.rand(3, 8, dtype=torch.float64)
+    torch.testing.assert_close(nn.functional.linear(x, layer["fc1"].weight, layer["fc1"].bias), layer["fc1"](x))
+    assert torch.autograd.gradcheck(lambda a, b: functional(layer["fc1"], a, b, x), (down, up))
+
+
+def functional(layer: nn.Module, down: torch.Tensor, up: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return torch.func.functional_call(layer, {"lora_down": down, "lora_up": up}, (x,))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank must be a positive int, got 0"),
+        ({"alpha": 0}, "alpha must be a positive number or None, got 0"),
+        ({"alpha": float("inf")}, "alpha must be a positive number"),
+        ({"targets": "qkv"}, "targets must be a list of names of layers, got 'qkv'"),
+        ({"targets": []}, "targets must be a list of names"),
+        ({"targets": ["qkv", "query"]}, r"names of nn.Linear layers \(.*fc1.*\), got qkv, query"),
+        ({"targets": ["norm1"]}, r"names of nn.Linear layers"),
+        ({"first_block": -1}, "first_block must be an int of at least 0, got -1"),
+        ({"first_block": 1.0}, "first_block must be an int"),
+    ],
+)
+def test_mistakes(settings: dict[str, Any], message: str) -> None:
+    network = built("vit_tiny_patch16_224")
+    state = {name: x.clone() for name, x in network.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        add_lora(network, **settings)
+    assert all(p.requires_grad for p in network.parameters())
+    assert network.state_dict().keys() == state.keys()
+
+
+def test_twice_and_never() -> None:
+    network = built("vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match="module must have adapters of add_lora, got VisionTransformer without any"):
+        merge_lora(network)
+    add_lora(network, rank=4)
+    with pytest.raises(ValueError, match=r"it has adapters already: merge_lora\(\) first"):
+        add_lora(network, rank=4)
+    with pytest.raises(ValueError, match=r"module must be a torch.nn.Module, got str"):
+        add_lora("network")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"nn.Linear layers \(there are none\)"):
+        add_lora(nn.Conv2d(3, 3, 1))
