@@ -95,6 +95,7 @@ class TokenDistillation(nn.Module):
         check_finite("images", images)
         feature = _last(features)
         expect("features", feature, (len(images), self.in_channels, "h", "w"), kind="float")
+        check_finite("features", at_least_float32(feature.detach()).square())  # as the norm inside sees them
         with torch.no_grad():
             seen = images if self.size is None else resize(images, self.size)
             tokens = at_least_float32(_last(self.reference(seen)))
