@@ -12,9 +12,9 @@ from hrda_lib._checks import (
     check_counts,
     check_finite,
     check_up_to,
-    entries_of,
     expect,
     laid_out,
+    last_map,
     pair,
 )
 from hrda_lib._modules import copied
@@ -102,13 +102,13 @@ class TokenDistillation(nn.Module):
         """
         expect("images", images, "BKHW", kind="float")
         check_finite("images", images)
-        feature = _last("features", features)
+        feature = last_map("features", features)
         hint = laid_out(feature.shape, self.in_channels)[2:]
         expect("features", feature, (len(images), self.in_channels, "h", "w"), kind="float", hint=hint)
         check_finite("features", at_least_float32(feature.detach()).square())  # as the norm inside sees them
         with torch.no_grad():
             seen = images if self.size is None else resize(images, self.size)
-            tokens = at_least_float32(_last("reference's answer", self.reference(seen)))
+            tokens = at_least_float32(last_map("reference's answer", self.reference(seen)))
         projected = at_least_float32(resize(self.project(feature), (tokens.shape[-2], tokens.shape[-1])))
         hint = "reference.channels must end in the channels of its last map"
         expect("reference's answer", tokens, projected.shape, hint=hint)
@@ -141,12 +141,3 @@ def _whole_patches(size: tuple[int, int], patch: int) -> tuple[int, int]:
             "29 patches as published"
         )
     return size
-
-
-def _last(name: str, features: object) -> Tensor:
-    entries = entries_of(features)
-    found = list(entries.values())[-1] if entries else features
-    if not isinstance(found, Tensor) or found.dim() != 4:
-        got = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"{name} must be a (B, C, h, w) tensor or end in one, got {got}")
-    return found
