@@ -35,10 +35,11 @@ from support.domains import KINDS
 from support.measuring import MEASURED
 from support.networks import MODELS, Network
 from support.run_folder import RunFolder
-from support.training import augmentation, check_finite, clip, largest, parts_of, to_mask, warn, whole_step
+from support.training import augmentation, boxes, check_finite, clip, largest, parts_of, to_mask, warn, whole_step
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MASKED = ("target", "separate")
+MIXES = ("classes", "boxes")
 Look = Callable[[SelfTraining, EMATeacher, Batch], Mapping[str, float]]  # at what is learned, for numbers to be logged
 
 
@@ -67,6 +68,7 @@ class Settings:
     recompute: int = setting(0, "1: hrda and daformer compute activations anew in backward: less memory", (0, 1))
     objective: Literal["fused", "context", "detail", "separate"] = setting("fused", "which prediction learns")
     detail_weight: float = setting(0.1, "share of the detail loss")
+    mix: str = setting("classes", "what is pasted: half of a source image's classes, or a box of half of it", MIXES)
     mask_ratio: float = setting(0.0, "share of patches hidden in MIC's masked images; 0: no masked term")
     mask_block: int = setting(64, "side of a patch in pixels", lowest=1)
     mask_on: str = setting("target", "or half of each domain, as they are", MASKED)
@@ -168,7 +170,8 @@ def terms(
     with autocast:
         pseudo_labels, weight = training.pseudo_label(target, valid=valid)
     said = {"confidence": weight.mean().item(), "largest_class": largest(pseudo_labels)}
-    mixed = training.mix(images, labels, target, pseudo_labels, weight)
+    pasted = boxes(settings, training.generator, labels, run.group)
+    mixed = training.mix(images, labels, target, pseudo_labels, weight, mask=pasted)
     for x, y, q in parts(*mixed):
         with autocast:
             loss, _ = training.supervised(x, y, q, whole=mixed.labels if micro else None)
