@@ -27,6 +27,14 @@ class LoRALinear(nn.Linear):
         return frozen + (self.lora_scale * (self.lora_up @ self.lora_down)).to(frozen.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        """The answer of the frozen layer and that of the adapter, which is never multiplied out.
+
+        Args:
+            input: (…, n) float.
+
+        Returns:
+            (…, m), in the dtype of the frozen layer's answer.
+        """
         down, up = self.lora_down.to(input.dtype), self.lora_up.to(input.dtype)
         frozen = F.linear(input, self._frozen_weight(), self.bias)
         return frozen + F.linear(F.linear(input, down), up) * self.lora_scale

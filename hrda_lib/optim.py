@@ -39,7 +39,7 @@ def parameter_groups(
             with ``blocks``, such as :class:`hrda_lib.models.ViTFeatures`; other parts of that encoder learn at ``lr``.
 
     Returns:
-        Groups for an optimiser, each with ``name``, ``params``, ``lr`` and ``weight_decay``; none is empty. The names
+        Groups for an optimiser, each with ``name``, ``params``, ``lr`` and ``weight_decay``; none is empty. Their names
         are "encoder", "encoder norm" and "head", or with ``layer_decay`` "encoder 0", "encoder 0 norm", "encoder 1" and
         so on, and "head".
 
