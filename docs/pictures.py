@@ -148,13 +148,15 @@ def fusion(g: Names) -> Figure:
 
 
 def mixing(g: Names) -> Figure:
-    figure, (source, chosen, target, mixed) = grid(2)
+    figure, (source, chosen, target, mixed, box, boxed) = grid(3)
     show(source, rgb(g["source"]), "source image, with labels")
     names = [NAMES[c] for c in g["labels"][g["mask"]].unique().tolist()]
     labels = paint(g["labels"][0]) * g["mask"][0].numpy()[..., None] + 40 * ~g["mask"][0].numpy()[..., None]
     show(chosen, labels.astype(np.uint8), f"{len(names)} of its {len(g['labels'].unique())} classes, drawn")
     show(target, rgb(g["target"]), "target image, without labels")
     show(mixed, rgb(g["mixed"]), "mixed image")
+    show(box, g["box_mask"][0], "a box of half of the area, drawn", cmap="gray", vmin=-0.5, vmax=1)
+    show(boxed, rgb(g["boxed"]), "mixed by the box")
     return figure
 
 
@@ -313,9 +315,9 @@ PICTURES = {
     "mixing": Picture(
         mixing,
         "Half of the classes of the source image, drawn anew each time, are cut out with their labels and pasted onto "
-        "the target image, which keeps its pseudo labels everywhere else.",
+        "the target image, which keeps its pseudo labels everywhere else. Below, a box in place of classes.",
         "A street of the game, the chosen classes of its labels in colour, a street of the city, and the city with "
-        "the chosen parts of the game pasted in.",
+        "the chosen parts of the game pasted in; below, a box and the city with that part of the game.",
     ),
     "augment": Picture(
         augment,
