@@ -15,7 +15,9 @@ SCRIPTS = (
     "own_data",
     "predict",
     "evaluate",
+    "compare",
     "check_data",
+    "vfm_uda",
 )
 
 

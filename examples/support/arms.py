@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hrda_lib import EMATeacher, FeatureDistance, SelfTraining, data
 from hrda_lib.distributed import broadcast
 from support.batches import Batch, Batches, rare_classes
-from support.command_line import RECIPES, Running
+from support.command_line import RECIPES, Running, one_of, options_of
 from support.domains import KINDS, NAMES, Domains, count_classes, fitted, open_domains
 from support.ending import reason
 from support.looking import log_to_tensorboard, looked
@@ -27,6 +27,7 @@ from support.tables import Result, arm_table, class_numbers, class_table, share_
 
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign", *NAMES[NAMES.index("person") :])]
 N = TypeVar("N", bound=nn.Module)
+TOY = ("gta", "cityscapes")  # what is drawn where no folders are given
 DRAWN = ("source", "control", "hrda")  # the arms that pictures and the table of classes show
 
 
@@ -260,7 +261,7 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
         return f"--{missing[0].replace('_', '-')} is missing: the data go from {source} to {target}"
     if not folders and recipe not in (None, "demo"):
         return "--recipe needs data: " + " ".join(f"--{kind.replace('_', '-')} DIR" for kind in wanted)
-    if not folders and wanted != ("gta", "cityscapes"):
+    if not folders and wanted != TOY:
         return "the toy data are --source gta --target cityscapes"
     if settings.warmup < 0:
         return f"--warmup must not be negative, got {settings.warmup}"
@@ -281,9 +282,13 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options that say which images."""
+    add = options_of(parser, "data").add_argument
     for kind in KINDS:
-        parser.add_argument(f"--{kind.replace('_', '-')}", type=Path, help=f"folder of {kind}, in its official layout")
-    text = "complete settings, examples/recipes/NAME.toml; options that are given win (real data: hrda, else demo)"
-    parser.add_argument("--recipe", choices=[name for name in RECIPES if name != "own_data"], help=text)
-    text = "sample_class_stats.json of the released code: source labels are not counted"
-    parser.add_argument("--class-stats", type=Path, help=text)
+        text = f"folder of {kind}, in its official layout (default: {'toy images' if kind in TOY else 'none'})"
+        add(f"--{kind.replace('_', '-')}", type=Path, metavar="DIR", help=text)
+    text = "complete settings, examples/recipes/NAME.toml; options that are given win"
+    names = [name for name in RECIPES if name != "own_data"]
+    text = f"{text} ({one_of(names)}; default: demo, for real data hrda)"
+    add("--recipe", choices=names, metavar="NAME", help=text)
+    text = "sample_class_stats.json of the released code, in place of counting source labels (default: none)"
+    add("--class-stats", type=Path, metavar="FILE", help=text)
