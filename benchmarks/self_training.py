@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import cache
 from types import MethodType
 
 import torch
@@ -25,22 +26,32 @@ from hrda_lib.optim import parameter_groups
 from rounds import OURS, Row, alternate, saved_megabytes
 
 RELEASED, RECORDED = "the released way", "released code (recorded)"
+CPU = torch.device("cpu")
 THINGS = [6, 7, *range(11, 19)]
 MEGABYTES = {"mit_b0": 259.0, "mit_b2": 1517.0}  # that the released code keeps, at these sizes
 
 
-def pictures(side: int, seed: int) -> tuple[Tensor, Tensor]:
+@cache
+def pictures(side: int, seed: int, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
     """Two images in [0, 1], and labels in blocks."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(19, (2, 1, side // 32, side // 32), generator=generator)
-    return torch.rand(2, 3, side, side, generator=generator), interpolate(labels.float(), (side, side))[:, 0].long()
+    images = torch.rand(2, 3, side, side, generator=generator)
+    return images.to(device), interpolate(labels.float(), (side, side))[:, 0].long().to(device)
 
 
 class OurStep:
     """Source with feature distance, pseudo labels, mixed, the optimiser's step."""
 
-    def __init__(self, student: MultiResSegmenter, side: int) -> None:
-        self.student, self.side = student, side
+    def __init__(
+        self,
+        student: MultiResSegmenter,
+        side: int,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.student, self.side, self.device = student, side, next(student.parameters()).device
+        self.autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
         self.teacher = EMATeacher(student)
         self.training = SelfTraining(
             student,
@@ -51,11 +62,15 @@ class OurStep:
         self.optimizer = torch.optim.AdamW(parameter_groups(student))
 
     def __call__(self) -> None:
-        (images, labels), (target, _) = pictures(self.side, 0), pictures(self.side, 1)
+        (images, labels), (target, _) = (pictures(self.side, seed, self.device) for seed in (0, 1))
         self.teacher.update(self.student)
-        for _, loss in self.training.losses(images, labels, target):
-            loss.backward()
-        self.optimizer.step()
+        losses = self.training.losses(images, labels, target)
+        for _ in range(2):
+            with self.autocast:
+                _, loss = next(losses)
+            self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
 
 
@@ -67,7 +82,7 @@ class ReleasedStep:
     """
 
     def __init__(self, student: MultiResSegmenter, side: int) -> None:
-        self.student, self.side = as_released(student), side
+        self.student, self.side, self.device = as_released(student), side, next(student.parameters()).device
         self.teacher = copy.deepcopy(self.student)
         for part in self.teacher.modules():
             if isinstance(part, nn.Dropout2d) or type(part).__name__ == "DropPath":
@@ -77,20 +92,20 @@ class ReleasedStep:
         self.optimizer = torch.optim.AdamW(parameter_groups(self.student))
 
     def __call__(self) -> None:
-        (images, labels), (target, _) = pictures(self.side, 0), pictures(self.side, 1)
+        (images, labels), (target, _) = (pictures(self.side, seed, self.device) for seed in (0, 1))
         for mine, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             mine.data[:] = 0.999 * mine.data + 0.001 * new.data
-        features, loss = self.loss(images, labels, torch.ones(labels.shape))
+        features, loss = self.loss(images, labels, torch.ones(labels.shape, device=self.device))
         loss.backward(retain_graph=True)
         self.distance(features, downscale(images, 2), labels).backward()
         with torch.no_grad():
             probability, pseudo = softmax(self.teacher_logits(target), dim=1).max(dim=1)
         share = (probability >= 0.968).sum().item() / pseudo.cpu().numpy().size
-        weight = share * torch.ones(pseudo.shape)
+        weight = share * torch.ones(pseudo.shape, device=self.device)
         mixed = []
         for image, label, other, guess, q in zip(images, labels, target, pseudo, weight, strict=True):
             ids = label.unique()
-            chosen = ids[torch.randperm(len(ids))[: (len(ids) + 1) // 2]]
+            chosen = ids[torch.randperm(len(ids), device=self.device)[: (len(ids) + 1) // 2]]
             mask = (label[None] == chosen[:, None, None]).sum(dim=0)
             both = mask * image + (1 - mask) * other
             mixed.append((self.augment(both[None])[0], mask * label + (1 - mask) * guess, mask + (1 - mask) * q))
@@ -104,7 +119,7 @@ class ReleasedStep:
         box = out.detail_box
         assert box is not None
         parts = [(0.9, out.logits, labels, weight), (0.1, out.detail_logits, crop(labels, box), crop(weight, box))]
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)
         for share, logits, y, q in parts:
             scores = interpolate(logits, size=y.shape[-2:], mode="bilinear", align_corners=False)
             total = total + share * (cross_entropy(scores, y, reduction="none", ignore_index=255) * q).mean()
@@ -116,12 +131,13 @@ class ReleasedStep:
         context, attention = teacher.decoder(features), teacher.attention(features).sigmoid()
         boxes = window_grid((self.side, self.side), self.side // 2, self.side // 4)
         answers = teacher.decoder(teacher.encoder(torch.cat([crop(images, box) for box in boxes])))
-        total, count = torch.zeros(2, 19, cells, cells), torch.zeros(2, 1, cells, cells)
+        shape = (2, 19, cells, cells)
+        total, count = torch.zeros(shape, device=self.device), torch.zeros(2, 1, cells, cells, device=self.device)
         for box, answer in zip(boxes, answers.split(2), strict=True):
             top, left, height, width = box.scaled(1 / 4)
             around = (left, cells - left - width, top, cells - top - height)
             total += pad(answer, around)
-            count += pad(torch.ones(2, 1, height, width), around)
+            count += pad(torch.ones(2, 1, height, width, device=self.device), around)
         fused = interpolate((1 - attention) * context, scale_factor=2, mode="bilinear", align_corners=False)
         share = interpolate(attention, scale_factor=2, mode="bilinear", align_corners=False)
         fused = fused + share * (total / count)

@@ -18,6 +18,7 @@ from typing import Any
 import gta2cityscapes
 from gta2cityscapes import assemble, parse, train
 from support.arms import Arm, run_arms
+from support.command_line import options_of
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "context": ("context alone", {"objective": "context", "fixed_attention": 0.0}),
@@ -42,7 +43,8 @@ ALL = ("source", "control", "control-long", "oracle", *VARIANTS, "mic", "hrda")
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(arms=ALL)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from --seed on (default: %(default)s)")
+    text = "number of seeds, from --seed on (default: %(default)s)"
+    options_of(parser, "training").add_argument("--seeds", type=int, metavar="N", default=3, help=text)
     settings, running, folders, options = parse(parser, arguments, ARMS)
     if options["seeds"] < 1:
         parser.error(f"--seeds must be positive, got {options['seeds']}")

@@ -1,13 +1,15 @@
 """Look through data sets before a long run: files, sizes, ids, class shares, and a sheet of pictures of each.
 
-    python examples/check_data.py ROOT... [--kind KIND] [--out DIR]
+    python examples/check_data.py ROOT... [--kind KIND] [--recipe NAME] [--out DIR]
+    python examples/check_data.py --source DIR --target DIR [--classes names.txt] [--out DIR]
     python examples/check_data.py --data FILE.py [--out DIR]
 
 A ROOT is a folder of a data set that hrda_lib.data reads (GTA, Cityscapes, plain folders, ...), or a list of lines
-image<TAB>label; FILE.py is what own_data.py takes. Every image and label is opened once. What is wrong is named file by
-file, and the exit status is 1; frames of one plain colour are only named. Splits whose labels are not published are
-looked at without. Printed are sizes, the share of each class, and how often rare-class sampling would draw it. DIR gets
-NAME.png, a dozen images with their labels, and NAME_classes.png, the shares as bars.
+image<TAB>label; the other two are what own_data.py takes. Every image and label is opened once. What is wrong is named
+file by file, and the exit status is 1; frames of one plain colour are only named. Splits whose labels are not published
+are looked at without. Printed are sizes, the share of each class, and how often rare-class sampling draws it, by the
+settings that own_data.py has, or by those of a recipe. DIR gets NAME.png, a dozen images with their labels, and
+NAME_classes.png, the shares as bars; NAME is the folder's or the file's, or for a street data set its own.
 """
 
 from support.ending import run_main  # first: it catches Ctrl-C from here on
@@ -17,74 +19,97 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from gta2cityscapes import Settings
 from hrda_lib.data import (
     DATASET_KINDS,
     LabeledImages,
-    RareClasses,
     UnlabeledImages,
     check_sizes,
     count_ids,
     open_labeled_splits,
 )
-from support.data_file import read_data_file
+from support.batches import rare_classes
+from support.command_line import RECIPES, add_settings, one_of, options_of, read_settings
+from support.data_file import add_own_data, open_own_data, unclear
 from support.plots import display, draw_grid, draw_shares, paint
+from support.progress import bar
 from support.tables import share_table, unseen
 
 SHOWN = 20  # problems to print
-Named = tuple[str, LabeledImages | UnlabeledImages, Sequence[str]]
+SAMPLING = ("rare_classes", "temperature", "min_pixels")  # what rare-class sampling hangs on
 
 
-def find(
-    roots: Sequence[Path], file: Path | None, kind: str | None, *, labels: bool, max_pixels: int | None
-) -> Iterator[Named]:
-    """Each data set with its name and its classes', which are empty where only the ids are known."""
-    seen = Counter[str]()
-    if file:
-        source, target, names, validation = read_data_file(file)
-        yield "source", source, names
-        yield "target", target, names
-        if validation:
-            yield "validation", validation, names
-    for root in roots:
-        for name, part in open_labeled_splits(root, kind=kind, max_pixels=max_pixels).items():
-            seen[name] += 1
-            title = name if seen[name] == 1 else f"{name} {seen[name]}"
-            looked_at = part if labels and part.has_labels else part.unlabeled()
-            yield title, looked_at, [entry.name for entry in part.classes]
+class Part(NamedTuple):
+    """A data set to look through."""
+
+    title: str
+    images: LabeledImages | UnlabeledImages
+    classes: Sequence[str]  # empty where only the ids are known
+    name: str  # of its pictures
 
 
-def check(
-    title: str, dataset: LabeledImages | UnlabeledImages, names: Sequence[str], out: Path, rare: tuple[float, int]
-) -> int:
+def find(options: Mapping[str, Any]) -> Iterator[Part]:
+    """Each data set that the command line names."""
+    if options["data"] or options["source"]:
+        found, _ = open_own_data(options)
+        for title, folder in (("source", (options["source"] or [None])[0]), ("target", options["target"])):
+            yield Part(title, getattr(found, title), found.names, f"{stem(options['data'] or folder)}_{title}")
+        if found.validation:
+            place = stem(options["data"] or options["val"])
+            yield Part("validation", found.validation, found.names, f"{place}_validation")
+    titles, names = Counter[str](), Counter[str]()
+    for root in options["roots"]:
+        for title, part in open_labeled_splits(root, kind=options["kind"], max_pixels=options["max_pixels"]).items():
+            looked_at = part.unlabeled() if options["no_labels"] or not part.has_labels else part
+            classes = [entry.name for entry in part.classes]
+            name = stem(root) if title == "folders" else title.replace(" ", "_")
+            yield Part(numbered(titles, title, " "), looked_at, classes, numbered(names, name, "_"))
+
+
+def stem(path: Path) -> str:
+    """The name of a folder, however it is given, or of a file without its ending."""
+    path = path.resolve()
+    return path.stem if path.is_file() else path.name
+
+
+def numbered(seen: Counter[str], name: str, between: str) -> str:
+    """A name, with a number from the second time on."""
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}{between}{seen[name]}"
+
+
+def check(part: Part, out: Path, settings: Settings) -> int:
     """Print what there is to know; how many files are wrong."""
+    title, dataset, names, name = part
     if not isinstance(dataset, UnlabeledImages):  # of a large set, this is known much sooner than the rest
         try:
-            check_sizes(dataset, lambda x: tqdm(x, f"{title}, sizes"))
+            check_sizes(dataset, lambda x: bar(x, f"{title}, sizes"))
         except ValueError as error:
             print(f"{title}, by the headers of the files: {plain(str(error))}")
     sizes, problems, suspicious = Counter[tuple[int, ...]](), list[str](), list[str]()
     rows, shown = list[Tensor](), list[tuple[Tensor, Tensor]]()
     dozen = {i * len(dataset) // 12 for i in range(12)}
-    for i in tqdm(range(len(dataset)), title):
+    for i in bar(range(len(dataset)), title):
         try:
-            image, *label, name = dataset[i]
+            image, *label, frame = dataset[i]
         except ValueError as error:
             problems.append(plain(str(error)))
             continue
         sizes[tuple(image.shape[1:])] += 1
         ids = label[0] if label else torch.full(image.shape[1:], 255, dtype=torch.uint8)
         if names and len(outside := ids[(ids >= len(names)) & (ids < 255)]):
-            problems.append(f"{name}: label {outside[0]} is none of the {len(names)} classes")
+            problems.append(f"{frame}: label {outside[0]} is none of the {len(names)} classes")
         rows.append(count_ids(ids))
         if is_blank(image):
-            suspicious.append(plain(name))
+            suspicious.append(plain(frame))
         if i in dozen:
             shown.append((image, ids))
     print(f"{title}: {len(dataset)} images, {len(problems)} with a problem")
@@ -94,14 +119,13 @@ def check(
     counts = torch.stack(rows) if rows else torch.zeros(1, 256, dtype=torch.int64)
     found = counts[:, :255].sum(dim=0).nonzero().flatten().tolist()
     names = list(names) or [str(i) for i in range(max(found, default=-1) + 1)]
-    file = out / title.replace(" ", "_")
     if found:
-        shares(names, counts, file.with_name(f"{file.name}_classes.png"), rare)
+        shares(names, counts, out / f"{name}_classes.png", settings)
     if shown:
         pictures = [(display(image), paint(label, names)) for image, label in shown]
         sheet = [[x for pair in pictures[i : i + 3] for x in pair] for i in range(0, len(pictures), 3)]
         titles = ("image", "label") * (len(sheet[0]) // 2)
-        draw_grid(file.with_name(f"{file.name}.png"), sheet, titles, names, range(len(names)))
+        draw_grid(out / f"{name}.png", sheet, titles, names, range(len(names)))
     return len(problems)
 
 
@@ -123,12 +147,13 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def shares(names: Sequence[str], counts: Tensor, file: Path, rare: tuple[float, int]) -> None:
-    """How often each class occurs, and how often rare-class sampling would draw it."""
+def shares(names: Sequence[str], counts: Tensor, file: Path, settings: Settings) -> None:
+    """How often each class occurs, and how often rare-class sampling draws it in training."""
     of_classes, ignored = counts[:, : len(names)], counts[:, 255].sum() / counts.sum()
     probabilities = None
     try:
-        probabilities = RareClasses(of_classes, temperature=rare[0], min_pixels=rare[1]).probabilities
+        rare = rare_classes(settings, of_classes)
+        probabilities = rare.probabilities if rare else None
     except ValueError as error:
         print(f"  rare-class sampling: {error}")
     print(share_table(names, of_classes, probabilities), end="")
@@ -140,27 +165,45 @@ def shares(names: Sequence[str], counts: Tensor, file: Path, rare: tuple[float, 
 
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT")
-    parser.add_argument("--data", type=Path, metavar="FILE.py", help="look through its source, target and validation")
-    parser.add_argument("--kind", choices=DATASET_KINDS, help="default: by what the folder holds")
-    parser.add_argument("--out", type=Path, default=Path("runs/check_data"), help="default: %(default)s")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures of a ROOT than Pillow does")
-    parser.add_argument("--no-labels", action="store_true", help="look at images only: a target")
-    parser.add_argument("--temperature", type=float, default=0.01, help="of rare-class sampling; default: %(default)s")
-    parser.add_argument("--min-pixels", type=int, default=3000, help="of a class drawn there; default: %(default)s")
-    options = parser.parse_args(arguments)
-    if not options.roots and not options.data:
-        parser.error("a ROOT or --data FILE.py is needed")
-    options.out.mkdir(parents=True, exist_ok=True)
-    rare, labels = (options.temperature, options.min_pixels), not options.no_labels
-    parts = find(options.roots, options.data, options.kind, labels=labels, max_pixels=options.max_pixels)
+    options = parse(arguments)
+    settings = read_settings(Settings, options["recipe"], {name: options[name] for name in SAMPLING})
+    out: Path = options["out"]
+    out.mkdir(parents=True, exist_ok=True)
     notes, log = logging.StreamHandler(sys.stdout), logging.getLogger("hrda_lib.data")
     log.addHandler(notes)  # which files are left out
     try:
-        return int(sum(check(*part, options.out, rare) for part in parts) > 0)
+        return int(sum(check(part, out, settings) for part in find(options)) > 0)
     finally:
         log.removeHandler(notes)
+
+
+def parse(arguments: Sequence[str] | None) -> dict[str, Any]:
+    usage = "%(prog)s [ROOT ...] [option ...]"
+    parser = argparse.ArgumentParser(
+        usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("roots", nargs="*", type=Path, metavar="ROOT", help="folders of data sets, or lists of files")
+    add_own_data(parser)
+    add, text = options_of(parser, "data").add_argument, "kind of every ROOT"
+    text = f"{text} ({one_of(DATASET_KINDS)}; default: by what the folder holds)"
+    add("--kind", choices=DATASET_KINDS, metavar="KIND", help=text)
+    add("--no-labels", action="store_true", help="look at the images of every ROOT alone (default: off)")
+    text = "take what rare-class sampling hangs on, where it is not given, from examples/recipes/NAME.toml"
+    text = f"{text} ({one_of(list(RECIPES))}; default: %(default)s)"
+    add("--recipe", choices=RECIPES, metavar="NAME", default="own_data", help=text)
+    but = {entry.name for entry in fields(Settings)} - {*SAMPLING}
+    add_settings(parser, Settings, but=but, recipe="own_data")
+    text = "folder of the pictures (default: %(default)s)"
+    options_of(parser, "output").add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/check_data"), help=text
+    )
+    options = vars(parser.parse_args(arguments))
+    own = any(options[name] for name in ("source", "target", "classes", "val", "data"))
+    if not own and not options["roots"]:
+        parser.error("a ROOT, --source DIR --target DIR or --data FILE.py is needed")
+    if own and (problem := unclear(options)):
+        parser.error(problem)
+    return options
 
 
 if __name__ == "__main__":

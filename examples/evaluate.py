@@ -31,7 +31,7 @@ from hrda_lib.data import (
     image_files,
     open_dataset,
 )
-from support.command_line import ALONE, DEVICE, read_running
+from support.command_line import ALONE, DEVICE, one_of, options_of, read_running
 from support.data_file import read_data_file
 from support.measuring import MEASURED, average, measure
 from support.networks import HEADS, NetworkSpec
@@ -118,28 +118,44 @@ def report(
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("root", type=Path, nargs="?", metavar="ROOT", help="data set, or with --labels images")
-    parser.add_argument("--labels", type=Path, help="folder of the true labels of images in ROOT")
-    parser.add_argument("--data", type=Path, metavar="FILE.py", help="measure on its validation")
-    parser.add_argument("--kind", choices=DATASET_KINDS, help="of the data set; default: by what the folder holds")
-    parser.add_argument("--split", default="val", help="default: %(default)s")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures than Pillow does")
-    parser.add_argument("--head", choices=HEADS, default="fused", help="of a network with two scales")
-    parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
-    windows = parser.add_mutually_exclusive_group()
-    windows.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help="default: that of the model's predict")
-    windows.add_argument("--whole", action="store_true", help="one window as large as the image")
-    text = "average the probabilities of resized images, as the released code's --aug-test does"
-    parser.add_argument("--scales", type=float, nargs="+", default=[], metavar="SCALE", help=text)
-    text = "average with the mirrored image: the logits, with --scales the probabilities"
-    parser.add_argument("--flip", action="store_true", help=text)
-    parser.add_argument("--classes", type=int, choices=(16, 13), help="mean over SYNTHIA's classes only")
-    text = "IoU of classes neither in the truth nor predicted; nan: not in the mean (default)"
-    parser.add_argument("--absent", choices=("nan", "0"), default="nan", help=text)
-    parser.add_argument("--device", default=DEVICE)
+    usage = "%(prog)s RUN [ROOT] [option ...]"
+    parser = argparse.ArgumentParser(
+        usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("root", type=Path, nargs="?", metavar="ROOT", help="data set, or with --labels its images")
+    add, text = options_of(parser, "data").add_argument, "measure on the validation images of this file"
+    add("--data", type=Path, metavar="FILE.py", help=f"{text} (default: on ROOT)")
+    text = "folder with the true labels of the images in ROOT (default: ROOT holds both)"
+    add("--labels", type=Path, metavar="DIR", help=text)
+    text = f"kind of the data set ({one_of(DATASET_KINDS)}; default: by what the folder holds)"
+    add("--kind", choices=DATASET_KINDS, metavar="KIND", help=text)
+    add("--split", metavar="NAME", default="val", help="split of it to measure on (default: %(default)s)")
+    text = "let in pictures of so many pixels (default: what Pillow lets in)"
+    add("--max-pixels", type=int, metavar="N", help=text)
+    add_network(parser)
+    add, text = options_of(parser, "output").add_argument, "classes that the mean is over, those of SYNTHIA"
+    add("--classes", type=int, choices=(16, 13), metavar="N", help=f"{text} (16 or 13; default: all)")
+    text = "IoU of classes neither in the truth nor predicted (0, or nan, which is not in the mean; default: nan)"
+    add("--absent", choices=("nan", "0"), metavar="IOU", default="nan", help=text)
     return parser.parse_args(arguments)
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """The options that say what predicts, and how."""
+    group = options_of(parser, "network")
+    add, text = group.add_argument, f"weights of the run to use ({one_of(WEIGHTS)}; default: %(default)s)"
+    add("--weights", choices=WEIGHTS, metavar="WHICH", default="student", help=text)
+    text = f"prediction of a network with two scales ({one_of(HEADS)}; default: %(default)s)"
+    add("--head", choices=HEADS, metavar="WHICH", default="fused", help=text)
+    windows, text = group.add_mutually_exclusive_group(), "size of the windows (default: that of the model's predict)"
+    windows.add_argument("--window", type=int, nargs=2, metavar=("H", "W"), help=text)
+    windows.add_argument("--whole", action="store_true", help="take one window as large as the image (default: off)")
+    text = "average the probabilities of images resized by these factors, as the released code's --aug-test does"
+    add("--scales", type=float, nargs="+", default=[], metavar="X", help=f"{text} (default: none)")
+    text = "average with the mirrored image: the logits, with --scales the probabilities"
+    add("--flip", action="store_true", help=f"{text} (default: off)")
+    add("--device", metavar="NAME", default=DEVICE, help="where it runs, a device of torch (default: cuda, else cpu)")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,10 @@ from support.domains import KINDS
 from support.measuring import MEASURED
 from support.networks import MODELS, Network
 from support.run_folder import RunFolder
-from support.training import augmentation, check_finite, clip, largest, parts_of, to_mask, warn, whole_step
+from support.training import augmentation, boxes, check_finite, clip, largest, parts_of, to_mask, warn, whole_step
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MASKED = ("target", "separate")
+MASKED, MIXES = ("target", "separate"), ("classes", "boxes")
 Look = Callable[[SelfTraining, EMATeacher, Batch], Mapping[str, float]]  # at what is learned, for numbers to be logged
 
 
@@ -47,51 +47,54 @@ class Settings:
     """Everything that one may want to change: defaults are the demo's, a recipe and the command line override them."""
 
     # fmt: off
-    arms: tuple[str, ...] = setting(("source", "control", "hrda"), "what to run")
-    seed: int = setting(1, "of toy images, weights and samples; 0 was for tuning")
-    warmup: int = setting(1500, "steps on the source before adaptation", lowest=-1)
-    steps: int = setting(1000, "steps of adaptation, and of its control", lowest=1)
-    batch_size: int = setting(2, "images of each domain")
-    micro_batch: int = setting(0, "of them, that are in memory together; 0: all")
-    crop: tuple[int, int] = setting((192, 384), "context crop (h, w); the detail crop is half as high and wide")
-    source: str = setting("gta", "where labels come from", KINDS[:3])
-    target: str = setting("cityscapes", "what is adapted to", KINDS[2:])
-    source_size: tuple[int, int] = setting((0, 0), "fit source images into (h, w); 0 0: leave them")
+    source: str = setting("gta", "data set that labels come from", KINDS[:3], group="data")
+    target: str = setting("cityscapes", "data set to adapt to", KINDS[2:])
+    source_size: tuple[int, int] = setting((0, 0), "fit source images into this size; 0 0: leave them as they are")
     target_size: tuple[int, int] = setting((0, 0), "the same of target images; results are measured at their own size")
-    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: no label there")
-    classes: int = setting(19, "classes that the mean is over; 16 and 13 are SYNTHIA's", tuple(MEASURED))
-    model: str = setting("small", "two scales around any encoder, or a network of the papers", MODELS)
-    encoder: str = setting("mini", "'mini', trained from scratch, or a timm name; mit_b0 to mit_b5; resnet101")
-    encoder_weights: str = setting("", "file, or with hrda and daformer a name on the hub; empty: random weights")
-    fixed_attention: float | None = setting(None, "mix of context (0) and detail (1) in place of a learned attention")
-    recompute: int = setting(0, "1: hrda and daformer compute activations anew in backward: less memory", (0, 1))
-    objective: Literal["fused", "context", "detail", "separate"] = setting("fused", "which prediction learns")
-    detail_weight: float = setting(0.1, "share of the detail loss")
-    mask_ratio: float = setting(0.0, "share of patches hidden in MIC's masked images; 0: no masked term")
-    mask_block: int = setting(64, "side of a patch in pixels", lowest=1)
-    mask_on: str = setting("target", "or half of each domain, as they are", MASKED)
-    feature_distance: float = setting(0.0, "its weight, on things, from the encoder's weights")
-    optimizer: str = setting("adamw", "of torch", ("adamw", "sgd"))
-    momentum: float = setting(0.9, "of sgd")
-    lr: float = setting(3e-3, "of the optimiser; it decays to 0 in the warm-up, and again afterwards")
-    lr_warmup: int = setting(50, "steps in which it rises at the beginning of each, at most half of them")
-    lr_power: float = setting(0.9, "of its decay")
-    head_factor: float = setting(1.0, "times the learning rate outside the encoder")
-    weight_decay: float = setting(0.01, "of the optimiser")
-    clip: float = setting(5.0, "largest gradient norm; 0: no limit")
-    precision: str = setting("fp32", "of forward and backward passes, by autocast", tuple(PRECISIONS))
-    ema_decay: float = setting(0.99, "of the teacher")
-    threshold: float = setting(0.9, "probability from which the teacher is trusted")
-    per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for; the paper: batch")
+    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "rows and columns of the target without pseudo labels")
+    crop: tuple[int, int] = setting((192, 384), "size of the context crop; the detail crop is half as high and wide")
+    classes: int = setting(19, "classes that the mean is over: 19, or the 16 or 13 of SYNTHIA", tuple(MEASURED))
     rare_classes: int = setting(1, "1: source images of rare classes are drawn more often; 0: all alike", (0, 1))
-    temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
-    min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
-    min_crop_pixels: int = setting(75, "that the crop must show of it, in ten tries; -1: half of min_pixels", lowest=-1)
-    balance: float = setting(0.0, "class weights are the share of pixels to the power of -balance; 0: none")
+    temperature: float = setting(0.05, "temperature of rare-class sampling; a larger one is more even")
+    min_pixels: int = setting(150, "pixels of a class that an image must show to be drawn for it")
+    min_crop_pixels: int = setting(75, "pixels of it that the crop must show, in ten tries; -1: half", lowest=-1)
     jitter: float = setting(0.2, "largest change of brightness, contrast and saturation of augmented images")
-    hue: float = setting(0.2, "of their hue, in turns")
+    hue: float = setting(0.2, "largest change of their hue, in turns")
     blur: float = setting(0.5, "probability that they are blurred")
-    augment_source: int = setting(1, "1: colours of source images change too; 0: those of mixed images only", (0, 1))
+    augment_source: int = setting(1, "1: source images are augmented too; 0: mixed images alone", (0, 1))
+    model: str = setting("small", "two scales around any encoder, or a network of the papers", MODELS, group="network")
+    encoder: str = setting("mini", "mini, trained from scratch; mit_b0 to mit_b5; resnet101; a name of timm")
+    encoder_weights: str = setting("", "file of weights; hrda and daformer also know names on the hub", metavar="FILE")
+    fixed_attention: float | None = setting(None, "mix of context (0) and detail (1) in place of a learned attention")
+    recompute: int = setting(0, "1: hrda and daformer compute activations anew in backward, for less memory", (0, 1))
+    arms: tuple[str, ...] = setting(("source", "control", "hrda"), "arms to train and measure", group="training")
+    seed: int = setting(1, "seed of toy images, weights and samples; 0 was used for tuning")
+    warmup: int = setting(1500, "steps on the source alone, before adaptation", lowest=-1)
+    steps: int = setting(1000, "steps of adaptation, and of its control", lowest=1)
+    batch_size: int = setting(2, "images of each domain in a step")
+    micro_batch: int = setting(0, "how many of them are in memory together; 0: all")
+    balance: float = setting(0.0, "class weights are the share of pixels to the power of -balance; 0: all are 1")
+    optimizer: str = setting("adamw", "optimiser of torch", ("adamw", "sgd"))
+    momentum: float = setting(0.9, "momentum of sgd")
+    lr: float = setting(3e-3, "learning rate; it decays to 0 in the warm-up, and again afterwards")
+    lr_warmup: int = setting(50, "steps in which it rises at the beginning of each, at most half of them")
+    lr_power: float = setting(0.9, "power of its decay")
+    head_factor: float = setting(1.0, "factor of the learning rate outside the encoder")
+    weight_decay: float = setting(0.01, "weight decay of the optimiser")
+    clip: float = setting(5.0, "largest gradient norm; 0: no limit")
+    precision: str = setting("fp32", "numbers in forward and backward passes, by autocast", tuple(PRECISIONS))
+    ema_decay: float = setting(0.99, "decay of the averaged weights, the teacher's", group="self-training")
+    threshold: float = setting(0.9, "probability from which the teacher is trusted")
+    per: Literal["batch", "image", "pixel"] = setting("pixel", "what has one confidence weight: batch, image or pixel")
+    objective: Literal["fused", "context", "detail", "separate"] = setting(
+        "fused", "prediction that learns: fused, context, detail, or separate, both scales without fusion"
+    )
+    detail_weight: float = setting(0.1, "share of the detail loss")
+    mix: str = setting("classes", "what is pasted: half of a source image's classes, or a box of half of it", MIXES)
+    mask_ratio: float = setting(0.0, "share of patches that is hidden in MIC's masked images; 0: no masked term")
+    mask_block: int = setting(64, "side of a patch in pixels", lowest=1)
+    mask_on: str = setting("target", "images to mask; separate: half of each domain, as they are", MASKED)
+    feature_distance: float = setting(0.0, "weight of the distance to the encoder's first features, on things; 0: none")
     # fmt: on
 
 
@@ -168,7 +171,8 @@ def terms(
     with autocast:
         pseudo_labels, weight = training.pseudo_label(target, valid=valid)
     said = {"confidence": weight.mean().item(), "largest_class": largest(pseudo_labels)}
-    mixed = training.mix(images, labels, target, pseudo_labels, weight)
+    pasted = boxes(settings, training.generator, labels, run.group)
+    mixed = training.mix(images, labels, target, pseudo_labels, weight, mask=pasted)
     for x, y, q in parts(*mixed):
         with autocast:
             loss, _ = training.supervised(x, y, q, whole=mixed.labels if micro else None)

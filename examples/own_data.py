@@ -35,8 +35,16 @@ from gta2cityscapes import Settings, assemble, train
 from hrda_lib import ConfidenceWeightedCE, MultiResSegmenter, data
 from support.arms import placed, try_out
 from support.batches import Batches, rare_classes
-from support.command_line import Running, add_running, add_settings, read_running, read_settings
-from support.data_file import DataFile, read_data_file
+from support.command_line import (
+    Running,
+    add_running,
+    add_settings,
+    one_of,
+    options_of,
+    read_running,
+    read_settings,
+)
+from support.data_file import DataFile, add_own_data, open_own_data, unclear
 from support.domains import compare_sizes, read_labels
 from support.looking import log_to_tensorboard, looked
 from support.networks import CELL, NetworkSpec, side_multiple
@@ -45,27 +53,8 @@ from support.processes import first_alone
 from support.run_folder import RunFolder, load_weights, locked, read_metrics, training_state
 from support.tables import share_table, unseen
 
-VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 # not for data of one's own
 FIXED = ("arms", "source", "target", "source_size", "target_size", "classes", "model", "feature_distance")
-
-
-def open_folders(
-    sources: Sequence[Path], target: Path, classes: Path | None, val: Path | None, max_pixels: int | None
-) -> tuple[DataFile, tuple[int, ...]]:
-    """Two plain folders as a file would define them, and the ids that mean no class."""
-    try:
-        lines = classes.read_text(encoding="utf-8-sig").strip().splitlines() if classes else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{classes}: cannot be read as class names ({error})") from None
-    names = [printable(line.strip()) for line in lines]
-    ignore = tuple(i for i, name in enumerate(names) if name.lower() in VOID)
-    while names and names[-1].lower() in VOID:
-        names.pop()
-    parts = [data.Folders(source, ignore=ignore, max_pixels=max_pixels) for source in sources]
-    source = parts[0] if len(parts) == 1 else data.Concatenated(parts)
-    measured = data.Folders(val, ignore=ignore, max_pixels=max_pixels) if val else None
-    return DataFile(source, data.Folders(target, max_pixels=max_pixels).unlabeled(), names, measured), ignore
 
 
 def count_classes(
@@ -200,13 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
             )
-        ignore: tuple[int, ...] = ()
-        if options["data"]:
-            found = read_data_file(options["data"])
-        else:
-            given = (options[name] for name in ("source", "target", "classes", "val", "max_pixels"))
-            found, ignore = open_folders(*given)
-        run_on(found, ignore, settings, running, options)
+        run_on(*open_own_data(options), settings, running, options)
     return 0
 
 
@@ -258,20 +241,18 @@ def run_on(
 def parse(arguments: Sequence[str] | None) -> tuple[Settings, Running, dict[str, Any]]:
     """Settings, what changes no result, and every option."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, nargs="+", metavar="DIR", help="labelled folders")
-    parser.add_argument("--target", type=Path, metavar="DIR", help="folder of images without labels")
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, a line each; default: ids as found")
-    parser.add_argument("--data", type=Path, metavar="FILE.py", help="defines source, target and names")
-    parser.add_argument("--method", choices=("hrda", "source", "source-aug"), default="hrda")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures than Pillow does")
-    parser.add_argument("--val", type=Path, metavar="DIR", help="labelled target images, for --val-every alone")
-    parser.add_argument("--init", type=Path, help="last.pt of another run, for a warm start")
-    add_settings(parser, Settings, but=FIXED, recipe="own_data")
+    add_own_data(parser)
+    add, methods = options_of(parser, "training").add_argument, ("hrda", "source", "source-aug")
+    text = f"what is learned from ({one_of(methods)}; default: %(default)s)"
+    add("--method", choices=methods, metavar="NAME", default="hrda", help=text)
+    text = "last.pt of another run, whose weights are the start (default: none)"
+    add("--init", type=Path, metavar="FILE", help=text)
+    said = {"warmup": "-1, 4 times --steps", "crop": "0 0, four fifths", "min_crop_pixels": "-1, half of --min-pixels"}
+    add_settings(parser, Settings, but=FIXED, recipe="own_data", said=said)
     add_running(parser, None)
     options = vars(parser.parse_args(arguments))
-    folders = [options[name] for name in ("source", "target", "classes")]
-    if any(folders) if options["data"] else not all(folders[:2]):
-        parser.error("either --source DIR --target DIR [--classes FILE] or --data FILE.py is needed")
+    if problem := unclear(options):
+        parser.error(problem)
     settings = read_settings(Settings, "own_data", {**options, "source": None, "target": None, "classes": None})
     if settings.warmup < 0:
         settings = replace(settings, warmup=4 * settings.steps)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
-from support.command_line import ALONE, DEVICE, read_running
+from support.command_line import ALONE, DEVICE, one_of, options_of, read_running
 from support.data_file import read_data_file
 from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
@@ -194,22 +194,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--weights", choices=WEIGHTS, default="student", help="default: %(default)s")
-    parser.add_argument("--data", type=Path, metavar="FILE.py", help="read images as its target; as for own_data.py")
-    parser.add_argument("--ids", choices=IDS, help="what NAME.png holds, for the 19 classes of Cityscapes")
-    parser.add_argument("--server", choices=("dark_zurich",), help="write the folders that it takes; --zip packs them")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="let in larger pictures than Pillow does")
-    parser.add_argument("--zip", action="store_true", help="put every NAME.png into DIR.zip too")
-    parser.add_argument("--alpha", type=float, default=0.5, help="share of colours in overlays (default: %(default)s)")
-    parser.add_argument("--contours", action="store_true", help="draw white borders of the classes into overlays")
-    parser.add_argument("--flip", action="store_true", help="average with the mirrored image's probabilities")
-    parser.add_argument("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail")
-    parser.add_argument("--device", default=DEVICE)
+    usage = "%(prog)s RUN INPUT... --out DIR [option ...]"
+    parser = argparse.ArgumentParser(
+        usage=usage, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="images, or folders of them")
+    add, text = options_of(parser, "data").add_argument, "read images as the target of this file, as own_data.py does"
+    add("--data", type=Path, metavar="FILE.py", help=f"{text} (default: as RGB pictures)")
+    text = "let in pictures of so many pixels (default: what Pillow lets in)"
+    add("--max-pixels", type=int, metavar="N", help=text)
+    add = options_of(parser, "network").add_argument
+    text = f"weights of the run to use ({one_of(WEIGHTS)}; default: %(default)s)"
+    add("--weights", choices=WEIGHTS, metavar="WHICH", default="student", help=text)
+    add("--flip", action="store_true", help="average with the mirrored image's probabilities (default: off)")
+    add("--device", metavar="NAME", default=DEVICE, help="where it runs, a device of torch (default: cuda, else cpu)")
+    add_written(parser)
     return parser.parse_args(arguments)
+
+
+def add_written(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is written."""
+    add = options_of(parser, "output").add_argument
+    add("--out", type=Path, metavar="DIR", required=True, help="folder of the results (no default, it must be given)")
+    text = "what NAME.png holds, for the 19 classes of Cityscapes"
+    add("--ids", choices=IDS, metavar="WHICH", help=f"{text} ({one_of(list(IDS))}; default: ids under a palette)")
+    text = "server whose folders are written, which --zip packs (dark_zurich; default: none)"
+    add("--server", choices=("dark_zurich",), metavar="NAME", help=text)
+    add("--zip", action="store_true", help="put every NAME.png into DIR.zip too (default: off)")
+    text = "share of colours in overlays, in [0, 1] (default: %(default)s)"
+    add("--alpha", type=float, metavar="X", default=0.5, help=text)
+    add("--contours", action="store_true", help="draw white borders of the classes into overlays (default: off)")
+    add("--save-attention", action="store_true", help="write NAME_attention.png, 255 = all detail (default: off)")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hrda_lib.geometry import CropBox, crop, resize, window_grid
 from hrda_lib.losses import ConfidenceWeightedCE, confidence_weighted_ce
 from hrda_lib.masking import patch_mask
 from hrda_lib.metrics import ConfusionMatrix
-from hrda_lib.mixing import class_mix, sample_class_mask
+from hrda_lib.mixing import class_mix, sample_box_mask, sample_class_mask
 from hrda_lib.pseudo_labeling import pseudo_labels
 from hrda_lib.segmenter import MultiResSegmenter, ScalePredictions, SegmenterOutput
 from hrda_lib.self_training import MixedBatch, SelfTraining
@@ -48,6 +48,7 @@ __all__ = [
     "patch_mask",
     "pseudo_labels",
     "resize",
+    "sample_box_mask",
     "sample_class_mask",
     "window_grid",
 ]

@@ -1,4 +1,4 @@
-"""ClassMix: paste some classes of a source image onto a target image."""
+"""ClassMix and CutMix: paste some classes, or a box, of a source image onto a target image."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hrda_lib._checks import LABEL_TYPES, check_generator, expect
+from hrda_lib._checks import LABEL_TYPES, check_counts, check_generator, check_up_to, expect, pair
 from hrda_lib._processes import own_part
 
 if TYPE_CHECKING:
@@ -88,6 +88,59 @@ def sample_class_mask(
         raise ValueError(f"classes must hold ids, ints that labels may have, got {classes}")
     chosen = [torch.tensor(list(ids), dtype=torch.int64, device=labels.device) for ids in classes]
     return torch.stack([torch.isin(image, ids) for image, ids in zip(labels, chosen, strict=True)])
+
+
+def sample_box_mask(
+    size: int | tuple[int, int],
+    generator: torch.Generator | None = None,
+    *,
+    batch: int = 1,
+    ratio: float = 0.5,
+    group: "Group" = None,
+) -> Tensor:
+    r"""True in a box of each image, anywhere in it, for what has no outline that one could cut along.
+
+    .. math::
+        h = H r^{u}, \qquad w = W r^{1 - u}, \qquad u \sim U(0, 1)
+
+    (CutMix for segmentation, arXiv 1906.01916: half of the area, any aspect.) Where a class is thin, such as vessels or
+    roads from above, pasting the class alone pastes its outline, which the network then learns to find.
+
+    Args:
+        size: image size (H, W) in pixels.
+        generator: a CPU generator; None: torch's default.
+        batch: number of images B, each with a box of its own.
+        ratio: r, the share of the area that the box has, in [0, 1].
+        group: processes that share a batch, each with as many images and a generator of the same state: each draws for
+            all, and takes its own; None: this one alone.
+
+    Returns:
+        (B, H, W) bool, on the CPU.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from hrda_lib import sample_box_mask
+        >>> sample_box_mask((4, 6), torch.Generator().manual_seed(1))[0].int()
+        tensor([[1, 1, 1, 1, 1, 0],
+                [1, 1, 1, 1, 1, 0],
+                [0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0]], dtype=torch.int32)
+    """
+    height, width = pair("size", size)
+    check_generator(generator)
+    check_counts(batch=batch)
+    check_up_to(1, ratio=ratio)
+    total, mine = own_part(batch, group)
+    aspect, top, left = torch.rand(total, 3, generator=generator)[mine].unbind(dim=1)
+    rows, columns = (height * ratio**aspect).round(), (width * ratio ** (1 - aspect)).round()
+    first_row, first_column = (top * (height - rows + 1)).floor(), (left * (width - columns + 1)).floor()
+    row, column = torch.arange(height)[:, None], torch.arange(width)
+    inside_rows = (row >= first_row[:, None, None]) & (row < (first_row + rows)[:, None, None])
+    inside_columns = (column >= first_column[:, None, None]) & (column < (first_column + columns)[:, None, None])
+    return inside_rows & inside_columns
 
 
 def _half_of_each(labels: Tensor, generator: torch.Generator | None, group: "Group") -> Tensor:

@@ -251,6 +251,7 @@ class SelfTraining:
         weight: Tensor,
         *,
         classes: Sequence[Sequence[int]] | None = None,
+        mask: Tensor | None = None,
     ) -> MixedBatch:
         """Target images with some source classes pasted in (weight 1) over the pseudo labels, and augmented.
 
@@ -260,17 +261,23 @@ class SelfTraining:
             target_images: (B, K, H, W), of the shape and dtype of ``source_images``.
             labels, weight: of :meth:`pseudo_label`.
             classes: the pasted ones, one list an image; None: half of those of each image, drawn.
+            mask: (B, H, W) bool, True where the source is pasted, such as :func:`hrda_lib.sample_box_mask` draws; None:
+                by ``classes``.
 
         Returns:
             :class:`hrda_lib.MixedBatch`, of B images.
 
         Raises:
-            ValueError: shapes or types do not fit, or ``augment`` changes the shape.
+            ValueError: shapes or types do not fit, ``augment`` changes the shape, or both ``classes`` and ``mask`` are
+                given.
         """
         _check_batch("source_labels", source_labels, source_images)
         self._prepare(target_images, labels)
         expect("weight", weight, labels.shape, kind="float", like="labels")
-        mask = sample_class_mask(source_labels, self.generator, classes, group=self.group)
+        if mask is None:
+            mask = sample_class_mask(source_labels, self.generator, classes, group=self.group)
+        elif classes is not None:
+            raise ValueError("mask says what is pasted, and so does classes: give one of them")
         return MixedBatch(
             self._augmented(class_mix(source_images, target_images, mask)),
             class_mix(source_labels.long(), labels.long(), mask),
@@ -286,13 +293,14 @@ class SelfTraining:
         weight: Tensor,
         *,
         classes: Sequence[Sequence[int]] | None = None,
+        mask: Tensor | None = None,
         box: CropBox | None = None,
     ) -> tuple[Tensor, Parts]:
         """Loss on what :meth:`mix` gives.
 
         Args:
             source_images, source_labels, target_images, labels, weight: of :meth:`mix`.
-            classes: of :meth:`mix`; None: drawn.
+            classes, mask: of :meth:`mix`; None: drawn.
             box: of the detail crop, in image pixels; None: drawn, or none for a student of one scale.
 
         Returns:
@@ -301,7 +309,7 @@ class SelfTraining:
         Raises:
             ValueError: as :meth:`mix` and :meth:`supervised`.
         """
-        batch = self.mix(source_images, source_labels, target_images, labels, weight, classes=classes)
+        batch = self.mix(source_images, source_labels, target_images, labels, weight, classes=classes, mask=mask)
         return self.supervised(*batch, box=box)
 
     def masked(

@@ -44,6 +44,7 @@ SIGNATURES = {
     "pseudo_labels": "(logits, *, size=None, threshold=0.968, valid=None, per='batch', group=None)",
     "patch_mask": "(size, *, batch=1, ratio=0.7, block=64, generator=None)",
     "class_mix": "(source, target, mask)",
+    "sample_box_mask": "(size, generator=None, *, batch=1, ratio=0.5, group=None)",
     "sample_class_mask": "(labels, generator=None, classes=None, *, group=None)",
     "StrongAugment": "(*, mean, std, jitter=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, blur=0.5, "
     "sigma=(0.15, 1.15))",
@@ -72,9 +73,10 @@ SIGNATURES = {
     "SelfTraining.supervised": "(self, images, labels, weight=None, *, box=None, whole=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
     "MixedBatch": "(images, labels, weight)",
-    "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None)",
+    "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
+    "mask=None)",
     "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
-    "box=None)",
+    "mask=None, box=None)",
     "SelfTraining.masked": "(self, target_images, labels, weight, *, mask=None, box=None)",
     "SelfTraining.losses": "(self, source_images, source_labels, target_images, *, target_valid=None, source_box=None, "
     "mixed_box=None, mixed_classes=None, masked_box=None)",

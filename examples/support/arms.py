@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from hrda_lib import EMATeacher, FeatureDistance, SelfTraining, data
 from hrda_lib.distributed import broadcast
 from support.batches import Batch, Batches, rare_classes
-from support.command_line import RECIPES, Running
+from support.command_line import STREETS, Running, one_of, options_of
 from support.domains import KINDS, NAMES, Domains, count_classes, fitted, open_domains
 from support.ending import reason
+from support.foundation import VitSpec
 from support.looking import log_to_tensorboard, looked
 from support.measuring import MEASURED, label_quality, measure
 from support.networks import Network, NetworkSpec
@@ -27,6 +28,7 @@ from support.tables import Result, arm_table, class_numbers, class_table, share_
 
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign", *NAMES[NAMES.index("person") :])]
 N = TypeVar("N", bound=nn.Module)
+TOY = ("gta", "cityscapes")  # what is drawn where no folders are given
 DRAWN = ("source", "control", "hrda")  # the arms that pictures and the table of classes show
 
 
@@ -44,6 +46,9 @@ class Arm(NamedTuple):
 def network(settings: Any) -> NetworkSpec:
     """What is trained."""
     height, width = settings.crop
+    if settings.model == "vit":
+        names = {entry.name: getattr(settings, entry.name) for entry in fields(VitSpec) if hasattr(settings, entry.name)}
+        return VitSpec(**{**names, "classes": NAMES, "detail_size": (height // 2, width // 2)})
     names = {"model": settings.model, "encoder": settings.encoder, "recompute": bool(settings.recompute)}
     return NetworkSpec(NAMES, (height // 2, width // 2), attention=settings.fixed_attention, **names)
 
@@ -235,7 +240,9 @@ def run_seed(
     out, folder = running.out, running.out / f"seed{settings.seed}"
     kinds = settings.source, settings.target
     with first_alone(running.rank, running.group):
-        domains = open_domains(*kinds, folders, out, seed=settings.seed, stats=stats, on_error=running.on_error)
+        few = getattr(settings, "labelled_target", 0)
+        more = {"seed": settings.seed, "stats": stats, "on_error": running.on_error, "labelled_target": few}
+        domains = open_domains(*kinds, folders, out, **more)
     if running.on_error == "raise" and "oracle" in settings.arms:
         domains.target.check_files()
     if folders:
@@ -260,7 +267,7 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
         return f"--{missing[0].replace('_', '-')} is missing: the data go from {source} to {target}"
     if not folders and recipe not in (None, "demo"):
         return "--recipe needs data: " + " ".join(f"--{kind.replace('_', '-')} DIR" for kind in wanted)
-    if not folders and wanted != ("gta", "cityscapes"):
+    if not folders and wanted != TOY:
         return "the toy data are --source gta --target cityscapes"
     if settings.warmup < 0:
         return f"--warmup must not be negative, got {settings.warmup}"
@@ -279,11 +286,14 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
     return ""
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """The options that say which images."""
+def add_data(parser: argparse.ArgumentParser, recipes: Sequence[str] = STREETS, real: str = "hrda") -> None:
+    """The options that say which images, and the recipes for them; ``real`` is the one for real data."""
+    add = options_of(parser, "data").add_argument
     for kind in KINDS:
-        parser.add_argument(f"--{kind.replace('_', '-')}", type=Path, help=f"folder of {kind}, in its official layout")
-    text = "complete settings, examples/recipes/NAME.toml; options that are given win (real data: hrda, else demo)"
-    parser.add_argument("--recipe", choices=[name for name in RECIPES if name != "own_data"], help=text)
-    text = "sample_class_stats.json of the released code: source labels are not counted"
-    parser.add_argument("--class-stats", type=Path, help=text)
+        text = f"folder of {kind}, in its official layout (default: {'toy images' if kind in TOY else 'none'})"
+        add(f"--{kind.replace('_', '-')}", type=Path, metavar="DIR", help=text)
+    text = "complete settings, examples/recipes/NAME.toml; options that are given win"
+    text = f"{text} ({one_of(recipes)}; default: demo, for real data {real})"
+    add("--recipe", choices=recipes, metavar="NAME", help=text)
+    text = "sample_class_stats.json of the released code, in place of counting source labels (default: none)"
+    add("--class-stats", type=Path, metavar="FILE", help=text)

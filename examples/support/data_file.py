@@ -1,14 +1,18 @@
-"""A Python file that says what the data are: it defines ``source``, ``target`` and ``names``."""
+"""Data of one's own: plain folders, or a Python file that defines ``source``, ``target`` and ``names``."""
 
+import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hrda_lib.data import LabeledImages, UnlabeledImages
+from hrda_lib.data import Concatenated, Folders, LabeledImages, UnlabeledImages
+from support.command_line import options_of
 from support.ending import printable
+
+VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 
 
 class DataFile(NamedTuple):
@@ -59,3 +63,57 @@ def read_data_file(file: Path) -> DataFile:
         if not hasattr(getattr(module, wanted, module.source), "label_file"):
             raise ValueError(f"{file}: {wanted} must be labelled images, such as Folders(...)")
     return DataFile(module.source, module.target, tuple(map(printable, names)), getattr(module, "validation", None))
+
+
+def add_own_data(parser: argparse.ArgumentParser) -> None:
+    """The options that say which images, folders or a file."""
+    add = options_of(parser, "data").add_argument
+    text = "folders with labelled images in images/ and labels/ (default: --data says it)"
+    add("--source", type=Path, nargs="+", metavar="DIR", help=text)
+    text = "folder with images to adapt to in images/ (default: --data says it)"
+    add("--target", type=Path, metavar="DIR", help=text)
+    text = "class names, a line each; void marks ids to ignore (default: ids as found)"
+    add("--classes", type=Path, metavar="FILE", help=text)
+    text = "Python file that defines source, target and names (default: folders say it)"
+    add("--data", type=Path, metavar="FILE.py", help=text)
+    text = "folder with labelled target images, to look at alone, as by --val-every (default: none)"
+    add("--val", type=Path, metavar="DIR", help=text)
+    text = "let in pictures of so many pixels (default: what Pillow lets in)"
+    add("--max-pixels", type=int, metavar="N", help=text)
+
+
+def unclear(options: Mapping[str, Any]) -> str:
+    """What is wrong about :func:`add_own_data`'s options together; empty if nothing is."""
+    folders = [options[name] for name in ("source", "target", "classes")]
+    if any(folders) if options["data"] else not all(folders[:2]):
+        return "either --source DIR --target DIR [--classes FILE] or --data FILE.py is needed"
+    return ""
+
+
+def open_own_data(options: Mapping[str, Any]) -> tuple[DataFile, tuple[int, ...]]:
+    """What :func:`add_own_data` asked for, and the ids of ``--classes`` that mean no class."""
+    if options["data"]:
+        return read_data_file(options["data"]), ()
+    names, ignore = read_class_names(options["classes"]) if options["classes"] else ((), ())
+    limit = options["max_pixels"]
+    parts = [Folders(source, ignore=ignore, max_pixels=limit) for source in options["source"]]
+    val = Folders(options["val"], ignore=ignore, max_pixels=limit) if options["val"] else None
+    target = Folders(options["target"], max_pixels=limit).unlabeled()
+    return DataFile(parts[0] if len(parts) == 1 else Concatenated(parts), target, names, val), ignore
+
+
+def read_class_names(file: Path) -> tuple[Sequence[str], tuple[int, ...]]:
+    """Names, the first for id 0, and the ids of those that mean no class; at the end, these are no names.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").strip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read as class names ({error})") from None
+    names = [printable(line.strip()) for line in lines]
+    ignore = tuple(i for i, name in enumerate(names) if name.lower() in VOID)
+    while names and names[-1].lower() in VOID:
+        names.pop()
+    return names, ignore

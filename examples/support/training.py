@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrda_lib import StrongAugment, patch_mask
+from hrda_lib import StrongAugment, patch_mask, sample_box_mask
 from hrda_lib.data import IMAGENET_MEAN, IMAGENET_STD
 from support.batches import Batch, Batches
 from support.ending import reason
@@ -107,6 +107,14 @@ def parts_of(size: int, generator: torch.Generator | None, *batch: Tensor) -> It
     for start in range(0, count, size or count):
         generator.set_state(state)
         yield [x[start : start + (size or count)] for x in batch]
+
+
+def boxes(settings: Any, generator: torch.Generator | None, labels: Tensor, group: Any) -> Tensor | None:
+    """Where the source is pasted, if it is in boxes; None: by classes."""
+    if settings.mix == "classes":
+        return None
+    height, width = labels.shape[-2:]
+    return sample_box_mask((height, width), generator, batch=len(labels), group=group).to(labels.device)
 
 
 def to_mask(

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scripts import picture
+from scripts import main, picture
 from trees import cityscapes, dark_zurich, gta, list_file, saved, write
 
 import check_data
+import own_data
 from hrda_lib.data import Cityscapes, RareClasses, count_labels
+from support import progress
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_sound_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Cityscapes(cityscapes(tmp_path / "data"), "train")
-    assert check_data.main([str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
+    assert check_data.main([str(tmp_path / "data"), "--recipe", "hrda", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "cityscapes train: 3 images, 0 with a problem\n  sizes (h, w): (14, 20): 3\n" in printed
     shares = [
@@ -157,7 +159,8 @@ def test_a_file_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert printed.count("| class | ") == 2  # a target has no labels
     assert printed.count("no label shows none\n") == 2
     assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        *("source.png", "source_classes.png", "target.png", "validation.png", "validation_classes.png")
+        *("five_source.png", "five_source_classes.png", "five_target.png"),
+        *("five_validation.png", "five_validation_classes.png"),
     }
     (tmp_path / "five.py").write_text("\n".join([*lines, "names = names[:4]"]))
     assert check_data.main(arguments) == 1
@@ -179,25 +182,99 @@ def test_images_of_other_channels(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "of_four.py").write_text("\n".join([*lines, "names = ['a', 'b']"]))
     assert check_data.main(["--data", str(tmp_path / "of_four.py"), "--out", str(tmp_path / "out")]) == 0
     assert re.search(r"\| a +\| +50\.00 \|", capsys.readouterr().out)
-    assert picture(tmp_path / "out" / "source.png").ndim == 2  # of 256 colours
+    assert picture(tmp_path / "out" / "of_four_source.png").ndim == 2  # of 256 colours
 
 
 @pytest.mark.usefixtures("quick")
 def test_plain_folders_and_lists_have_no_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    roots = [write(tmp_path / "a"), write(tmp_path / "b", 4), list_file(tmp_path / "c") / "list.txt"]
+    roots = [write(tmp_path / "a"), write(tmp_path / "b/a", 4), list_file(tmp_path / "c") / "list.txt"]
     assert check_data.main([*map(str, roots), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     sets = re.findall(r"^(.*): (\d) images, 0 with a problem$", printed, re.MULTILINE)
     assert sets == [("folders", "3"), ("folders 2", "4"), ("list.txt", "2")]
     assert re.search(r"\| 3 +\| +12\.50 \| +1 \|", printed)  # half of one of four images
-    names = {f"{name}{kind}.png" for name in ("folders", "folders_2", "list.txt") for kind in ("", "_classes")}
+    names = {f"{name}{kind}.png" for name in ("a", "a_2", "list.txt") for kind in ("", "_classes")}
     assert {file.name for file in (tmp_path / "out").iterdir()} == names
 
 
 def test_without_a_root(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         check_data.main([])
-    assert capsys.readouterr().err.endswith("error: a ROOT or --data FILE.py is needed\n")
+    assert capsys.readouterr().err.endswith("error: a ROOT, --source DIR --target DIR or --data FILE.py is needed\n")
+    with pytest.raises(SystemExit):
+        check_data.main(["root", "--source", "source"])
+    assert "error: either --source DIR --target DIR [--classes FILE] or --data FILE.py" in capsys.readouterr().err
+
+
+def table(printed: str) -> list[str]:
+    """The first table that a script prints."""
+    lines = printed.splitlines()
+    (start, *_) = (i for i, line in enumerate(lines) if line.startswith("| class "))
+    return [line for line in lines[start : start + 20] if line.startswith("|")]
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("options", [[], ["--temperature", "0.3", "--min-pixels", "90"], ["--rare-classes", "0"]])
+@pytest.mark.parametrize("by_file", [False, True], ids=["folders", "file"])
+def test_what_is_drawn_is_what_training_draws(
+    by_file: bool,
+    options: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, count in (("day", 4), ("more", 2), ("dusk", 2)):
+        write(tmp_path / name, count)
+    (tmp_path / "names.txt").write_text("left\none\nvoid\nthree\n")
+    lines = ["from hrda_lib.data import Folders", f"source = Folders({str(tmp_path / 'day')!r}, ignore=(1,))"]
+    lines += ["target = source.unlabeled()", "names = ['left', 'one', 'two', 'three']"]
+    (tmp_path / "own_day.py").write_text("\n".join(lines))
+    given = ["--source", tmp_path / "day", tmp_path / "more", "--target", tmp_path / "dusk"]
+    given = ["--data", tmp_path / "own_day.py"] if by_file else [*given, "--classes", tmp_path / "names.txt"]
+    monkeypatch.setattr(own_data, "adapt", stop)  # everything before the first step
+    assert main("own_data.py", *given, *options, "--crop", 16, 16, "--out", tmp_path / "run") == 2
+    trained = table(capsys.readouterr().out)
+    assert main("check_data.py", *given, *options, "--out", tmp_path / "out") == 0
+    looked = table(capsys.readouterr().out)
+    assert looked == trained
+    drawn = [row.split("|")[-2].strip() for row in looked[2:]]
+    assert drawn == ["-"] * 4 if "--rare-classes" in options else sum(map(float, drawn)) == pytest.approx(100, abs=0.2)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names >= ({"own_day_source.png"} if by_file else {"day_source.png", "dusk_target.png"})
+
+
+def stop(*_: object, **__: object) -> None:
+    raise ValueError("enough")
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_drawn_by_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path / "data", 5)
+    values = {"hrda": [], "dacs": ["--rare-classes", "0"], "own_data": ["--temperature", "0.05", "--min-pixels", "200"]}
+    for recipe, options in values.items():
+        assert check_data.main([str(root), "--recipe", recipe, "--out", str(tmp_path / "out")]) == 0
+        printed = capsys.readouterr().out
+        assert ("min_pixels=3000" in printed) == (recipe == "hrda")
+        if options:
+            assert check_data.main([str(root), *options, "--out", str(tmp_path / "out")]) == 0
+            assert table(capsys.readouterr().out) == table(printed)
+    assert check_data.main([str(root), "--out", str(tmp_path / "out")]) == 0
+    assert table(capsys.readouterr().out) == table(printed)  # own_data is the default
+
+
+@pytest.mark.usefixtures("quick")
+def test_progress_is_a_line_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [str(write(tmp_path / "data", 3)), "--out", str(tmp_path / "out")]
+    assert check_data.main(arguments) == 0
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(progress, "PAUSE", -1.0)
+    assert check_data.main(arguments) == 0
+    said = capsys.readouterr().err
+    for title in ("folders, sizes", "folders"):
+        assert f"{title}: 2 of 3, left 0:00" in said
+    assert "\r" not in said
 
 
 def test_many_problems_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """Settings from defaults, a recipe and the command line; what the help says; and how every script ends."""
 
 import argparse
+import importlib
 import os
+import re
 import signal
 import sys
 import time
@@ -11,22 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import main
+from scripts import EXAMPLES, main
 
 import ablation
 import gta2cityscapes
 from support.command_line import (
     ALONE,
     DEVICE,
+    GROUPS,
     RECIPES,
     add_running,
     add_settings,
+    options_of,
     read_running,
     read_settings,
     setting,
 )
 from support.data_file import read_data_file
 from support.ending import Stopped, reason, run_main
+
+SCRIPTS = sorted(file.stem for file in EXAMPLES.glob("*.py") if "argparse" in file.read_text(encoding="utf-8"))
 
 
 def helped(script: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -40,10 +46,99 @@ def test_help_says_what_holds_without_an_option(
     monkeypatch.setenv("COLUMNS", "400")
     own = helped("own_data.py", capsys)
     assert "steps of adaptation, and of its control (default: 600)" in own
-    assert "--balance BALANCE" in own
-    assert "0: none (default: 0.5)" in own
-    assert "steps of adaptation, and of its control (default: 1000)" in helped("gta2cityscapes.py", capsys)
-    assert "what to run (default: ('source', 'control', 'control-long'" in helped("ablation.py", capsys)
+    assert "steps on the source alone, before adaptation (default: -1, 4 times --steps)" in own
+    assert "--balance X" in own
+    assert "0: all are 1 (default: 0.5)" in own
+    street = helped("gta2cityscapes.py", capsys)
+    assert "steps of adaptation, and of its control (default: 1000)" in street
+    assert "--crop H W" in street
+    assert "half as high and wide (default: 192 384)" in street
+    assert "in place of a learned attention (default: none)" in street
+    assert "optimiser of torch (adamw or sgd; default: adamw)" in street
+    assert "arms to train and measure (default: source control control-long" in helped("ablation.py", capsys)
+
+
+class Built(Exception):
+    """Carries the parser of a script, which then does nothing."""
+
+
+def parser_of(script: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    def stop(self: argparse.ArgumentParser, *_: Any) -> None:
+        raise Built(self)
+
+    module = importlib.import_module(script)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    with pytest.raises(Built) as caught:
+        module.main([])
+    monkeypatch.undo()
+    return caught.value.args[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_has_a_group_a_phrase_and_a_default_that_is_said(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = parser_of(script, monkeypatch)
+    assert not missing(parser)
+    titles = [group.title for group in parser._action_groups if group.title in GROUPS]
+    assert tuple(titles) == GROUPS
+    assert len(parser.format_usage()) < 80  # options are in their groups
+
+
+def missing(parser: argparse.ArgumentParser) -> list[str]:
+    """What the help of a parser lacks."""
+    groups = [group for group in parser._action_groups if group.title in GROUPS]
+    grouped = {action.dest for group in groups for action in group._group_actions}
+    wrong = list[str]()
+    for action in parser._actions:
+        name, text = "/".join(action.option_strings) or action.dest, action.help or ""
+        if len(text.split()) < 2:
+            wrong.append(f"{name}: no phrase")
+        if not action.option_strings or action.dest == "help":
+            continue
+        if action.dest not in grouped:
+            wrong.append(f"{name}: no group")
+        if "default: " not in text and "no default" not in text:
+            wrong.append(f"{name}: its default is not said")
+        if action.nargs != 0 and action.metavar is None:
+            wrong.append(f"{name}: no metavar")
+        for choice in action.choices or ():
+            if len(re.findall(rf"(?<![\w-]){re.escape(str(choice))}(?![\w-])", text)) < 1:
+                wrong.append(f"{name}: {choice} is not said")
+    return wrong
+
+
+def test_the_check_sees_what_the_help_lacks() -> None:
+    parser = argparse.ArgumentParser()
+    add = options_of(parser, "data").add_argument
+    add("--good", metavar="N", choices=("a", "b"), help="a phrase (a or b; default: a)")
+    add("--flag", action="store_true", help="a phrase (default: off)")
+    assert not missing(parser)
+    add("--bare")
+    add("--some", metavar="N", choices=("b", "ab"), help="a phrase (ab; default: ab)")
+    parser.add_argument("--outside", metavar="N", help="a phrase (default: 0)")
+    parser.add_argument("place")
+    assert missing(parser) == [
+        "--bare: no phrase",
+        "--bare: its default is not said",
+        "--bare: no metavar",
+        "--some: b is not said",
+        "--outside: no group",
+        "place: no phrase",
+    ]
+
+
+def test_groups_are_in_one_order_whoever_adds_first() -> None:
+    parser = argparse.ArgumentParser(prog="x")
+    options_of(parser, "output").add_argument("--last", help="last")
+    options_of(parser, "data").add_argument("--first", help="first")
+    options_of(parser, "output").add_argument("--very-last", help="very last")
+    text = parser.format_help()
+    assert text.startswith("usage: x [option ...]\n")
+    places = [text.index(word) for word in ("data:", "--first", "output:", "--last", "--very-last")]
+    assert places == sorted(places)
+    assert text.count("output:") == 1
+    assert "network:" not in text  # a group without options is not shown
 
 
 def test_own_data_has_no_option_that_it_would_not_use(capsys: pytest.CaptureFixture[str]) -> None:
