@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hrda_lib import MultiResSegmenter, ScaleAttentionHead
+from hrda_lib import CropBox, EMATeacher, MultiResSegmenter, ScaleAttentionHead, SelfTraining
+from hrda_lib.lora import add_lora
 from hrda_lib.models import DAFormerHead, DeconvHead, SimplePyramid, ViTFeatures
+from hrda_lib.optim import parameter_groups
 
 timm = pytest.importorskip("timm", reason="needs the extra timm")
 
@@ -387,6 +389,67 @@ def test_daformer_head_on_a_pyramid_as_two_scales() -> None:
     output = model(torch.rand(2, 3, 56, 56))
     assert output.logits.shape == (2, 5, 16, 16)
     assert model.predict(torch.rand(1, 3, 61, 45), output="labels").shape == (1, 61, 45)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "upsample", "stride"),
+    [
+        ("vit_small_patch14_dinov2", 14, 4, 3.5),
+        ("vit_small_patch14_reg4_dinov2", 14, 2, 7),
+        ("vit_small_patch14_dinov2", 14, 1, 14),
+        ("vit_tiny_patch16_224", 16, 4, 4),
+        ("vit_tiny_patch16_224", 16, 1, 16),
+        ("vit_small_patch14_dinov2", 14, 4, None),
+    ],
+)
+def test_a_step_of_two_scales_with_adapters(name: str, patch: int, upsample: int, stride: float | None) -> None:
+    """Fused logits written out, and one step of self-training in which adapters and heads alone learn."""
+    torch.manual_seed(0)
+    encoder = ViTFeatures(built(name, {"dynamic_img_size": True, "img_size": 4 * patch}), out_indices=2)
+    encoder.requires_grad_(False)
+    names = add_lora(encoder.body.blocks, rank=2)
+    heads = [DeconvHead(encoder.channels, classes, embed_dims=8, upsample=upsample) for classes in (5, 1)]
+    settings = {"detail_size": 4 * patch, "output_stride": stride, "multiple_of": patch}
+    student = MultiResSegmenter(encoder, *heads, **settings).double()
+    images = torch.rand(2, 3, 8 * patch, 12 * patch, dtype=torch.float64)
+    box = CropBox(2 * patch, 4 * patch, 4 * patch, 4 * patch)
+
+    with torch.no_grad():
+        small = nn.functional.interpolate(images, scale_factor=0.5, mode="bilinear")
+        context = encoder(small)
+        logits, attention = heads[0](context), heads[1](context).sigmoid()
+        top, left, height, width = box
+        detail = heads[0](encoder(images[..., top : top + height, left : left + width]))
+        cell = stride or 1
+        sides = [int(side / cell) for side in images.shape[-2:]]
+        if stride is None:
+            logits, attention, detail = up(logits, sides), up(attention, sides), up(detail, [height, width])
+        inside = torch.zeros(sides, dtype=torch.float64)
+        y, x, h, w = (int(side / cell) for side in box)
+        inside[y : y + h, x : x + w] = 1
+        mask = inside if stride is None else inside[::2, ::2]
+        base, share = up((1 - attention * mask) * logits, sides), up(attention * mask, sides)
+        padded = torch.zeros(2, 5, *sides, dtype=torch.float64)
+        padded[..., y : y + h, x : x + w] = detail
+        torch.testing.assert_close(student(images, box).logits, base + share * padded)
+
+    teacher = EMATeacher(student, share_frozen=True)
+    before = {key: p.detach().clone() for key, p in student.named_parameters()}
+    training = SelfTraining(student, teacher, threshold=0.0)
+    optimizer = torch.optim.AdamW(parameter_groups(student, lr=1e-3, layer_decay=0.9))
+    labels = torch.randint(5, (2, *images.shape[-2:]))
+    for _, loss in training.losses(images, labels, images.flip(-1), source_box=box, mixed_box=box):
+        loss.backward()
+    optimizer.step()
+    teacher.update(student)
+    moved = {key for key, p in student.named_parameters() if not torch.equal(p, before[key])}
+    assert moved == {key for key, p in student.named_parameters() if p.requires_grad}
+    assert {key for key in moved if key.startswith("encoder")} >= {f"encoder.body.blocks.{n}.lora_up" for n in names}
+    assert teacher.module.encoder.body.pos_embed is encoder.body.pos_embed
+
+
+def up(x: Tensor, sides: list[int]) -> Tensor:
+    return nn.functional.interpolate(x, size=sides, mode="bilinear")
 
 
 @pytest.mark.parametrize("pos_embed", ["own", "dinov2"])
