@@ -9,7 +9,16 @@ from pathlib import Path
 from unittest.mock import patch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-SCRIPTS = ("gta2cityscapes", "ablation", "own_data", "predict", "evaluate", "compare", "check_data")
+SCRIPTS = (
+    "gta2cityscapes",
+    "ablation",
+    "own_data",
+    "predict",
+    "evaluate",
+    "compare",
+    "check_data",
+    "vfm_uda",
+)
 
 
 def help_of(name: str) -> str:

@@ -37,7 +37,8 @@ extensions = [
     "sphinx_design",
     "sphinxcontrib.bibtex",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "inventories", "tables"]  # tables are included in pages
+# tables are included in pages
+exclude_patterns = ["_build", "jupyter_execute", "inventories", "tables"]
 
 html_theme = "furo"
 html_title = f"hrda_lib {release}"
@@ -46,14 +47,17 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_favicon = "_static/favicon.svg"
 mathjax_path = "mathjax/tex-chtml.js"  # copied from the package by offline.py
-mathjax3_config = {"options": {"enableMenu": False}}  # the menu's own files are not copied
+# the menu's own files are not copied
+mathjax3_config = {"options": {"enableMenu": False}}
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
-myst_substitutions = substitutions()  # {{ crops }}: a picture of the gallery, with its caption
+# {{ crops }}: a picture of the gallery, with its caption
+myst_substitutions = substitutions()
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_inherit_docstrings = False  # nn.Module's own words about forward() and train() are not ours
+# nn.Module's own words about forward() and train() are not ours
+autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 always_use_bars_union = True
@@ -71,7 +75,11 @@ intersphinx_mapping = {
     "python": ("https://docs.python.org/3/", "inventories/python.txt"),
     "torch": ("https://docs.pytorch.org/docs/stable/", "inventories/torch.txt"),
 }
-DOCUMENTED_AS = {"torch.nn.modules.module": "torch.nn", "torch._C": "torch", "torch.optim.optimizer": "torch.optim"}
+DOCUMENTED_AS = {
+    "torch.nn.modules.module": "torch.nn",
+    "torch._C": "torch",
+    "torch.optim.optimizer": "torch.optim",
+}
 
 # our own references must resolve; those to names that no inventory has stay plain text
 nitpicky = True
@@ -90,13 +98,21 @@ def resolve_short_name(app: Any, env: Any, node: Any, content: Any) -> Any:
     if node.get("refdomain") != "py":
         return None
     ending, domain = "." + node["reftarget"].rpartition(".")[2], env.domains["py"]
-    names = [name for name in domain.objects if name.startswith("hrda_lib.") and name.endswith(ending)]
+    names = [
+        name
+        for name in domain.objects
+        if name.startswith("hrda_lib.") and name.endswith(ending)
+    ]
     if len(names) != 1:
         return None
-    return domain.resolve_any_xref(env, node["refdoc"], app.builder, names[0], node, content)[0][1]
+    return domain.resolve_any_xref(
+        env, node["refdoc"], app.builder, names[0], node, content
+    )[0][1]
 
 
-def drop_field_numbers(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+def drop_field_numbers(
+    app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
     """Python's own words for a named tuple's field, which say nothing."""
     lines[:] = [line for line in lines if not line.startswith("Alias for field number")]
 
@@ -110,7 +126,8 @@ def setup(app: Any) -> None:
     write_help(Path(app.srcdir) / "generated")
     write_tutorials(Path(app.srcdir) / "generated" / "tutorials")
     app.connect("builder-inited", draw_pictures)
-    app.connect("missing-reference", name_as_documented, priority=400)  # before intersphinx looks it up
+    # before intersphinx looks it up
+    app.connect("missing-reference", name_as_documented, priority=400)
     app.connect("missing-reference", resolve_short_name)
     app.connect("autodoc-process-docstring", drop_field_numbers)
     app.connect("build-finished", copy_mathjax)

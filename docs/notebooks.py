@@ -12,7 +12,10 @@ def cells(script: str) -> list[tuple[bool, str]]:
     for part in ("\n" + script).split("\n# %%")[1:]:
         first, _, body = part.partition("\n")
         text = first.strip() == "[markdown]"
-        lines = [line.removeprefix("#").removeprefix(" ") if text else line for line in body.strip("\n").splitlines()]
+        lines = [
+            line.removeprefix("#").removeprefix(" ") if text else line
+            for line in body.strip("\n").splitlines()
+        ]
         found.append((text, "\n".join(lines).strip("\n")))
     return found
 
@@ -21,7 +24,12 @@ def notebook(script: str) -> dict[str, object]:
     """In the format of Jupyter, version 4.5, without outputs."""
     code = {"execution_count": None, "outputs": []}
     made = [
-        {"cell_type": "markdown" if text else "code", "id": f"cell{i}", "metadata": {}, "source": body}
+        {
+            "cell_type": "markdown" if text else "code",
+            "id": f"cell{i}",
+            "metadata": {},
+            "source": body,
+        }
         | ({} if text else code)
         for i, (text, body) in enumerate(cells(script))
     ]
@@ -30,7 +38,9 @@ def notebook(script: str) -> dict[str, object]:
 
 def page(script: str, name: str) -> str:
     """In Markdown, with a link to the notebook."""
-    body = "\n\n".join(body if text else f"```python\n{body}\n```" for text, body in cells(script))
+    body = "\n\n".join(
+        body if text else f"```python\n{body}\n```" for text, body in cells(script)
+    )
     return f"{body}\n\nThe same as a notebook: {{download}}`{name}.ipynb`\n"
 
 
@@ -43,5 +53,8 @@ def write(folder: Path) -> None:
             (f"{name}.md", page(script, name)),
             (f"{name}.ipynb", json.dumps(notebook(script), indent=1)),
         ):
-            if not (folder / file).exists() or (folder / file).read_text("utf-8") != text:
+            if (
+                not (folder / file).exists()
+                or (folder / file).read_text("utf-8") != text
+            ):
                 (folder / file).write_text(text, "utf-8")

@@ -31,7 +31,8 @@ from step_diagram import step_diagram
 DOCS = Path(__file__).resolve().parent
 FOLDER = DOCS / "_pictures"
 WIDTH, DPI = 7.36, 200  # inches: the text column of 736 pixels, twice as fine
-BLUE, ORANGE, GREEN, GREY = "#3d9be0", "#e8792b", "#2aa876", "#8a8f98"  # legible on white and on black
+# legible on white and on black
+BLUE, ORANGE, GREEN, GREY = "#3d9be0", "#e8792b", "#2aa876", "#8a8f98"
 COLOURS = np.zeros((256, 3), np.uint8)
 COLOURS[: len(CITYSCAPES)] = [entry.colour for entry in CITYSCAPES]
 NAMES = [entry.name for entry in CITYSCAPES]
@@ -48,10 +49,17 @@ class Picture(NamedTuple):
     alt: str
 
 
-def grid(rows: int, columns: int = 2, *, height: float = 0.5) -> tuple[Figure, list[Axes]]:
+def grid(
+    rows: int, columns: int = 2, *, height: float = 0.5
+) -> tuple[Figure, list[Axes]]:
     """Panels whose pictures are ``height`` times as high as wide."""
     panel = WIDTH / columns
-    figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (panel * height + 0.27)), layout="constrained")
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(WIDTH, rows * (panel * height + 0.27)),
+        layout="constrained",
+    )
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)
     return figure, list(np.atleast_1d(axes).flat)
 
@@ -73,10 +81,14 @@ def paint(labels: Tensor) -> Any:
     return COLOURS[labels.numpy()]
 
 
-def outline(axes: Axes, box: CropBox, colour: Any, *, inset: float = 0, width: float = 2.5) -> None:
+def outline(
+    axes: Axes, box: CropBox, colour: Any, *, inset: float = 0, width: float = 2.5
+) -> None:
     corner = (box.left - 0.5 + inset, box.top - 0.5 + inset)
     size = (box.width - 2 * inset, box.height - 2 * inset)
-    axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width))
+    axes.add_patch(
+        Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=width)
+    )
 
 
 def frame(axes: Axes, colour: str) -> None:
@@ -91,7 +103,11 @@ def crops(g: Names) -> Figure:
     outline(whole, box, ORANGE)
     show(context, rgb(g["crops"].context), "context crop, half resolution")
     show(detail, rgb(g["crops"].detail), "detail crop, full resolution")
-    show(seen, rgb(crop(g["crops"].context, box.scaled(1 / 2))), "the same part of the context crop")
+    show(
+        seen,
+        rgb(crop(g["crops"].context, box.scaled(1 / 2))),
+        "the same part of the context crop",
+    )
     for axes, colour in ((context, BLUE), (detail, ORANGE), (seen, BLUE)):
         frame(axes, colour)
     return figure
@@ -99,13 +115,22 @@ def crops(g: Names) -> Figure:
 
 def windows(g: Names) -> Figure:
     figure, (left, right) = grid(1)
-    show(left, 0.45 + 0.55 * rgb(g["source"]), f"{len(g['windows'])} windows of 96 x 160")
+    show(
+        left, 0.45 + 0.55 * rgb(g["source"]), f"{len(g['windows'])} windows of 96 x 160"
+    )
     colours = matplotlib.colormaps["plasma"](np.linspace(0, 0.85, len(g["windows"])))
     for i, (box, colour) in enumerate(zip(g["windows"], colours, strict=True)):
         outline(left, box, colour, inset=1.5 + i % 3 * 2, width=1.8)
     count = int(g["coverage"].max())
     steps = matplotlib.colormaps["viridis"].resampled(count)
-    drawn = show(right, g["coverage"], "windows that see a pixel", cmap=steps, vmin=0.5, vmax=count + 0.5)
+    drawn = show(
+        right,
+        g["coverage"],
+        "windows that see a pixel",
+        cmap=steps,
+        vmin=0.5,
+        vmax=count + 0.5,
+    )
     figure.colorbar(drawn, ax=right, ticks=range(1, count + 1), pad=0.02, fraction=0.03)
     return figure
 
@@ -113,7 +138,10 @@ def windows(g: Names) -> Figure:
 def blend(g: Names) -> Figure:
     figure, (first, *rest) = grid(2)
     show(first, g["whole"][0, 0], "answer to the whole image", cmap="gray")
-    answers = {"without overlap": g["apart"], **{f'blend="{name}"': answer for name, answer in g["shown"].items()}}
+    answers = {
+        "without overlap": g["apart"],
+        **{f'blend="{name}"': answer for name, answer in g["shown"].items()},
+    }
     for axes, (name, answer) in zip(rest, answers.items(), strict=True):
         error = (answer - g["whole"]).abs()[0, 0]
         drawn = show(
@@ -124,7 +152,9 @@ def blend(g: Names) -> Figure:
             vmin=0,
             vmax=0.15,
         )
-    figure.colorbar(drawn, ax=rest[1:], pad=0.02, fraction=0.03, aspect=30, orientation="horizontal")
+    figure.colorbar(
+        drawn, ax=rest[1:], pad=0.02, fraction=0.03, aspect=30, orientation="horizontal"
+    )
     return figure
 
 
@@ -134,27 +164,56 @@ def fusion(g: Names) -> Figure:
     show(street, rgb(g["source"]), "image; detail box")
     outline(street, g["crops"].detail_box, ORANGE)
     show(truth, paint(g["labels"][0]), "labels")
-    show(context, paint(g["context_logits"].argmax(dim=1)[0]), "context: cells of 8 pixels")
+    show(
+        context,
+        paint(g["context_logits"].argmax(dim=1)[0]),
+        "context: cells of 8 pixels",
+    )
     beside = np.full((48, 96, 3), 128, np.uint8)
     top, left, height, width = box
-    beside[top : top + height, left : left + width] = paint(g["detail_logits"].argmax(dim=1)[0])
+    beside[top : top + height, left : left + width] = paint(
+        g["detail_logits"].argmax(dim=1)[0]
+    )
     show(detail, beside, "detail: cells of 4 pixels")
     inside = torch.zeros(24, 48)
     crop(inside, box.scaled(1 / 2)).fill_(1)
-    show(attention, g["attention"][0, 0] * inside, "attention, 0 outside the box", cmap="magma", vmin=0, vmax=1)
+    show(
+        attention,
+        g["attention"][0, 0] * inside,
+        "attention, 0 outside the box",
+        cmap="magma",
+        vmin=0,
+        vmax=1,
+    )
     show(fused, paint(g["fused"].argmax(dim=1)[0]), "fused")
     outline(fused, box, ORANGE)
     return figure
 
 
 def mixing(g: Names) -> Figure:
-    figure, (source, chosen, target, mixed) = grid(2)
+    figure, (source, chosen, target, mixed, box, boxed) = grid(3)
     show(source, rgb(g["source"]), "source image, with labels")
     names = [NAMES[c] for c in g["labels"][g["mask"]].unique().tolist()]
-    labels = paint(g["labels"][0]) * g["mask"][0].numpy()[..., None] + 40 * ~g["mask"][0].numpy()[..., None]
-    show(chosen, labels.astype(np.uint8), f"{len(names)} of its {len(g['labels'].unique())} classes, drawn")
+    labels = (
+        paint(g["labels"][0]) * g["mask"][0].numpy()[..., None]
+        + 40 * ~g["mask"][0].numpy()[..., None]
+    )
+    show(
+        chosen,
+        labels.astype(np.uint8),
+        f"{len(names)} of its {len(g['labels'].unique())} classes, drawn",
+    )
     show(target, rgb(g["target"]), "target image, without labels")
     show(mixed, rgb(g["mixed"]), "mixed image")
+    show(
+        box,
+        g["box_mask"][0],
+        "a box of half of the area, drawn",
+        cmap="gray",
+        vmin=-0.5,
+        vmax=1,
+    )
+    show(boxed, rgb(g["boxed"]), "mixed by the box")
     return figure
 
 
@@ -178,10 +237,23 @@ def mask(g: Names) -> Figure:
 def pseudo(g: Names) -> Figure:
     figure, axes = grid(4)
     for i, name in enumerate(("sure", "unsure")):
-        show(axes[i], paint(g["answers"]["batch"][0][i]), f"pseudo label, {name} teacher")
+        show(
+            axes[i], paint(g["answers"]["batch"][0][i]), f"pseudo label, {name} teacher"
+        )
         for row, (per, (_, weight)) in enumerate(g["answers"].items(), start=1):
-            mean = f"mean {weight[i].mean():.2f}" if per == "pixel" else f"{weight[i, 0, 0]:.2f}"
-            show(axes[2 * row + i], weight[i], f'weight, per="{per}": {mean}', cmap="viridis", vmin=0, vmax=1)
+            mean = (
+                f"mean {weight[i].mean():.2f}"
+                if per == "pixel"
+                else f"{weight[i, 0, 0]:.2f}"
+            )
+            show(
+                axes[2 * row + i],
+                weight[i],
+                f'weight, per="{per}": {mean}',
+                cmap="viridis",
+                vmin=0,
+                vmax=1,
+            )
     return figure
 
 
@@ -190,9 +262,20 @@ def feature_distance(g: Names) -> Figure:
     show(image, rgb(g["crops"].context), "context crop, cells of 8 pixels")
     show(labels, paint(g["labels"][0]), "labels, at full resolution")
     for axes, (ratio, counted) in zip(rest, g["counted"].items(), strict=True):
-        cells = counted[0].repeat_interleave(8, dim=0).repeat_interleave(8, dim=1).numpy()[..., None]
-        picture = np.where(cells, rgb(g["crops"].context), 0.25 * rgb(g["crops"].context))
-        show(axes, picture, f"min_ratio={ratio}: {int(counted.sum())} of {counted.numel()} count")
+        cells = (
+            counted[0]
+            .repeat_interleave(8, dim=0)
+            .repeat_interleave(8, dim=1)
+            .numpy()[..., None]
+        )
+        picture = np.where(
+            cells, rgb(g["crops"].context), 0.25 * rgb(g["crops"].context)
+        )
+        show(
+            axes,
+            picture,
+            f"min_ratio={ratio}: {int(counted.sum())} of {counted.numel()} count",
+        )
     for axes in (image, *rest):
         for at in range(8, 192, 8):
             axes.axvline(at - 0.5, color="white", linewidth=0.3, alpha=0.5)
@@ -212,8 +295,18 @@ def plot(columns: int = 1) -> tuple[Figure, list[Axes]]:
 def teacher(g: Names) -> Figure:
     figure, (axes,) = plot()
     axes.plot(g["path"], color=GREY, linewidth=0.6, alpha=0.7, label="student")
-    axes.plot(g["averages"][True], color=BLUE, linewidth=2.2, label="teacher, warmup=True: min(1 - 1/(k+1), 0.999)")
-    axes.plot(g["averages"][False], color=ORANGE, linewidth=2.2, label="teacher, warmup=False: 0.999 from the start")
+    axes.plot(
+        g["averages"][True],
+        color=BLUE,
+        linewidth=2.2,
+        label="teacher, warmup=True: min(1 - 1/(k+1), 0.999)",
+    )
+    axes.plot(
+        g["averages"][False],
+        color=ORANGE,
+        linewidth=2.2,
+        label="teacher, warmup=False: 0.999 from the start",
+    )
     axes.set(xlabel="update k", ylabel="a weight of the network", xlim=(0, 2000))
     axes.legend(loc="lower right", frameon=False, fontsize=11)
     return figure
@@ -221,9 +314,23 @@ def teacher(g: Names) -> Figure:
 
 def loss(g: Names) -> Figure:
     figure, (axes,) = plot()
-    for (name, values), colour, style in zip(g["losses"].items(), (BLUE, GREEN, ORANGE), ("-", "--", ":"), strict=True):
-        axes.plot(g["shares"], values, style, color=colour, linewidth=2.2, label=f'normalize="{name}"')
-    axes.set(xlabel="confidence weight of all pixels", ylabel="loss", xlim=(0.1, 1), ylim=(0, None))
+    for (name, values), colour, style in zip(
+        g["losses"].items(), (BLUE, GREEN, ORANGE), ("-", "--", ":"), strict=True
+    ):
+        axes.plot(
+            g["shares"],
+            values,
+            style,
+            color=colour,
+            linewidth=2.2,
+            label=f'normalize="{name}"',
+        )
+    axes.set(
+        xlabel="confidence weight of all pixels",
+        ylabel="loss",
+        xlim=(0.1, 1),
+        ylim=(0, None),
+    )
     axes.legend(frameon=False, fontsize=11)
     return figure
 
@@ -231,7 +338,10 @@ def loss(g: Names) -> Figure:
 def optim(g: Names) -> Figure:
     figure, (axes,) = plot()
     for values, colour, name in zip(
-        zip(*g["rates"], strict=True), (BLUE, ORANGE), ("encoder", "the rest"), strict=True
+        zip(*g["rates"], strict=True),
+        (BLUE, ORANGE),
+        ("encoder", "the rest"),
+        strict=True,
     ):
         axes.plot(values, color=colour, linewidth=2.2, label=name)
     axes.axvspan(0, 150, color=GREY, alpha=0.25, linewidth=0)
@@ -247,36 +357,70 @@ def rare(g: Names) -> Figure:
     order = [c for c in shares.argsort(descending=True).tolist() if shares[c] > 0]
     series = [("share of all pixels", shares, GREY)]
     colours = (ORANGE, BLUE)
-    series += [(f"drawn, temperature={t}", p, c) for (t, p), c in zip(g["chances"].items(), colours, strict=True)]
+    series += [
+        (f"drawn, temperature={t}", p, c)
+        for (t, p), c in zip(g["chances"].items(), colours, strict=True)
+    ]
     at = np.arange(len(order))
     for i, (name, values, colour) in enumerate(series):
-        axes.bar(at + 0.27 * (i - 1), [values[c].item() for c in order], 0.26, color=colour, label=name)
-    axes.set_xticks(at, [NAMES[c] for c in order], rotation=40, ha="right", rotation_mode="anchor")
+        axes.bar(
+            at + 0.27 * (i - 1),
+            [values[c].item() for c in order],
+            0.26,
+            color=colour,
+            label=name,
+        )
+    axes.set_xticks(
+        at, [NAMES[c] for c in order], rotation=40, ha="right", rotation_mode="anchor"
+    )
     axes.set(ylabel="share, probability", xlim=(-0.6, len(order) - 0.4))
     axes.legend(frameon=False, fontsize=11)
     return figure
 
 
 def metrics(g: Names) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 4), layout="constrained", width_ratios=(1.1, 1))
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 4), layout="constrained", width_ratios=(1.1, 1)
+    )
     matrix = g["matrices"]["context"].matrix
     here = [c for c in range(19) if matrix[c].sum() > 0]
     shares = (matrix[here][:, here] / matrix[here].sum(dim=1, keepdim=True)).numpy()
     drawn = left.imshow(shares, cmap="viridis", vmin=0, vmax=1)
     names = [NAMES[c] for c in here]
-    left.set_xticks(range(len(here)), names, rotation=50, ha="right", rotation_mode="anchor", fontsize=10)
+    left.set_xticks(
+        range(len(here)),
+        names,
+        rotation=50,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=10,
+    )
     left.set_yticks(range(len(here)), names, fontsize=10)
     left.set(xlabel="predicted by the context", ylabel="label")
-    figure.colorbar(drawn, ax=left, pad=0.02, fraction=0.04, label="share of the label's pixels")
+    figure.colorbar(
+        drawn, ax=left, pad=0.02, fraction=0.04, label="share of the label's pixels"
+    )
     at = np.arange(len(here))
     for i, (name, colour) in enumerate((("context", BLUE), ("fused", ORANGE))):
         iou = g["matrices"][name].iou()[here].numpy()
-        right.barh(at + 0.4 * i - 0.2, iou, 0.38, color=colour, label=f"{name}: mean {iou.mean():.2f}")
+        right.barh(
+            at + 0.4 * i - 0.2,
+            iou,
+            0.38,
+            color=colour,
+            label=f"{name}: mean {iou.mean():.2f}",
+        )
     right.set_yticks(at, [""] * len(here))
     right.set_ylim(len(here) - 0.5, -0.5)  # in line with the rows of the matrix
     right.set(xlabel="IoU", xlim=(0, 1))
     right.spines[["top", "right"]].set_visible(False)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", frameon=False, fontsize=11, ncols=2)
+    figure.legend(
+        *right.get_legend_handles_labels(),
+        loc="outside upper right",
+        frameon=False,
+        fontsize=11,
+        ncols=2,
+    )
     return figure
 
 
@@ -313,9 +457,9 @@ PICTURES = {
     "mixing": Picture(
         mixing,
         "Half of the classes of the source image, drawn anew each time, are cut out with their labels and pasted onto "
-        "the target image, which keeps its pseudo labels everywhere else.",
+        "the target image, which keeps its pseudo labels everywhere else. Below, a box in place of classes.",
         "A street of the game, the chosen classes of its labels in colour, a street of the city, and the city with "
-        "the chosen parts of the game pasted in.",
+        "the chosen parts of the game pasted in; below, a box and the city with that part of the game.",
     ),
     "augment": Picture(
         augment,
@@ -395,14 +539,22 @@ def names_of_the_gallery() -> Names:
     names: Names = {"__name__": "gallery"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for block in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        for block in re.findall(
+            r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL
+        ):
             exec(block, names)
     return names
 
 
 def style(theme: str) -> dict[str, Any]:
     text, page = THEMES[theme]["text"], THEMES[theme]["page"]
-    coloured = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    coloured = (
+        "text.color",
+        "axes.labelcolor",
+        "axes.edgecolor",
+        "xtick.color",
+        "ytick.color",
+    )
     return dict.fromkeys(coloured, text) | {
         "axes.facecolor": page,
         "savefig.facecolor": page,
@@ -415,22 +567,33 @@ def save(figure: Figure, file: Path) -> None:
     figure.savefig(file, dpi=DPI)
     plt.close(figure)
     with Image.open(file) as image:
-        few = image.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few = image.convert("RGB").quantize(
+            256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
+        )
     few.save(file, optimize=True)
 
 
 def files(name: str) -> dict[str, Path]:
     """Theme -> file."""
-    return {theme: FOLDER / f"{name}-{theme}.{'svg' if name == 'step' else 'png'}" for theme in THEMES}
+    return {
+        theme: FOLDER / f"{name}-{theme}.{'svg' if name == 'step' else 'png'}"
+        for theme in THEMES
+    }
 
 
 def stale() -> bool:
     """Whether a picture is missing, or older than what it is made of."""
     pictures = [file for name in PICTURES for file in files(name).values()]
-    made_of = [DOCS / "gallery.md", *DOCS.glob("*.py"), *(DOCS.parent / "hrda_lib").rglob("*.py")]
+    made_of = [
+        DOCS / "gallery.md",
+        *DOCS.glob("*.py"),
+        *(DOCS.parent / "hrda_lib").rglob("*.py"),
+    ]
     if not all(file.is_file() for file in pictures):
         return True
-    return min(file.stat().st_mtime for file in pictures) < max(file.stat().st_mtime for file in made_of)
+    return min(file.stat().st_mtime for file in pictures) < max(
+        file.stat().st_mtime for file in made_of
+    )
 
 
 def draw_all() -> None:
@@ -449,8 +612,18 @@ def markdown(name: str, picture: Picture, *, linked: bool) -> str:
     lines = []
     for theme, file in files(name).items():
         address = f"/{file.relative_to(DOCS).as_posix()}"
-        lines += [f"```{{image}} {address}", f":alt: {picture.alt}", f":class: picture only-{theme}", "```", ""]
-    link = f" [Drawn by these lines](#gallery-{name.replace('_', '-')})." if linked and name != "step" else ""
+        lines += [
+            f"```{{image}} {address}",
+            f":alt: {picture.alt}",
+            f":class: picture only-{theme}",
+            "```",
+            "",
+        ]
+    link = (
+        f" [Drawn by these lines](#gallery-{name.replace('_', '-')})."
+        if linked and name != "step"
+        else ""
+    )
     return "\n".join([*lines, f"*{picture.caption}*{link}"])
 
 

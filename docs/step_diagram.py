@@ -2,7 +2,8 @@
 
 WIDTH, HEIGHT = 640, 812
 STUDENT, TEACHER, BOTH = "#3d9be0", "#e8792b", "#2aa876"
-LEFT, RIGHT, WIDE = (12, 190), (218, 190), (12, 396)  # (x, width) of boxes of the student
+# (x, width) of boxes of the student
+LEFT, RIGHT, WIDE = (12, 190), (218, 190), (12, 396)
 AVERAGE = (446, 170)  # and of the teacher
 MIX = (12, 604)
 
@@ -45,21 +46,53 @@ def boxes(ink: str) -> str:
         (AVERAGE, 186, "average of\nthe student", TEACHER),
         (AVERAGE, 268, "fusion, softmax", TEACHER),
         (AVERAGE, 332, "pseudo label p,\nconfidence weight q", TEACHER),
-        (MIX, 430, "class mix: half of the classes of (x_s, y_s) pasted onto (x_t, p, q)", BOTH),
+        (
+            MIX,
+            430,
+            "class mix: half of the classes of (x_s, y_s) pasted onto (x_t, p, q)",
+            BOTH,
+        ),
         (MIX, 494, "colour jitter and blur of the mixed image", BOTH),
         (MIX, 558, "the student again, with a detail box of its own", STUDENT),
-        (MIX, 622, "mixed loss, backward\nweight: 1 on pasted pixels, q elsewhere", STUDENT),
+        (
+            MIX,
+            622,
+            "mixed loss, backward\nweight: 1 on pasted pixels, q elsewhere",
+            STUDENT,
+        ),
         (MIX, 704, "one optimiser step", STUDENT),
     ]
     return "".join(box(place, y, text, colour, ink) for place, y, text, colour in rows)
 
 
 def arrows(ink: str) -> str:
-    down = [(107, 74, 102), (313, 74, 102), (107, 156, 184), (313, 156, 184), (107, 238, 266), (313, 238, 266)]
-    down += [(210, 302, 330), (427, 57, 428), (531, 74, 102), (531, 156, 184), (531, 238, 266), (531, 302, 330)]
-    down += [(531, 384, 428), (314, 464, 492), (314, 528, 556), (314, 592, 620), (314, 674, 702)]
+    down = [
+        (107, 74, 102),
+        (313, 74, 102),
+        (107, 156, 184),
+        (313, 156, 184),
+        (107, 238, 266),
+        (313, 238, 266),
+    ]
+    down += [
+        (210, 302, 330),
+        (427, 57, 428),
+        (531, 74, 102),
+        (531, 156, 184),
+        (531, 238, 266),
+        (531, 302, 330),
+    ]
+    down += [
+        (531, 384, 428),
+        (314, 464, 492),
+        (314, 528, 556),
+        (314, 592, 620),
+        (314, 674, 702),
+    ]
     lines = [arrow(f"{x},{start} {x},{end}", ink) for x, start, end in down]
-    lines.append(f'<polyline points="408,57 427,57" fill="none" stroke="{ink}" stroke-width="1.5"/>')
+    lines.append(
+        f'<polyline points="408,57 427,57" fill="none" stroke="{ink}" stroke-width="1.5"/>'
+    )
     lines.append(arrow("616,721 629,721 629,212 618,212", TEACHER, dashed=True))
     return "".join(lines)
 
@@ -71,10 +104,18 @@ def step_diagram(*, text: str, page: str) -> str:
     lines = [
         (210, 24, f'font-weight="600" fill="{STUDENT}"', "student, with gradient"),
         (531, 24, f'font-weight="600" fill="{TEACHER}"', "teacher, without"),
-        (314, 772, f'fill="{text}"', "The next step begins with teacher.update(student),"),
+        (
+            314,
+            772,
+            f'fill="{text}"',
+            "The next step begins with teacher.update(student),",
+        ),
         (314, 791, f'fill="{text}"', "the dashed arrow."),
     ]
-    words = "".join(f'<text x="{x}" y="{y}" text-anchor="middle" {look}>{line}</text>' for x, y, look, line in lines)
+    words = "".join(
+        f'<text x="{x}" y="{y}" text-anchor="middle" {look}>{line}</text>'
+        for x, y, look, line in lines
+    )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="system-ui, sans-serif" '
         f'font-size="14"><defs>{tip}</defs><rect width="{WIDTH}" height="{HEIGHT}" fill="{page}"/>'

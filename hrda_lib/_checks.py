@@ -264,6 +264,16 @@ def feature_channels(features: object) -> object:
     return [_channels_of(feature) for feature in features]
 
 
+def last_map(name: str, features: object) -> Tensor:
+    """The tensor itself, or the last one of a sequence or dictionary: a (B, C, h, w) map."""
+    entries = entries_of(features)
+    found = list(entries.values())[-1] if entries else features
+    if not isinstance(found, Tensor) or found.dim() != 4:
+        got = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{name} must be a (B, C, h, w) tensor or end in one, got {got}")
+    return found
+
+
 def expect_levels(features: object, channels: Sequence[int]) -> None:
     """Refuse what is no list of (B, C_i, h_i, w_i) tensors with these channels."""
     got, wanted = feature_channels(features), list(channels)

@@ -274,7 +274,7 @@ def _tenth(side: int) -> int:
 
 
 def _kernel(margin: int, sigma: Tensor) -> Tensor:
-    distance = torch.arange(-margin, margin + 1, dtype=sigma.dtype)
+    distance = torch.arange(-margin, margin + 1, dtype=sigma.dtype, device=sigma.device)
     kernel = torch.exp(-0.5 * (distance / sigma[:, None]) ** 2)
     return kernel / kernel.sum(dim=1, keepdim=True)
 

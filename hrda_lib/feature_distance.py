@@ -100,7 +100,7 @@ class FeatureDistance(nn.Module):
         self.reference_encoder = copied(reference_encoder, "reference_encoder", way_out)
         selected = torch.zeros(num_classes + 1, dtype=torch.bool)  # the last entry stands for the ignored pixels
         selected[chosen] = True
-        self.register_buffer("selected", selected, persistent=False)
+        self.register_buffer("selected", selected.to(next(reference_encoder.parameters()).device), persistent=False)
         self.train(False)
 
     def forward(
@@ -133,6 +133,11 @@ class FeatureDistance(nn.Module):
         """
         feature = _at(self.level, features)
         check_finite("images", images)
+        if images.device != self.selected.device:
+            raise ValueError(
+                f"images must be on the reference encoder's device {self.selected.device}, got {images.device}; move "
+                "the FeatureDistance there by to(device)"
+            )
         with torch.no_grad():
             reference = _at(self.level, self.reference_encoder(images))
         same = "pass the features of those same images"

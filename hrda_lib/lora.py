@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrda_lib._checks import at_least_float32, check_counts, is_id, is_number, short
+from hrda_lib._checks import check_counts, is_id, is_number, short
 
 TARGETS = ("qkv", "q_proj", "k_proj", "v_proj", "fc1", "fc1_g", "fc1_x", "fc2")
+BLOCKS = ("blocks", "layers", "layer")
 
 
 class LoRALinear(nn.Linear):
@@ -21,12 +23,28 @@ class LoRALinear(nn.Linear):
 
     # timm's EVA-02 and BEiT call F.linear(x, layer.weight) past forward()
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
-        """The frozen weight and the adapter's product, for code that reads it past ``forward``."""
+    def weight(self) -> Tensor:
+        """The frozen weight and the adapter's product, (m, n), for code that reads it past ``forward``.
+
+        It is computed at each reading: what is written into it is lost. Set it, or load a ``state_dict``, to change the
+        frozen weight.
+        """
         frozen = self._frozen_weight()
         return frozen + (self.lora_scale * (self.lora_up @ self.lora_down)).to(frozen.dtype)
 
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        self._parameters["weight"] = value  # type: ignore[assignment]
+
     def forward(self, input: Tensor) -> Tensor:
+        """The answer of the frozen layer and that of the adapter, which is never multiplied out.
+
+        Args:
+            input: (…, n) float.
+
+        Returns:
+            (…, m), in the dtype of the frozen layer's answer.
+        """
         down, up = self.lora_down.to(input.dtype), self.lora_up.to(input.dtype)
         frozen = F.linear(input, self._frozen_weight(), self.bias)
         return frozen + F.linear(F.linear(input, down), up) * self.lora_scale
@@ -61,19 +79,21 @@ def add_lora(
     An :class:`hrda_lib.EMATeacher` averages A and B; the average of the factors is not the factor of the averages.
 
     Args:
-        module: such as an encoder, or its ``blocks``.
+        module: such as an encoder, or its ``blocks``: parts that never run, such as the pooling of SigLIP inside
+            :class:`hrda_lib.models.ViTFeatures`, would get adapters without gradient.
         rank: r.
         alpha: :math:`\alpha`; None: r, so that the factor is 1.
         targets: last parts of the names of the layers; the default has those of attention and MLP in timm's ViTs, of
             which those are taken that are there. Names of your own must each be there.
         first_block: blocks before this one, by the number after ``blocks.``, ``layers.`` or ``layer.`` in the name, or
-            at its beginning, stay without adapters.
+            at its beginning where no name has one, stay without adapters; 0: all get them.
 
     Returns:
         The names of the layers.
 
     Raises:
-        ValueError: a setting is out of its range, or no ``nn.Linear`` of the module has such a name.
+        ValueError: a setting is out of its range, no ``nn.Linear`` of the module has such a name, one that has it is of
+            a subclass, or the module has adapters already.
 
     Example:
         >>> import torch
@@ -111,7 +131,8 @@ def merge_lora(module: nn.Module) -> None:
     r"""Put :math:`W + \frac{\alpha}{r} B A` in the place of each layer's weight and take the adapters away, in place.
 
     (LoRA, arXiv 2106.09685, section 4.1.) The module answers as before, to rounding, at the cost of the plain network;
-    its parameters stay frozen.
+    its parameters stay frozen. The merged weights are new: a layer or an :class:`hrda_lib.EMATeacher` that shared the
+    frozen ones keeps them.
 
     Args:
         module: one that :func:`add_lora` was called with, or that holds it.
@@ -132,45 +153,73 @@ def merge_lora(module: nn.Module) -> None:
         >>> torch.allclose(network(x), before)
         True
     """
+    _check_module(module)
     layers = [layer for layer in module.modules() if isinstance(layer, LoRALinear)]
     if not layers:
         raise ValueError(f"module must have adapters of add_lora, got {type(module).__name__} without any")
     for layer in layers:
         frozen = layer._frozen_weight()
         with torch.autocast(frozen.device.type, enabled=False):
-            product = layer.lora_scale * (layer.lora_up @ layer.lora_down)
-            frozen.copy_(at_least_float32(frozen) + product)
+            merged = frozen + layer.lora_scale * (layer.lora_up @ layer.lora_down)
+        layer._parameters["weight"] = nn.Parameter(merged.to(frozen.dtype), requires_grad=False)
         del layer.lora_down, layer.lora_up, layer.lora_scale
         layer.__class__ = nn.Linear  # type: ignore[assignment]
 
 
-def _found(module: nn.Module, targets: Sequence[str], first_block: int) -> list[str]:
+def _check_module(module: object) -> None:
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+
+
+def _found(module: nn.Module, targets: Sequence[str], first_block: int) -> list[str]:
+    _check_module(module)
     if not is_id(first_block):
         raise ValueError(f"first_block must be an int of at least 0, got {short(first_block)}")
     if not isinstance(targets, (tuple, list)) or not targets or not all(isinstance(x, str) for x in targets):
         raise ValueError(f"targets must be a list of names of layers, got {short(targets)}")
-    linear = [name for name, layer in module.named_modules() if type(layer) is nn.Linear]
-    found = [name for name in linear if name.rpartition(".")[2] in targets]
-    missing = set(targets) - {name.rpartition(".")[2] for name in found}
+    if any(isinstance(layer, LoRALinear) for layer in module.modules()):
+        raise ValueError(
+            "module must have no adapters, got one that has: those would be frozen; name all targets in one call, or "
+            "merge_lora() first"
+        )
+    linear = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
+    found = [name for name in linear if _last(name) in targets]
+    missing = set(targets) - set(map(_last, found))
     if not found or (missing and targets is not TARGETS):
-        names = sorted({name.rpartition(".")[2] for name in linear})
-        done = any(isinstance(layer, LoRALinear) for layer in module.modules())
+        names = sorted(set(map(_last, linear)))
         raise ValueError(
             f"targets must be the last parts of names of nn.Linear layers ({', '.join(names) or 'there are none'}), "
-            f"got {', '.join(targets)}" + "; it has adapters already: merge_lora() first" * done
+            f"got {', '.join(targets)}"
         )
-    kept = [name for name in found if _block(name) is None or _block(name) >= first_block]  # type: ignore[operator]
-    if not kept:
-        raise ValueError(f"first_block must be the number of a block of the module, got {first_block}: none is left")
+    kept = _from_block(found, first_block)
+    for name in kept:
+        if type(linear[name]) is not nn.Linear:
+            raise ValueError(
+                f"targets must be layers of nn.Linear itself, got {name or 'module'}, a {type(linear[name]).__name__}, "
+                "which may do more than multiply; leave its name out"
+            )
+    return kept
+
+
+def _from_block(names: list[str], first_block: int) -> list[str]:
+    blocks = [_block(name) for name in names]
+    if not any(block is not None for block in blocks):  # of a list of blocks itself
+        blocks = [int(first) if (first := name.partition(".")[0]).isdecimal() else None for name in names]
+    kept = [name for name, block in zip(names, blocks, strict=True) if block is None or block >= first_block]
+    known = [block for block in blocks if block is not None]
+    if not kept or (first_block and not known):
+        raise ValueError(
+            f"first_block must be the number of a block of the module, "
+            f"{f'at most {max(known)}' if known else 'whose names have none'}, got {first_block}"
+        )
     return kept
 
 
 def _block(name: str) -> int | None:
-    """The number of the block in a layer's name: after a list's name, or at the beginning."""
-    parts = name.split(".")
-    for before, part in zip(["blocks", *parts], parts, strict=False):
-        if part.isdecimal() and before in ("blocks", "layers", "layer"):
-            return int(part)
-    return None
+    """The number of the block in a layer's name."""
+    pairs = pairwise(name.split("."))
+    return next((int(part) for before, part in pairs if part.isdecimal() and before in BLOCKS), None)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

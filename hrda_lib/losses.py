@@ -325,9 +325,7 @@ def _bands(logits: Tensor, target: Tensor) -> list[_Band]:
     cpu = logits.device.type == "cpu"
     height, size, numbers = logits.shape[-2], target.shape[-2], logits.shape[1] * target.shape[-1]
     step = max((CPU_BAND if cpu else GPU_BAND) // numbers, 1)
-    place = ((torch.arange(size, dtype=torch.float64) + 0.5) * height / size - 0.5).clamp(min=0)
-    lower = place.long().clamp(max=height - 1)
-    upper, share = (lower + 1).clamp(max=height - 1), place - lower
+    lower, upper, share = _neighbours(height, size)
     bands = []
     for top in range(0, size, step):
         rows = slice(top, min(top + step, size))
@@ -340,14 +338,29 @@ def _bands(logits: Tensor, target: Tensor) -> list[_Band]:
     return bands
 
 
+def _neighbours(length: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of ``size`` places along ``length`` cells: the two cells that each lies between, and its share of the second."""
+    place = ((torch.arange(size, dtype=torch.float64) + 0.5) * length / size - 0.5).clamp(min=0)
+    lower = place.long().clamp(max=length - 1)
+    return lower, (lower + 1).clamp(max=length - 1), place - lower
+
+
 def _matrix(lower: Tensor, upper: Tensor, share: Tensor, width: int) -> Tensor:
     one = torch.eye(width, dtype=share.dtype)
     return one[lower] * (1 - share[:, None]) + one[upper] * share[:, None]
 
 
+def _refused(x: Tensor) -> bool:
+    """Where torch, asked to be deterministic, refuses to resize columns."""
+    return x.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+
+
 def _columns_up(x: Tensor, columns: int) -> Tensor:
     if x.shape[-1] == columns:
         return x.contiguous()
+    if _refused(x):
+        lower, upper, share = (part.to(x.device) for part in _neighbours(x.shape[-1], columns))
+        return torch.lerp(x[..., lower], x[..., upper], share.to(x.dtype))
     return interpolate(x, size=columns, mode="linear", align_corners=False)
 
 
@@ -355,6 +368,10 @@ def _columns_down(x: Tensor, like: Tensor) -> Tensor:
     """The adjoint."""
     if x.shape == like.shape:
         return x
+    if _refused(x):
+        lower, upper, share = (part.to(x.device) for part in _neighbours(like.shape[-1], x.shape[-1]))
+        out, share = torch.zeros_like(like, dtype=x.dtype), share.to(x.dtype)
+        return out.index_add_(-1, lower, x * (1 - share)).index_add_(-1, upper, x * share)
     sizes = [x.shape[-1]], list(like.shape)
     return torch.ops.aten.upsample_linear1d_backward(x, *sizes, False, None)  # type: ignore[no-any-return]
 

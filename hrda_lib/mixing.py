@@ -124,7 +124,10 @@ def sample_box_mask(
         >>> import torch
         >>> from hrda_lib import sample_box_mask
         >>> sample_box_mask((4, 6), torch.Generator().manual_seed(1))[0].int()
-        tensor([[0, 0, 0, 0, 0, 0]], dtype=torch.int32)
+        tensor([[1, 1, 1, 1, 1, 0],
+                [1, 1, 1, 1, 1, 0],
+                [0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0]], dtype=torch.int32)
     """
     height, width = pair("size", size)
     check_generator(generator)

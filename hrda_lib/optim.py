@@ -26,9 +26,9 @@ def parameter_groups(
     .. math::
         \eta_l = \eta\, d^{\,L - l}
 
-    where block i, counted from 0, is layer i + 1, the last norm layer L, and what comes before the blocks (patch and
-    position embedding, tokens) layer 0 (BEiT, arXiv 2106.08254, appendix; the rates of VFM-UDA, which puts the last
-    norm with the embeddings). Frozen parameters are left out.
+    where block i, counted from 0, is layer i + 1, what comes after the blocks (the last norm) layer L, and what comes
+    before them (patch and position embedding, tokens) layer 0 (BEiT, arXiv 2106.08254, appendix; the rates of VFM-UDA,
+    which puts the last norm with the embeddings). Frozen parameters are left out.
 
     Args:
         model: a module with an ``encoder`` attribute.
@@ -39,7 +39,7 @@ def parameter_groups(
             with ``blocks``, such as :class:`hrda_lib.models.ViTFeatures`; other parts of that encoder learn at ``lr``.
 
     Returns:
-        Groups for an optimiser, each with ``name``, ``params``, ``lr`` and ``weight_decay``; none is empty. The names
+        Groups for an optimiser, each with ``name``, ``params``, ``lr`` and ``weight_decay``; none is empty. Their names
         are "encoder", "encoder norm" and "head", or with ``layer_decay`` "encoder 0", "encoder 0 norm", "encoder 1" and
         so on, and "head".
 
@@ -99,9 +99,9 @@ def _layers_of(encoder: nn.Module) -> tuple[int, dict[int, int]]:
         )
     blocks: Any = vits[0].blocks
     layers = {id(parameter): 0 for parameter in vits[0].parameters()}
-    for name, child in vits[0].named_children():
-        if name == "norm":
-            layers |= {id(parameter): len(blocks) for parameter in child.parameters()}
+    children = list(vits[0].children())
+    for child in children[children.index(blocks) + 1 :]:
+        layers |= {id(parameter): len(blocks) for parameter in child.parameters()}
     for index, block in enumerate(blocks):
         layers |= {id(parameter): index + 1 for parameter in block.parameters()}
     return len(blocks), layers

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, smooth_l1_loss
 
-from hrda_lib._checks import at_least_float32, check_counts, check_finite, check_up_to, entries_of, expect, pair
+from hrda_lib._checks import (
+    at_least_float32,
+    check_counts,
+    check_finite,
+    check_up_to,
+    expect,
+    laid_out,
+    last_map,
+    pair,
+)
 from hrda_lib._modules import copied
 from hrda_lib.geometry import resize
 
@@ -29,8 +38,8 @@ class TokenDistillation(nn.Module):
             and always in eval mode. The last of several features are its tokens.
         in_channels: channels of the student's last features.
         weight: :math:`\lambda`.
-        size: (height, width) or side of the images that the reference sees; 406 is 29 patches of 14, as published,
-            where other proportions are stretched to a square; None: the images as they are.
+        size: (height, width) or side of the images that the reference sees, whole patches; 406 is 29 patches of 14, as
+            published, where other proportions are stretched to a square; None: the images as they are.
 
     Call it with the student's features on ``images`` (a tensor, or a sequence or dictionary whose last one is taken)
     and the images (B, K, H, W), without strong augmentation if it shall be as published. Its projection trains: give
@@ -73,9 +82,9 @@ class TokenDistillation(nn.Module):
             )
         check_counts(channels=channels[-1])
         self.in_channels, self.weight = in_channels, weight
-        self.size = None if size is None else pair("size", size)
+        self.size = None if size is None else _whole_patches(pair("size", size), getattr(reference, "patch", 1))
         way_out = "pass one that copy.deepcopy can copy"
-        self.reference = copied(reference, "reference", way_out).requires_grad_(False)
+        self.reference = copied(reference, "reference", way_out)
         self.project = nn.Sequential(
             nn.Conv2d(in_channels, 4 * in_channels, 1),
             _ChannelNorm(4 * in_channels, eps=1e-6),
@@ -93,16 +102,18 @@ class TokenDistillation(nn.Module):
         """
         expect("images", images, "BKHW", kind="float")
         check_finite("images", images)
-        feature = _last(features)
-        expect("features", feature, (len(images), self.in_channels, "h", "w"), kind="float")
+        feature = last_map("features", features)
+        hint = laid_out(feature.shape, self.in_channels)[2:]
+        expect("features", feature, (len(images), self.in_channels, "h", "w"), kind="float", hint=hint)
+        check_finite("features", at_least_float32(feature.detach()).square())  # as the norm inside sees them
         with torch.no_grad():
             seen = images if self.size is None else resize(images, self.size)
-            tokens = at_least_float32(_last(self.reference(seen)))
+            tokens = at_least_float32(last_map("reference's answer", self.reference(seen)))
         projected = at_least_float32(resize(self.project(feature), (tokens.shape[-2], tokens.shape[-1])))
-        expect("reference", tokens, projected.shape, like="as many channels as it states")
-        with torch.autocast(tokens.device.type, enabled=False):
-            apart = smooth_l1_loss(projected, tokens, reduction="none").mean(dim=1)
-            loss: Tensor = (0.9 * (1 - cosine_similarity(projected, tokens)) + 0.1 * apart).mean()
+        hint = "reference.channels must end in the channels of its last map"
+        expect("reference's answer", tokens, projected.shape, hint=hint)
+        apart = smooth_l1_loss(projected, tokens, reduction="none").mean(dim=1)
+        loss: Tensor = (0.9 * (1 - cosine_similarity(projected, tokens)) + 0.1 * apart).mean()
         return self.weight * loss
 
     def train(self, mode: bool = True) -> "TokenDistillation":
@@ -123,10 +134,10 @@ class _ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _last(features: object) -> Tensor:
-    entries = entries_of(features)
-    found = list(entries.values())[-1] if entries else features
-    if not isinstance(found, Tensor) or found.dim() != 4:
-        got = f"a tensor of {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"features must be a (B, C, h, w) tensor or end in one, got {got}")
-    return found
+def _whole_patches(size: tuple[int, int], patch: int) -> tuple[int, int]:
+    if any(side % patch for side in size):
+        raise ValueError(
+            f"size must be whole patches of {patch}, as the reference has them, got {size}; take size={29 * patch}, "
+            "29 patches as published"
+        )
+    return size

@@ -1,7 +1,9 @@
 """The pages of docs/integrations, run, their lines of glue counted, and what the library makes of them checked."""
 
 import copy
+import io
 import re
+import tokenize
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,22 +30,34 @@ def run_page(name: str, **given: Any) -> dict[str, Any]:
 
 
 def glue(name: str) -> dict[str, int]:
-    """Lines that a page adds to somebody's code, by label.
+    """Lines that a page adds to somebody's code, by label; one that is folded counts once.
 
     Imports, comments, class names, the call of a base class and what stood there before do not count.
     """
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     marked = re.findall(r"^<!-- (before|glue: [^>]+) -->\n```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    before = {line.strip() for mark, block in marked if mark == "before" for line in block.splitlines()}
+    before = {line for mark, block in marked if mark == "before" for line in _unfolded(block)}
     return {
-        mark.removeprefix("glue: "): len([line for line in block.splitlines() if _is_added(line.strip(), before)])
+        mark.removeprefix("glue: "): len([line for line in _unfolded(block) if _is_added(line, before)])
         for mark, block in marked
         if mark != "before"
     }
 
 
+def _unfolded(block: str) -> list[str]:
+    """The lines of code, as they were without a limit of columns."""
+    lines, words = [], []
+    for token in tokenize.generate_tokens(io.StringIO(block).readline):
+        if token.type == tokenize.NEWLINE:
+            lines.append(" ".join(words))
+            words = []
+        elif token.type not in (tokenize.NL, tokenize.COMMENT) and token.string.strip():
+            words.append(token.string)
+    return lines
+
+
 def _is_added(line: str, before: set[str]) -> bool:
-    return bool(line) and not line.startswith(("#", "import ", "from ", "class ", "super()")) and line not in before
+    return bool(line) and not line.startswith(("import ", "from ", "class ", "super (")) and line not in before
 
 
 # page -> labels of its blocks: one scale, two scales; whether odd sizes are predicted; what else its tests run

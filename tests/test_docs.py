@@ -21,6 +21,7 @@ PAGES = [
     "api/masking.md",
     "api/augment.md",
     "api/self_training.md",
+    "api/token_distillation.md",
     *sorted(f"howto/{page.name}" for page in (DOCS / "howto").glob("*.md") if page.name != "index.md"),
 ]
 

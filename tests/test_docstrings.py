@@ -20,12 +20,18 @@ import hrda_lib.augment
 import hrda_lib.checkpointing
 import hrda_lib.data
 import hrda_lib.distributed
+import hrda_lib.lora
 import hrda_lib.losses
 import hrda_lib.models
 import hrda_lib.optim
 
 FULL_NAMES = (hrda_lib, hrda_lib.models, hrda_lib.data)
-WHOLE = (hrda_lib.optim, hrda_lib.checkpointing, hrda_lib.distributed)  # modules whose functions are all public
+WHOLE = (
+    hrda_lib.optim,
+    hrda_lib.lora,
+    hrda_lib.checkpointing,
+    hrda_lib.distributed,
+)  # modules whose functions are all public
 ELSEWHERE = (hrda_lib.augment.fourier_style, hrda_lib.losses.entropy)
 OF_TORCH = set(dir(nn.Module)) - {"forward", "train", "__call__"}  # whose meaning is torch's
 

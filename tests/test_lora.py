@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from hrda_lib import EMATeacher
+from hrda_lib.checkpointing import load_checkpoint, save_checkpoint
 from hrda_lib.lora import add_lora, merge_lora
 
 timm = pytest.importorskip("timm", reason="needs the extra timm")
@@ -33,6 +36,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "img_size": 56},
     "swinv2_tiny_window8_256": {"embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2), "img_size": 64},
     "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
+    "hiera_tiny_224": {"num_classes": 0, "embed_dim": 24, "num_heads": 1, "stages": (1, 1, 1, 1), "img_size": (64, 64)},
 }
 
 
@@ -44,6 +48,11 @@ def built(name: str) -> nn.Module:
             if part.endswith(("gamma", "gamma_1", "gamma_2", "norm1.weight", "norm2.weight")):
                 parameter.fill_(1)
     return network
+
+
+def loss(answer: torch.Tensor) -> torch.Tensor:
+    """Other numbers for other features: their sum, and that of their squares, stand still behind a norm."""
+    return (answer.double() * torch.linspace(-1, 1, answer.numel()).view_as(answer)).sum()
 
 
 def pictures(network: nn.Module) -> torch.Tensor:
@@ -68,7 +77,7 @@ def test_around_networks_of_timm(name: str) -> None:
     assert trains == {f"{layer}.{part}" for layer in names for part in ("lora_down", "lora_up")}
 
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.1)
-    network(images).square().sum().backward()
+    loss(network(images)).backward()
     assert all(network.get_submodule(layer).lora_up.grad.abs().max() > 0 for layer in names)
     assert all(p.grad is None for p in network.parameters() if not p.requires_grad)
     optimizer.step()
@@ -105,7 +114,7 @@ def test_against_peft(alpha: float | None) -> None:
     answers = [network(images) for network in (ours, wrapped)]
     torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-12)
     for answer in answers:
-        answer.square().sum().backward()
+        loss(answer).backward()
     for layer in layers:
         mine, other = ours.get_submodule(layer), theirs.get_submodule(layer)
         torch.testing.assert_close(mine.lora_down.grad, other.lora_A["default"].weight.grad)
@@ -126,8 +135,9 @@ def test_drawn_as_a_linear_layer() -> None:
     assert down.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.1)
 
 
-def test_adapters_alone_in_a_file() -> None:
-    network, other = built("vit_tiny_patch16_224"), built("vit_tiny_patch16_224")
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"])
+def test_adapters_alone_in_a_file(name: str) -> None:
+    network, other = built(name), built(name)
     add_lora(network, rank=4)
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -160,8 +170,20 @@ def test_blocks_before_the_first_one_stay_plain() -> None:
     network = built("vit_tiny_patch16_224")
     assert {name.split(".")[1] for name in add_lora(copy.deepcopy(network), first_block=1)} == {"1"}
     assert {name.split(".")[0] for name in add_lora(network.blocks, first_block=1)} == {"1"}
-    with pytest.raises(ValueError, match=r"first_block must be the number of a block of the module, got 2: none"):
+    with pytest.raises(ValueError, match=r"first_block must be the number of a block of the module, at most 1, got 2"):
         add_lora(built("vit_tiny_patch16_224"), first_block=2)
+    with pytest.raises(ValueError, match=r"first_block must be .*, whose names have none, got 1"):
+        add_lora(nn.ModuleDict({"fc1": nn.Linear(4, 4)}), first_block=1)
+
+
+def test_blocks_are_counted_in_the_network_not_in_what_holds_it() -> None:
+    first, second = built("vit_tiny_patch16_224"), built("vit_tiny_patch16_224")
+    for holder in (nn.Sequential(nn.Identity(), first), nn.ModuleDict({"body": nn.Sequential(second)})):
+        assert {name.partition("blocks.")[2][0] for name in add_lora(holder, first_block=1)} == {"1"}
+    swin = built("swin_tiny_patch4_window7_224")
+    assert {name.split(".")[1] for name in add_lora(swin, first_block=1)} == {"1"}  # its layers are stages
+    layers = nn.ModuleDict({"head": nn.Linear(4, 4), "layer": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
+    assert add_lora(layers, targets=["0", "1", "head"], rank=1, first_block=1) == ["head", "layer.1"]
 
 
 def test_a_teacher_shares_what_is_frozen_and_averages_the_adapters() -> None:
@@ -211,12 +233,24 @@ def test_frozen_weights_in_bfloat16() -> None:
     assert {p.dtype for p in network.parameters() if p.requires_grad} == {torch.float32}
     with torch.autocast("cpu", dtype=torch.bfloat16):
         answer = network(images)
-        answer.float().square().sum().backward()
+        loss(answer).backward()
     torch.testing.assert_close(answer.float(), expected.float(), rtol=0.05, atol=0.05 * expected.abs().max().item())
     grads = [p.grad for p in network.parameters() if p.requires_grad]
     assert all(grad is not None and grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+    other = copy.deepcopy(drawn(network))
     merge_lora(network)
     assert {network.get_submodule(name).weight.dtype for name in names} == {torch.bfloat16}
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which would round the product
+        merge_lora(other)
+    assert all(torch.equal(x, y) for x, y in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_adapters_lie_where_the_layer_is() -> None:
+    with torch.device("meta"):
+        network = timm.create_model("vit_tiny_patch16_224", **NETWORKS["vit_tiny_patch16_224"])
+    add_lora(network, rank=2)
+    assert {p.device.type for p in network.parameters()} == {"meta"}
+    assert network(torch.rand(1, 3, 32, 32, device="meta")).shape == (1, 48)
 
 
 def test_an_input_of_lower_precision_stays_so() -> None:
@@ -270,10 +304,214 @@ def test_twice_and_never() -> None:
     network = built("vit_tiny_patch16_224")
     with pytest.raises(ValueError, match="module must have adapters of add_lora, got VisionTransformer without any"):
         merge_lora(network)
-    add_lora(network, rank=4)
-    with pytest.raises(ValueError, match=r"it has adapters already: merge_lora\(\) first"):
-        add_lora(network, rank=4)
+    names = add_lora(network.blocks[0], rank=4)
+    trains = {name for name, p in network.blocks[0].named_parameters() if p.requires_grad}
+    assert len(trains) == 2 * len(names)
+    for module, targets in ((network, ["qkv"]), (network, ["proj"]), (network.blocks, ["fc1"])):
+        with pytest.raises(ValueError, match=r"module must have no adapters, .*one call, or merge_lora\(\) first"):
+            add_lora(module, targets=targets, rank=4)
+    assert {name for name, p in network.blocks[0].named_parameters() if p.requires_grad} == trains
+    add_lora(network.blocks[1], rank=2)  # beside the first, of another rank
+    merge_lora(network)
+    with pytest.raises(ValueError, match="module must have adapters of add_lora"):
+        merge_lora(network)
+    assert len(add_lora(network, rank=4)) == 6
     with pytest.raises(ValueError, match=r"module must be a torch.nn.Module, got str"):
         add_lora("network")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"nn.Linear layers \(there are none\)"):
         add_lora(nn.Conv2d(3, 3, 1))
+    with pytest.raises(ValueError, match=r"module must be a torch.nn.Module, got str"):
+        merge_lora("network")  # type: ignore[arg-type]
+
+
+class Own(nn.Linear):
+    """A linear layer that does something else."""
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Own(4, 4),
+        lambda: nn.LazyLinear(4),
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+        lambda: nn.MultiheadAttention(4, 1).out_proj,
+    ],
+    ids=["subclass", "lazy", "weight norm", "attention"],
+)
+def test_layers_that_do_more_are_refused(layer: Any) -> None:
+    network = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": layer()})
+    with pytest.raises(ValueError, match=r"targets must be layers of nn.Linear itself, got fc2, a \w+, .*its name out"):
+        add_lora(network)
+    assert all(p.requires_grad for p in network.parameters())
+    assert type(network["fc1"]) is nn.Linear
+
+
+def test_convolutions_of_that_name_stay_as_they_are() -> None:
+    network = built("vit_tiny_patch16_224")
+    names = add_lora(network, targets=["proj"], rank=2)
+    assert names == ["blocks.0.attn.proj", "blocks.1.attn.proj"]
+    assert type(network.patch_embed.proj) is nn.Conv2d
+    with pytest.raises(ValueError, match=r"nn.Linear layers \(there are none\), got proj"):
+        add_lora(built("vit_tiny_patch16_224").patch_embed, targets=["proj"])
+
+
+def drawn(network: nn.Module) -> nn.Module:
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize("merged", ["student", "teacher"])
+def test_merging_leaves_what_others_share(merged: str) -> None:
+    student = built("vit_tiny_patch16_224")
+    add_lora(student, rank=4)
+    teacher = EMATeacher(drawn(student), share_frozen=True)
+    teacher.update(drawn(student))
+    images = pictures(student)
+    with torch.no_grad():
+        before = student(images), teacher(images)
+        merge_lora(student if merged == "student" else teacher.module)
+        torch.testing.assert_close((student(images), teacher(images)), before, rtol=1e-5, atol=1e-5)
+    other = teacher.module if merged == "student" else student
+    assert any("lora_" in name for name in other.state_dict())
+
+
+def test_merging_layers_of_one_weight() -> None:
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4)})
+    network["fc2"].weight = network["fc1"].weight
+    add_lora(network, rank=2)
+    drawn(network)
+    x = torch.rand(3, 4)
+    before = network["fc1"](x), network["fc2"](x)
+    merge_lora(network)
+    torch.testing.assert_close((network["fc1"](x), network["fc2"](x)), before)
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_frozen_weights_are_once_in_memory_and_on_disk(tmp_path: Any) -> None:
+    student = built("vit_tiny_patch16_224")
+    frozen = sum(p.nbytes for p in student.parameters())
+    add_lora(student, rank=1)
+    teacher = EMATeacher(drawn(student), share_frozen=True)
+    adapters = sum(p.nbytes for p in student.parameters() if p.requires_grad)
+    storages = {
+        x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+        for x in (*student.parameters(), *teacher.parameters())
+    }
+    assert sum(storages.values()) == frozen + 2 * adapters
+    file = tmp_path / "run.pt"
+    save_checkpoint(file, {"student": student, "teacher": teacher})
+    assert frozen + 2 * adapters < file.stat().st_size < 1.5 * frozen
+
+    other = built("vit_tiny_patch16_224")
+    add_lora(other, rank=1)
+    with torch.no_grad():
+        other.cls_token.add_(1)
+    again = EMATeacher(other, share_frozen=True)
+    load_checkpoint(file, {"student": other, "teacher": again})
+    images = pictures(student)
+    assert torch.equal(other(images), student(images))
+    assert torch.equal(again(images), teacher(images))
+    assert again.module.cls_token is other.cls_token
+    teacher.update(drawn(student))
+    other.load_state_dict(student.state_dict())
+    again.update(other)
+    assert torch.equal(again(images), teacher(images))
+
+
+def test_a_copy_has_adapters_of_its_own() -> None:
+    network = built("vit_tiny_patch16_224")
+    names = add_lora(network, rank=4, alpha=2)
+    other = drawn(copy.deepcopy(network))
+    assert [layer.lora_scale for layer in other.modules() if hasattr(layer, "lora_scale")] == [0.5] * len(names)
+    assert all((network.get_submodule(name).lora_up == 0).all() for name in names)
+    file = io.BytesIO()
+    torch.save(other, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    images = pictures(network)
+    assert torch.equal(again(images), other(images))
+    assert not torch.equal(network(images), other(images))
+
+
+@pytest.mark.parametrize("wrapper", [nn.DataParallel, nn.Sequential])
+def test_added_inside_a_wrapper(wrapper: Any) -> None:
+    network = wrapper(built("vit_tiny_patch16_224"))
+    names = add_lora(network, rank=2, first_block=1)
+    assert len(names) == 3
+    loss(network(pictures(built("vit_tiny_patch16_224")))).backward()
+    assert all(network.get_submodule(name).lora_up.grad.abs().max() > 0 for name in names)
+
+
+def test_replicated_as_data_parallel_does() -> None:
+    """Tensors set in the place of parameters, in a module whose dictionary of them is empty."""
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"fc1": nn.Linear(4, 3)})
+    add_lora(network, rank=2)
+    layer, x = drawn(network)["fc1"], torch.rand(2, 4)
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer._parameters.items():
+        setattr(replica, name, parameter.detach().clone())
+    assert torch.equal(replica(x), layer(x))
+    assert torch.equal(replica.weight, layer.weight)
+
+
+@pytest.mark.filterwarnings("ignore:.*DistributedDataParallel:UserWarning")
+def test_in_distributed_data_parallel(tmp_path: Any) -> None:
+    start = f"file://{tmp_path / 'group'}"
+    torch.distributed.init_process_group("gloo", init_method=start, rank=0, world_size=1)
+    try:
+        network = built("vit_tiny_patch16_224")
+        names = add_lora(network, rank=4)
+        wrapped = nn.parallel.DistributedDataParallel(network)
+        teacher = EMATeacher(wrapped, share_frozen=True)
+        loss(wrapped(pictures(network))).backward()
+        assert all(network.get_submodule(name).lora_up.grad.abs().max() > 0 for name in names)
+        teacher.update(wrapped)
+        assert teacher.module.cls_token is network.cls_token
+        del wrapped
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_learns_the_same_in_eval_mode_and_where_gradients_are_off_when_added() -> None:
+    network = built("vit_tiny_patch16_224")
+    with torch.no_grad():
+        names = add_lora(network.eval(), rank=2)
+    assert not network.training
+    loss(network(pictures(network))).backward()
+    assert all(network.get_submodule(name).lora_up.grad.abs().max() > 0 for name in names)
+
+
+def test_a_weight_that_is_set_or_loaded_is_the_frozen_one() -> None:
+    network = nn.ModuleDict({"fc1": nn.Linear(4, 4)})
+    add_lora(network, rank=1)
+    layer, new = drawn(network)["fc1"], torch.rand(4, 4)
+    product = layer.lora_up @ layer.lora_down
+    layer.weight = nn.Parameter(new.clone(), requires_grad=False)
+    torch.testing.assert_close(layer.weight, new + product)
+    network.load_state_dict({"fc1.weight": new + 1, "fc1.bias": layer.bias}, strict=False)
+    torch.testing.assert_close(layer.weight, new + 1 + product)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@given(
+    sides=st.tuples(*[st.integers(1, 9)] * 2),
+    rank=st.integers(1, 12),
+    alpha=st.floats(0.01, 100),
+    seed=st.integers(0, 9),
+)
+def test_any_shape_merged_is_the_same(bias: bool, sides: tuple[int, int], rank: int, alpha: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    network = nn.ModuleDict({"fc1": nn.Linear(*sides, bias=bias).double()})
+    x = torch.randn(2, 3, sides[0], dtype=torch.float64)
+    frozen = network["fc1"](x)
+    add_lora(network, rank=rank, alpha=alpha)
+    assert torch.equal(network["fc1"](x), frozen)
+    down, up = (p.detach() for name, p in drawn(network).named_parameters() if "lora" in name)
+    answer = network["fc1"](x)
+    torch.testing.assert_close(answer, frozen + alpha / rank * (x @ down.T) @ up.T, rtol=1e-9, atol=1e-9)
+    merge_lora(network)
+    torch.testing.assert_close(network["fc1"](x), answer, rtol=1e-9, atol=1e-9)

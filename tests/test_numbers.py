@@ -27,6 +27,7 @@ from hrda_lib import (
     SelfTraining,
     SlidingWindowInferer,
     StrongAugment,
+    TokenDistillation,
     class_mix,
     confidence_weighted_ce,
     crop,
@@ -40,8 +41,19 @@ from hrda_lib import (
 )
 from hrda_lib.augment import fourier_style
 from hrda_lib.data import RareClasses, channel_statistics, normalize
+from hrda_lib.lora import add_lora
 from hrda_lib.losses import entropy
-from hrda_lib.models import DAFormerHead, DeepLabV2Head, EncoderDecoder, MixTransformer, TimmEncoder, daformer, hrda
+from hrda_lib.models import (
+    DAFormerHead,
+    DeconvHead,
+    DeepLabV2Head,
+    EncoderDecoder,
+    MixTransformer,
+    SimplePyramid,
+    TimmEncoder,
+    daformer,
+    hrda,
+)
 from hrda_lib.optim import parameter_groups, warmup_poly
 
 VALUES = {
@@ -95,6 +107,28 @@ def distance(value: Any = None, features: Any = None, **settings: Any) -> Tensor
     images = IMAGES if value is None else value
     features = ENCODER(IMAGES).detach() + 1 if features is None else features
     return FeatureDistance(ENCODER, **{**DISTANCE, **settings})(features, images, MAPS)
+
+
+def distillation(value: Any = None, features: Any = None, **settings: Any) -> Tensor:
+    reference = nn.Conv2d(3, 8, 4, stride=4)
+    reference.channels = (8,)  # type: ignore[assignment]
+    images = IMAGES if value is None else value
+    features = ENCODER(IMAGES).detach() if features is None else features
+    answer: Tensor = TokenDistillation(reference, **{"in_channels": 8, "size": 32, **settings})(features, images)
+    return answer
+
+
+def adapters(**settings: Any) -> Tensor:
+    network = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(4, 4)])})
+    add_lora(network, **{"rank": 2, "targets": ["0"], **settings})
+    answer: Tensor = network["blocks"][0](torch.ones(1, 4))
+    return answer
+
+
+def layers(decay: Any) -> list[float]:
+    vit = nn.ModuleDict({"patch_embed": nn.Conv2d(3, 3, 1), "blocks": nn.ModuleList([nn.Conv2d(3, 3, 1)])})
+    model = nn.ModuleDict({"encoder": vit, "head": nn.Conv2d(3, 3, 1)})
+    return [group["lr"] for group in parameter_groups(model, layer_decay=decay)]
 
 
 def confusion(**settings: Any) -> ConfusionMatrix:
@@ -319,6 +353,20 @@ CASES: dict[str, Case] = {
     "FeatureDistance features": Case(
         lambda v: distance(features=spoiled(ENCODER(IMAGES).detach(), v)), "features", ("-1", "0"), inside=True
     ),
+    # foundation models
+    "TokenDistillation in_channels": Case(lambda v: distillation(in_channels=v), "in_channels"),
+    "TokenDistillation weight": Case(lambda v: distillation(weight=v), "weight", ("1e38", "0")),
+    "TokenDistillation size": Case(lambda v: distillation(size=v), "size"),
+    "TokenDistillation images": Case(
+        lambda v: distillation(spoiled(IMAGES, v)), "images", ("1e38", "-1", "0"), inside=True
+    ),
+    "TokenDistillation features": Case(
+        lambda v: distillation(features=spoiled(ENCODER(IMAGES).detach(), v)), "features", ("-1", "0"), inside=True
+    ),
+    "add_lora rank": Case(lambda v: adapters(rank=v), "rank"),
+    "add_lora alpha": Case(lambda v: adapters(alpha=v), "alpha", ("1e38",)),
+    "add_lora first_block": Case(lambda v: adapters(first_block=v), "first_block", ("0",)),
+    "parameter_groups layer_decay": Case(layers, "layer_decay"),
     # the segmenter and the step
     "MultiResSegmenter attention": Case(
         lambda v: segmenter(attention=v)(IMAGES, (0, 0, 16, 16)).logits, "attention", ("0",)
@@ -405,6 +453,12 @@ CASES: dict[str, Case] = {
     },
     "DAFormerHead in_channels": Case(lambda v: DAFormerHead([8, v], 5), "in_channels"),
     "DAFormerHead dilations": Case(lambda v: DAFormerHead([8], 5, dilations=[1, v]), "dilations"),
+    "DeconvHead in_channels": Case(lambda v: DeconvHead([8, v], 5), "in_channels"),
+    "DeconvHead num_classes": Case(lambda v: DeconvHead([8], v), "num_classes"),
+    "DeconvHead embed_dims": Case(lambda v: DeconvHead([8], 5, embed_dims=v), "embed_dims"),
+    "DeconvHead upsample": Case(lambda v: DeconvHead([8], 5, upsample=v), "upsample"),
+    "SimplePyramid in_channels": Case(lambda v: SimplePyramid(v), "in_channels"),
+    "SimplePyramid embed_dims": Case(lambda v: SimplePyramid(8, embed_dims=v), "embed_dims"),
     "DeepLabV2Head in_channels": Case(lambda v: DeepLabV2Head(v, 5), "in_channels"),
     "DeepLabV2Head dilations": Case(lambda v: DeepLabV2Head(8, 5, dilations=[v]), "dilations"),
     "MixTransformer in_channels": Case(lambda v: MixTransformer(TINY, in_channels=v), "in_channels"),

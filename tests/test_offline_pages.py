@@ -1,15 +1,15 @@
 """What a page of the docs may fetch by itself, and what citing says."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from documents import DOCS, python_blocks
+from documents import DOCS
 
 pytest.importorskip("sphinx")
 from offline import copy_mathjax, outside
 
-OURS = ["gallery.md", "citing.md"]
 COLUMNS = 88  # what the text column of a desktop page shows without scrolling
 
 
@@ -40,9 +40,33 @@ def test_a_style_sheet_that_loads_from_outside_is_found(css: str, tmp_path: Path
     assert {name: len(found) for name, found in outside(tmp_path).items()} == {"a.css": 1}
 
 
-@pytest.mark.parametrize("name", OURS)
+PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if "generated" not in page.parts)
+SHOWN = sorted((*DOCS.glob("tutorials/*.py"), *DOCS.glob("data_files/*.py")))
+
+
+def wide_lines(text: str) -> list[str]:
+    """The lines of fenced code that a desktop page would wrap; ``{directives}`` are no code."""
+    blocks = re.findall(r"^ *```(.*)\n((?:.*\n)*?) *```$", text, flags=re.MULTILINE)
+    code = [line for language, block in blocks if "{" not in language for line in block.splitlines()]
+    return [line for line in code if len(line) > COLUMNS]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_code_fits_the_column(name: str) -> None:
-    assert [line for line in python_blocks(DOCS / name).splitlines() if len(line) > COLUMNS] == []
+    assert wide_lines((DOCS / name).read_text(encoding="utf-8")) == []
+
+
+def test_a_wide_line_is_found_in_any_language() -> None:
+    wide = "x" * (COLUMNS + 1)
+    for fence in ("```python", "```console", "```", "  ```text"):
+        end = fence[: fence.index("`") + 3]
+        assert wide_lines(f"words\n{fence}\n{wide}\nshort\n{end}\n") == [wide]
+    assert wide_lines(f"```{{image}} a.png\n:alt: {wide}\n```\n") == []
+
+
+@pytest.mark.parametrize("script", SHOWN, ids=[script.name for script in SHOWN])
+def test_scripts_that_pages_show_fit_the_column(script: Path) -> None:
+    assert [line for line in script.read_text(encoding="utf-8").splitlines() if len(line) > COLUMNS] == []
 
 
 def test_citing_gives_the_entries_of_the_references() -> None:

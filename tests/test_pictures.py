@@ -93,6 +93,12 @@ def test_every_page_of_the_api_has_a_picture_or_a_reason() -> None:
             assert f"api/{page.name}" in reasons, page.name
 
 
+def test_the_index_of_the_api_points_to_every_picture() -> None:
+    index = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\(#gallery-([\w-]+)\) \|$", index, re.MULTILINE))
+    assert named == {name.replace("_", "-") for name in PICTURES}
+
+
 def test_captions_are_sentences_and_alternatives_say_what_is_seen() -> None:
     for name, picture in PICTURES.items():
         assert picture.caption.endswith("."), name

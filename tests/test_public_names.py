@@ -9,6 +9,7 @@ import hrda_lib
 import hrda_lib.checkpointing
 import hrda_lib.data
 import hrda_lib.distributed
+import hrda_lib.lora
 import hrda_lib.models
 import hrda_lib.optim
 
@@ -43,6 +44,7 @@ SIGNATURES = {
     "pseudo_labels": "(logits, *, size=None, threshold=0.968, valid=None, per='batch', group=None)",
     "patch_mask": "(size, *, batch=1, ratio=0.7, block=64, generator=None)",
     "class_mix": "(source, target, mask)",
+    "sample_box_mask": "(size, generator=None, *, batch=1, ratio=0.5, group=None)",
     "sample_class_mask": "(labels, generator=None, classes=None, *, group=None)",
     "StrongAugment": "(*, mean, std, jitter=0.8, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.2, blur=0.5, "
     "sigma=(0.15, 1.15))",
@@ -52,6 +54,11 @@ SIGNATURES = {
     "FeatureDistance": "(reference_encoder, *, classes, num_classes, weight=0.005, min_ratio=0.75, ignore_index=255, "
     "level=-1)",
     "FeatureDistance.forward": "(self, features, images, labels, *, group=None, whole=None)",
+    "TokenDistillation": "(reference, in_channels, *, weight=0.1, size=406)",
+    "TokenDistillation.forward": "(self, features, images)",
+    "lora.add_lora": "(module, *, rank=32, alpha=None, targets=('qkv', 'q_proj', 'k_proj', 'v_proj', 'fc1', 'fc1_g', "
+    "'fc1_x', 'fc2'), first_block=0)",
+    "lora.merge_lora": "(module)",
     "MultiResSegmenter": "(encoder, decoder, attention, *, detail_size, scale=2, output_stride=4, multiple_of=1, "
     "detail_stride=None, fusion=None)",
     "MultiResSegmenter.forward": "(self, images, box=None, generator=None, *, detail=None)",
@@ -66,9 +73,10 @@ SIGNATURES = {
     "SelfTraining.supervised": "(self, images, labels, weight=None, *, box=None, whole=None)",
     "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
     "MixedBatch": "(images, labels, weight)",
-    "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None)",
+    "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
+    "mask=None)",
     "SelfTraining.mixed": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
-    "box=None)",
+    "mask=None, box=None)",
     "SelfTraining.masked": "(self, target_images, labels, weight, *, mask=None, box=None)",
     "SelfTraining.losses": "(self, source_images, source_labels, target_images, *, target_valid=None, source_box=None, "
     "mixed_box=None, mixed_classes=None, masked_box=None)",
@@ -93,13 +101,19 @@ SIGNATURES = {
     "models.DeepLabV2Head": "(in_channels, num_classes, *, dilations=(6, 12))",
     "models.TimmEncoder": "(name_or_model, *, weights=None, in_channels=3)",
     "models.TimmEncoder.forward": "(self, images)",
+    "models.ViTFeatures": "(vit, *, out_indices=4, pos_embed='own')",
+    "models.ViTFeatures.forward": "(self, images)",
+    "models.SimplePyramid": "(in_channels, *, embed_dims=256)",
+    "models.SimplePyramid.forward": "(self, features)",
+    "models.DeconvHead": "(in_channels, num_classes, *, embed_dims=256, upsample=4)",
+    "models.DeconvHead.forward": "(self, features)",
     "models.ResNet101": "(weights=None)",
     "models.EncoderDecoder": "(encoder, decoder)",
     "models.EncoderDecoder.forward": "(self, images, *, return_features=False)",
     "models.EncoderDecoder.predict": "(self, images, *, window=None, stride=None, output='logits', batch_size=1, "
     "label_dtype=torch.int64)",
     "models.load_encoder_weights": "(encoder, source)",
-    "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01)",
+    "optim.parameter_groups": "(model, *, lr=6e-05, head_factor=10.0, weight_decay=0.01, layer_decay=1.0)",
     "optim.warmup_poly": "(optimizer, *, total=40000, warmup=1500, warmup_ratio=1e-06, power=1.0)",
     "checkpointing.save_checkpoint": "(path, state, *, keep=1)",
     "checkpointing.load_checkpoint": "(path, state)",

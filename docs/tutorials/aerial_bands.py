@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Aerial images: tiles and bands
 #
-# Four bands in place of RGB, and a large picture predicted by windows. The scenes are drawn and tiny,
-# so that it runs in seconds on a CPU: the figures say nothing about real images.
+# Four bands in place of RGB, and a large picture predicted by windows. The scenes are
+# drawn and tiny, so that it runs in seconds on a CPU: the figures say nothing about
+# real images.
 
 # %%
 import torch
@@ -21,7 +22,7 @@ COLOURS = torch.rand(3, 4, generator=generator)  # of the classes, in each chann
 
 
 def scenes(count, shift):
-    """Pictures of three classes, and their labels; ``shift`` makes them another domain."""
+    """Pictures of three classes, and labels; ``shift`` makes them another domain."""
     labels = torch.zeros(count, 64, 96, dtype=torch.long)
     labels[:, 32:] = 1
     for label in labels:
@@ -37,12 +38,16 @@ def train(student, steps, target_steps, source):
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     for _ in range(steps):
         images, labels = source()
-        loss = confidence_weighted_ce(student(images, generator=generator).logits, labels)
+        loss = confidence_weighted_ce(
+            student(images, generator=generator).logits, labels
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     teacher, history = EMATeacher(student, decay=0.9), []
-    training = SelfTraining(student, teacher, threshold=0.8, per="pixel", generator=generator)
+    training = SelfTraining(
+        student, teacher, threshold=0.8, per="pixel", generator=generator
+    )
     for _ in range(target_steps):
         images, labels = source()
         losses = {}
@@ -65,19 +70,24 @@ def measure(student):
 
 
 # %% [markdown]
-# Only the first layer knows the number of bands. Without `augment` mixed images keep their colours.
+# Only the first layer knows the number of bands. Without `augment` mixed images keep
+# their colours.
 
 # %%
 encoder = nn.Sequential(nn.Conv2d(4, 16, 4, stride=4), nn.ReLU())
-student = MultiResSegmenter(encoder, nn.Conv2d(16, 3, 1), nn.Conv2d(16, 1, 1), detail_size=32)
+student = MultiResSegmenter(
+    encoder, nn.Conv2d(16, 3, 1), nn.Conv2d(16, 1, 1), detail_size=32
+)
 
 history = train(student, 20, 10, lambda: scenes(2, 0.0))
 
 # %% [markdown]
-# A large picture is predicted in windows; give the step and the window in pixels. What does not fit
-# into memory: [](../../howto/huge_images.md).
+# A large picture is predicted in windows; give the step and the window in pixels. What
+# does not fit into memory: [](../../howto/huge_images.md).
 
 # %%
 large = torch.cat([scenes(1, 0.2)[0] for _ in range(3)], dim=-1)
-labels = student.predict(large, window=64, stride=32, output="labels", label_dtype=torch.uint8)
+labels = student.predict(
+    large, window=64, stride=32, output="labels", label_dtype=torch.uint8
+)
 assert labels.shape == (1, 64, 288)

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Any torchvision or smp network
 #
-# A network that maps images to logits needs no second scale: self-training takes it as it is,
-# {class}`hrda_lib.Adapted` picks the logits. The scenes are drawn and tiny, so that it runs in
-# seconds on a CPU: the figures say nothing about real images.
+# A network that maps images to logits needs no second scale: self-training takes it as
+# it is, {class}`hrda_lib.Adapted` picks the logits. The scenes are drawn and tiny, so
+# that it runs in seconds on a CPU: the figures say nothing about real images.
 
 # %%
 import torch
@@ -18,7 +18,7 @@ COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each chann
 
 
 def scenes(count, shift):
-    """Pictures of three classes, and their labels; ``shift`` makes them another domain."""
+    """Pictures of three classes, and labels; ``shift`` makes them another domain."""
     labels = torch.zeros(count, 64, 96, dtype=torch.long)
     labels[:, 32:] = 1
     for label in labels:
@@ -36,7 +36,9 @@ from hrda_lib import Adapted
 network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
 student = Adapted(network, output="out")  # its answer is a dictionary
 teacher = EMATeacher(student, decay=0.9)
-training = SelfTraining(student, teacher, threshold=0.5, per="pixel", generator=generator)
+training = SelfTraining(
+    student, teacher, threshold=0.5, per="pixel", generator=generator
+)
 optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
 for step in range(4):
     images, labels = scenes(2, 0.0)

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Reading curves
 #
-# What to look at while a run goes. The scenes are drawn and tiny, so that it runs in seconds on a
-# CPU: the figures say nothing about real images.
+# What to look at while a run goes. The scenes are drawn and tiny, so that it runs in
+# seconds on a CPU: the figures say nothing about real images.
 
 # %%
 import torch
@@ -21,7 +21,7 @@ COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each chann
 
 
 def scenes(count, shift):
-    """Pictures of three classes, and their labels; ``shift`` makes them another domain."""
+    """Pictures of three classes, and labels; ``shift`` makes them another domain."""
     labels = torch.zeros(count, 64, 96, dtype=torch.long)
     labels[:, 32:] = 1
     for label in labels:
@@ -37,12 +37,16 @@ def train(student, steps, target_steps, source):
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     for _ in range(steps):
         images, labels = source()
-        loss = confidence_weighted_ce(student(images, generator=generator).logits, labels)
+        loss = confidence_weighted_ce(
+            student(images, generator=generator).logits, labels
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     teacher, history = EMATeacher(student, decay=0.9), []
-    training = SelfTraining(student, teacher, threshold=0.8, per="pixel", generator=generator)
+    training = SelfTraining(
+        student, teacher, threshold=0.8, per="pixel", generator=generator
+    )
     for _ in range(target_steps):
         images, labels = source()
         losses = {}
@@ -66,27 +70,35 @@ def measure(student):
 
 # %%
 encoder = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), nn.ReLU())
-student = MultiResSegmenter(encoder, nn.Conv2d(16, 3, 1), nn.Conv2d(16, 1, 1), detail_size=32)
+student = MultiResSegmenter(
+    encoder, nn.Conv2d(16, 3, 1), nn.Conv2d(16, 1, 1), detail_size=32
+)
 
 history = train(student, 20, 20, lambda: scenes(2, 0.0))
 for name in ("source", "mixed"):
     print(name, [round(losses[name], 2) for losses in history[::5]])
 
 # %% [markdown]
-# - The **source loss** goes on falling, or stays: if it rises, the learning rate is too large.
-# - The **mixed loss** is weighted by confidence. A small one may mean that the teacher trusts
-#   nothing, so look at both.
-# - The **confidence**: the share of trusted pixels. It should be above 0 soon and rise slowly.
+# - The **source loss** goes on falling, or stays: if it rises, the learning rate is too
+#   large.
+# - The **mixed loss** is weighted by confidence. A small one may mean that the teacher
+#   trusts nothing, so look at both.
+# - The **confidence**: the share of trusted pixels. It should be above 0 soon and rise
+#   slowly.
 
 # %%
 teacher = EMATeacher(student)
-training = SelfTraining(student, teacher, threshold=0.8, per="pixel", generator=generator)
+training = SelfTraining(
+    student, teacher, threshold=0.8, per="pixel", generator=generator
+)
 labels, weight = training.pseudo_label(scenes(2, 0.2)[0])
-print("trusted", float(weight.mean()), "largest class", labels.flatten().bincount().max().item() / labels.numel())
+largest = labels.flatten().bincount().max().item() / labels.numel()
+print("trusted", float(weight.mean()), "largest class", largest)
 
 # %% [markdown]
 # - **One class in nearly all pseudo labels** is a collapse:
 #   [](../../troubleshooting.md#pseudo-labels-collapse-to-one-class).
-# - The **mean IoU** on labelled target images says the truth, and nothing may be chosen by it.
+# - The **mean IoU** on labelled target images says the truth, and nothing may be chosen by
+#   it.
 #
 # The scripts write all of it to `metrics.jsonl`, and draw `curves.png`.

@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Your own street images
 #
-# Labelled pictures of one domain, pictures without labels of another. The scenes are drawn and tiny,
-# so that it runs in seconds on a CPU: the figures say nothing about real images.
-# Here tensors stand for what a loader gives; [](../../howto/own_images.md) has the loader.
+# Labelled pictures of one domain, pictures without labels of another. The scenes are
+# drawn and tiny, so that it runs in seconds on a CPU: the figures say nothing about
+# real images. Here tensors stand for what a loader gives; [](../../howto/own_images.md)
+# has the loader.
 
 # %%
 import torch
@@ -22,7 +23,7 @@ COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each chann
 
 
 def scenes(count, shift):
-    """Pictures of three classes, and their labels; ``shift`` makes them another domain."""
+    """Pictures of three classes, and labels; ``shift`` makes them another domain."""
     labels = torch.zeros(count, 64, 96, dtype=torch.long)
     labels[:, 32:] = 1
     for label in labels:
@@ -38,12 +39,16 @@ def train(student, steps, target_steps, source):
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     for _ in range(steps):
         images, labels = source()
-        loss = confidence_weighted_ce(student(images, generator=generator).logits, labels)
+        loss = confidence_weighted_ce(
+            student(images, generator=generator).logits, labels
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     teacher, history = EMATeacher(student, decay=0.9), []
-    training = SelfTraining(student, teacher, threshold=0.8, per="pixel", generator=generator)
+    training = SelfTraining(
+        student, teacher, threshold=0.8, per="pixel", generator=generator
+    )
     for _ in range(target_steps):
         images, labels = source()
         losses = {}
@@ -70,11 +75,13 @@ def measure(student):
 
 # %%
 encoder = nn.Sequential(nn.Conv2d(3, 16, 4, stride=4), nn.ReLU())
-student = MultiResSegmenter(encoder, nn.Conv2d(16, 3, 1), nn.Conv2d(16, 1, 1), detail_size=32)
+student = MultiResSegmenter(
+    encoder, nn.Conv2d(16, 3, 1), nn.Conv2d(16, 1, 1), detail_size=32
+)
 
 # %% [markdown]
-# Train the control first: as many steps, without the target. Only what is above it was given by
-# target images.
+# Train the control first: as many steps, without the target. Only what is above it was
+# given by target images.
 
 # %%
 import copy

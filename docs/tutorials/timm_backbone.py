@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A backbone of timm
 #
-# Any network of timm with features; random weights here, `weights=FILE` reads yours. The scenes are
-# drawn and tiny, so that it runs in seconds on a CPU: the figures say nothing about real images.
+# Any network of timm with features; random weights here, `weights=FILE` reads yours.
+# The scenes are drawn and tiny, so that it runs in seconds on a CPU: the figures say
+# nothing about real images.
 
 # %%
 import torch
@@ -21,7 +22,7 @@ COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each chann
 
 
 def scenes(count, shift):
-    """Pictures of three classes, and their labels; ``shift`` makes them another domain."""
+    """Pictures of three classes, and labels; ``shift`` makes them another domain."""
     labels = torch.zeros(count, 64, 96, dtype=torch.long)
     labels[:, 32:] = 1
     for label in labels:
@@ -37,12 +38,16 @@ def train(student, steps, target_steps, source):
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
     for _ in range(steps):
         images, labels = source()
-        loss = confidence_weighted_ce(student(images, generator=generator).logits, labels)
+        loss = confidence_weighted_ce(
+            student(images, generator=generator).logits, labels
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     teacher, history = EMATeacher(student, decay=0.9), []
-    training = SelfTraining(student, teacher, threshold=0.8, per="pixel", generator=generator)
+    training = SelfTraining(
+        student, teacher, threshold=0.8, per="pixel", generator=generator
+    )
     for _ in range(target_steps):
         images, labels = source()
         losses = {}
@@ -65,8 +70,8 @@ def measure(student):
 
 
 # %% [markdown]
-# `channels` and `strides` are those of the features, from fine to coarse. Logits have the stride of
-# the first.
+# `channels` and `strides` are those of the features, from fine to coarse. Logits have
+# the stride of the first.
 
 # %%
 from hrda_lib.models import DAFormerHead, TimmEncoder
@@ -75,6 +80,8 @@ encoder = TimmEncoder("convnext_atto")
 print(encoder.channels, encoder.strides)
 decoder = DAFormerHead(encoder.channels, 3, embed_dims=16)
 attention = ScaleAttentionHead(encoder.channels, 3, embed_dims=16)
-student = MultiResSegmenter(encoder, decoder, attention, detail_size=32, output_stride=encoder.strides[0])
+student = MultiResSegmenter(
+    encoder, decoder, attention, detail_size=32, output_stride=encoder.strides[0]
+)
 history = train(student, 4, 3, lambda: scenes(2, 0.0))
 print(history[-1], measure(student))

@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from hrda_lib import EMATeacher, FeatureDistance, SelfTraining, data
 from hrda_lib.distributed import broadcast
 from support.batches import Batch, Batches, rare_classes
-from support.command_line import RECIPES, Running, one_of, options_of
+from support.command_line import STREETS, Running, one_of, options_of
 from support.domains import KINDS, NAMES, Domains, count_classes, fitted, open_domains
 from support.ending import reason
+from support.foundation import VitSpec
 from support.looking import log_to_tensorboard, looked
 from support.measuring import MEASURED, label_quality, measure
 from support.networks import Network, NetworkSpec
@@ -45,6 +46,9 @@ class Arm(NamedTuple):
 def network(settings: Any) -> NetworkSpec:
     """What is trained."""
     height, width = settings.crop
+    if settings.model == "vit":
+        names = {entry.name: getattr(settings, entry.name) for entry in fields(VitSpec) if hasattr(settings, entry.name)}
+        return VitSpec(**{**names, "classes": NAMES, "detail_size": (height // 2, width // 2)})
     names = {"model": settings.model, "encoder": settings.encoder, "recompute": bool(settings.recompute)}
     return NetworkSpec(NAMES, (height // 2, width // 2), attention=settings.fixed_attention, **names)
 
@@ -232,7 +236,9 @@ def run_seed(
     out, folder = running.out, running.out / f"seed{settings.seed}"
     kinds = settings.source, settings.target
     with first_alone(running.rank, running.group):
-        domains = open_domains(*kinds, folders, out, seed=settings.seed, stats=stats, on_error=running.on_error)
+        few = getattr(settings, "labelled_target", 0)
+        more = {"seed": settings.seed, "stats": stats, "on_error": running.on_error, "labelled_target": few}
+        domains = open_domains(*kinds, folders, out, **more)
     if running.on_error == "raise" and "oracle" in settings.arms:
         domains.target.check_files()
     if folders:
@@ -276,15 +282,14 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
     return ""
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """The options that say which images."""
+def add_data(parser: argparse.ArgumentParser, recipes: Sequence[str] = STREETS, real: str = "hrda") -> None:
+    """The options that say which images, and the recipes for them; ``real`` is the one for real data."""
     add = options_of(parser, "data").add_argument
     for kind in KINDS:
         text = f"folder of {kind}, in its official layout (default: {'toy images' if kind in TOY else 'none'})"
         add(f"--{kind.replace('_', '-')}", type=Path, metavar="DIR", help=text)
     text = "complete settings, examples/recipes/NAME.toml; options that are given win"
-    names = [name for name in RECIPES if name != "own_data"]
-    text = f"{text} ({one_of(names)}; default: demo, for real data hrda)"
-    add("--recipe", choices=names, metavar="NAME", help=text)
+    text = f"{text} ({one_of(recipes)}; default: demo, for real data {real})"
+    add("--recipe", choices=recipes, metavar="NAME", help=text)
     text = "sample_class_stats.json of the released code, in place of counting source labels (default: none)"
     add("--class-stats", type=Path, metavar="FILE", help=text)

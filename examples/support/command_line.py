@@ -18,6 +18,8 @@ from support.ending import similar
 
 Settings = TypeVar("Settings")
 RECIPES = {file.stem: file for file in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))}
+FOUNDATION = ("hrda_vfm_lora", "vfm_uda")  # vfm_uda.py's; own_data is own_data.py's, and all others gta2cityscapes.py's
+STREETS = tuple(name for name in RECIPES if name not in ("own_data", *FOUNDATION))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GROUPS = ("data", "network", "training", "self-training", "output")  # of a script's options, in the order of its help
 LETTERS = {int: "N", float: "X", str: "NAME"}
@@ -202,7 +204,7 @@ def read_recipe(settings: type[Any], file: Path) -> dict[str, Any]:
         default, choices = known[name].default, known[name].metadata["choices"]
         if not _alike(value, default):
             raise ValueError(f"{file}: {name} must be like {json.dumps(default or 0.5)}, got {value!r}")
-        if choices and value not in choices:
+        if choices and not all(x in choices for x in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{file}: {name} must be one of {', '.join(map(str, choices))}, got {value!r}")
     return values
 

@@ -1,6 +1,6 @@
 """The data sets of a source and a target of street scenes, looked through before anything is trained on them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,10 +9,12 @@ from torch import Tensor
 
 from hrda_lib.data import (
     CITYSCAPES,
+    Concatenated,
     LabeledFiles,
     LabeledImages,
     OnError,
     ResizedImages,
+    Sample,
     UnlabeledImages,
     check_classes,
     check_sizes,
@@ -30,7 +32,7 @@ NAMES = tuple(entry.name for entry in CITYSCAPES)
 class Domains(NamedTuple):
     """Labelled source, target whose labels only an oracle reads, and what the results are measured on."""
 
-    source: LabeledFiles
+    source: LabeledImages
     target: LabeledFiles
     val: LabeledFiles
     counts: Tensor
@@ -40,7 +42,7 @@ class Domains(NamedTuple):
 
 
 def open_domains(
-    source: str,
+    source: str | Sequence[str],
     target: str,
     folders: Mapping[str, Path],
     out: Path,
@@ -48,8 +50,12 @@ def open_domains(
     seed: int,
     stats: Path | None,
     on_error: OnError,
+    labelled_target: int = 0,
 ) -> Domains:
     """Find the data sets in their folders, or without any draw the toy ones; every label is counted once.
+
+    The source may be several data sets. ``labelled_target``: as many of the target's training images, evenly spaced,
+    are further images of the source.
 
     Raises:
         ValueError: a folder, file or label is missing or broken, or holds other ids.
@@ -59,19 +65,52 @@ def open_domains(
         root = out / "data" / f"seed{seed}"
         key = str(write_toy_data(root, seed=seed))
         folders = {"gta": root / "gta", "cityscapes": root / "cityscapes"}
-    labeled = open_dataset(folders[source], "train", kind=source)
+    kinds = (source,) if isinstance(source, str) else source
+    sets = {kind: open_dataset(folders[kind], "train", kind=kind) for kind in kinds}
     train, val = (open_dataset(folders[target], split, kind=target) for split in ("train", "val"))
     if stats:
-        counts = read_published_counts(stats, labeled.names)[:, : len(NAMES)]
+        counts = [read_published_counts(stats, part.names)[:, : len(NAMES)] for part in sets.values()]
     else:
-        counts = count_classes(labeled, out / f"{source}_counts.json", on_error)
-    compare_sizes(labeled, on_error)
+        counts = [count_classes(part, out / f"{kind}_counts.json", on_error) for kind, part in sets.items()]
+    for part in sets.values():
+        compare_sizes(part, on_error)
+    labeled: LabeledImages = Concatenated(list(sets.values())) if len(sets) > 1 else sets[kinds[0]]
+    if labelled_target:
+        some = Some(train, labelled_target)
+        counts.append(count_labels(some, on_error=on_error)[:, : len(NAMES)])
+        labeled = Concatenated([labeled, some])
     pixels = torch.zeros(1, 256, dtype=torch.int64)
     for i in bar(range(len(val)), "checking val"):  # images too: a broken one would be found after training
         pixels += val[i].label.flatten().bincount(minlength=256)
     check_ids(val, pixels)
-    parts = (labeled, val, labeled.unlabeled(), train.unlabeled(), val.unlabeled())
-    return Domains(labeled, train, val, counts, f"{stats} {key or ' '.join(part.fingerprint() for part in parts)}")
+    images = [part.unlabeled() for part in (*sets.values(), train, val)]
+    key = key or " ".join(part.fingerprint() for part in (labeled, val, *images))
+    key += f" {labelled_target} labelled" if labelled_target else ""
+    return Domains(labeled, train, val, torch.cat(counts), f"{stats} {key}")
+
+
+class Some:
+    """So many images of a labelled data set, evenly spaced."""
+
+    def __init__(self, dataset: LabeledFiles, count: int) -> None:
+        if count > len(dataset):
+            raise ValueError(f"--labelled-target must be at most the target's {len(dataset)} images, got {count}")
+        self.dataset, self.chosen = dataset, [i * len(dataset) // count for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset[self.chosen[index]]
+
+    def label(self, index: int) -> Tensor:
+        return self.dataset.label(self.chosen[index])
+
+    def label_file(self, index: int) -> Path:
+        return self.dataset.label_file(self.chosen[index])
+
+    def fingerprint(self) -> str:
+        return f"{self.dataset.fingerprint()} {self.chosen}"
 
 
 def fitted(images: UnlabeledImages, size: tuple[int, int]) -> UnlabeledImages:

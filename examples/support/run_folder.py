@@ -25,6 +25,7 @@ from hrda_lib.distributed import mean
 from support.batches import Batch, Batches
 from support.command_line import ALONE, Running
 from support.ending import Stopped, asked, held, reason
+from support.foundation import VitSpec
 from support.networks import Network, NetworkSpec
 from support.progress import Progress
 
@@ -418,7 +419,10 @@ def load_weights(model: nn.Module, file: Path) -> None:
         ValueError: the file is not one of ours, or of another network.
     """
     try:
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+        entries = torch.load(file, map_location="cpu", weights_only=True)["model"]
+        own = model.state_dict()
+        # one scale takes all but the attention of two
+        model.load_state_dict({n: x for n, x in entries.items() if n in own or not n.startswith("attention.")})
     except Exception as error:
         raise _unreadable(file, error) from None
 
@@ -437,7 +441,7 @@ def load(run: Path, weights: Weights = "student") -> tuple[Network, NetworkSpec]
     try:
         # mapped: of student and teacher, only the one that is asked for is read
         kept = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        spec = NetworkSpec(**kept["network"])
+        spec = (VitSpec if "scales" in kept["network"] else NetworkSpec)(**kept["network"])
         if ":" in spec.encoder:
             raise ValueError(f"encoder {spec.encoder!r} is no name of timm's own; a file must not ask a hub")
         if not all(isinstance(name, str) and name.isprintable() for name in spec.classes):

@@ -18,6 +18,8 @@ from hrda_lib._checks import (
     expect,
     expect_levels,
     is_count,
+    laid_out,
+    last_map,
     plain,
     short,
 )
@@ -62,7 +64,8 @@ class ViTFeatures(nn.Module):
     ) -> None:
         super().__init__()
         blocks = getattr(vit, "blocks", None)
-        known = isinstance(blocks, (nn.ModuleList, nn.Sequential)) and hasattr(vit, "patch_embed")
+        patch: Any = getattr(vit, "patch_embed", None)
+        known = isinstance(blocks, (nn.ModuleList, nn.Sequential)) and hasattr(patch, "patch_size")
         if not known or not hasattr(vit, "forward_intermediates"):
             raise ValueError(
                 f"vit must be a plain ViT of timm, with patch_embed, blocks and forward_intermediates, got "
@@ -72,10 +75,11 @@ class ViTFeatures(nn.Module):
         check_choice("pos_embed", pos_embed, get_args(PositionEmbedding))
         if pos_embed == "dinov2":
             _check_grid(vit)
-        patch: Any = vit.patch_embed
-        sides = set(patch.patch_size) if isinstance(patch.patch_size, (tuple, list)) else {patch.patch_size}
+        # a stem of convolutions before the patches, as ViTamin has, counts
+        size = patch.feat_ratio(as_scalar=False) if hasattr(patch, "feat_ratio") else patch.patch_size
+        sides = set(size) if isinstance(size, (tuple, list)) else {size}
         if len(sides) != 1:
-            raise ValueError(f"vit must have square patches, got {tuple(patch.patch_size)}")
+            raise ValueError(f"vit must have square patches, got {tuple(size)}")
         self.body, self.pos_embed, self.patch = vit, pos_embed, int(sides.pop())
         self.out_indices = _chosen(out_indices, len(blocks))  # type: ignore[arg-type]
         self.channels = (int(vit.embed_dim),) * len(self.out_indices)  # type: ignore[arg-type]
@@ -110,7 +114,7 @@ class ViTFeatures(nn.Module):
         vit: Any = self.body
         # SAM has no last norm, but a neck with other channels under this argument
         normed = hasattr(vit, "norm")
-        maps = vit.forward_intermediates(images, indices=indices, norm=normed, intermediates_only=True)
+        maps = vit.forward_intermediates(images, indices=indices, norm=normed, stop_early=True, intermediates_only=True)
         return dict(zip(indices, maps, strict=True))
 
     def _as_the_hub(self, images: Tensor) -> dict[int, Tensor]:
@@ -127,7 +131,7 @@ class ViTFeatures(nn.Module):
             x = torch.cat([*prefix, x], dim=1) + positions
         x = vit.norm_pre(vit.patch_drop(vit.pos_drop(x)))
         maps: dict[int, Tensor] = {}
-        for index, block in enumerate(vit.blocks):
+        for index, block in enumerate(vit.blocks[: max(self.out_indices) + 1]):
             frees = vit.grad_checkpointing and torch.is_grad_enabled()
             x = checkpoint(block, x, use_reentrant=False) if frees else block(x)
             if index in self.out_indices:
@@ -185,8 +189,9 @@ class SimplePyramid(nn.Module):
         Returns:
             (B, embed_dims, 4h, 4w), (…, 2h, 2w), (…, h, w) and (…, ⌈h/2⌉, ⌈w/2⌉).
         """
-        last = features if isinstance(features, Tensor) else features[-1]
-        expect("features", last, ("B", self.in_channels, "h", "w"), kind="float")
+        last = last_map("features", features)
+        hint = laid_out(last.shape, self.in_channels)[2:]
+        expect("features", last, ("B", self.in_channels, "h", "w"), kind="float", hint=hint)
         return [level(last) for level in self.levels]
 
 
@@ -272,7 +277,7 @@ def _chosen(out_indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
 
 
 def _prefix_tokens(vit: Any) -> list[Tensor]:
-    tokens = (getattr(vit, name, None) for name in ("cls_token", "reg_token"))
+    tokens = (getattr(vit, name, None) for name in ("cls_token", "dist_token", "reg_token"))
     return [token for token in tokens if token is not None]
 
 
@@ -280,7 +285,8 @@ def _check_grid(vit: Any) -> None:
     """Whether there is an embedding of a square grid, and the parts of timm's plain ViT around it."""
     parts = ("pos_embed", "num_prefix_tokens", "no_embed_class", "pos_drop", "patch_drop", "norm_pre", "norm")
     embedding = getattr(vit, "pos_embed", None)
-    if not all(hasattr(vit, part) for part in parts) or not isinstance(embedding, Tensor) or embedding.dim() != 3:
+    plain = all(getattr(vit, part, None) is not None for part in parts) and getattr(vit, "rope", None) is None
+    if not plain or not isinstance(embedding, Tensor) or embedding.dim() != 3:
         raise ValueError(
             f"pos_embed='dinov2' is for a VisionTransformer of timm with a learned position embedding, got "
             f"{type(vit).__name__}; take pos_embed='own'"

@@ -1,0 +1,244 @@
+"""Self-training around a foundation model, any plain ViT of timm; without arguments on toy data, drawn on the spot.
+
+    python examples/vfm_uda.py                                        the toy run: source, control, recipe
+    python examples/vfm_uda.py --cost --recipe hrda_vfm_lora          FLOPs and bytes, before anything is downloaded
+    ... --recipe hrda_vfm_lora --gta DIR --cityscapes DIR --weights FILE       context, detail and adapters
+    ... --recipe vfm_uda --gta DIR --cityscapes DIR --weights FILE             one pass, all weights (VFM-UDA)
+    ... --resume                                                      goes on where a run was stopped or killed
+    torchrun --nproc-per-node 4 examples/vfm_uda.py ...               the same on four GPUs
+
+FILE is a state dict of timm, .pth or .safetensors; --pretrained lets timm download its own. Both recipes take a DINOv2
+(Apache-2.0); weights of DINOv3, --encoder vit_large_patch16_dinov3, have a licence of their own: read it first.
+"""
+
+from support.ending import run_main  # first: it catches Ctrl-C from here on
+
+# isort: split
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hrda_lib import ConfidenceWeightedCE, EMATeacher, SelfTraining, patch_mask
+from hrda_lib.checkpointing import seed_step
+from hrda_lib.distributed import all_reduce_gradients, mean
+from hrda_lib.optim import parameter_groups, warmup_poly
+from support.arms import Arm, add_data, network, run_arms
+from support.batches import Batch, Batches
+from support.command_line import FOUNDATION, Running, add_running, add_settings, read_running, read_settings, setting
+from support.cost import report, same_flops
+from support.domains import KINDS
+from support.foundation import DOWNLOAD, adapt_by_lora, merge
+from support.measuring import MEASURED
+from support.networks import Network
+from support.run_folder import RunFolder
+from support.training import augmentation, check_finite, clip, largest, warn, whole_step
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that one may want to change: defaults are the toy run's, a recipe and the command line override them."""
+
+    # fmt: off
+    arms: tuple[str, ...] = setting(("source", "control", "recipe"), "what to run")
+    seed: int = setting(1, "of toy images, weights and samples; 0 was for tuning")
+    warmup: int = setting(1500, "steps on the source, of all weights, before the others; 0: from --weights")
+    steps: int = setting(600, "of adaptation, and of its control", lowest=1)
+    batch_size: int = setting(2, "images of each domain")
+    source: tuple[str, ...] = setting(("gta",), "where labels come from, one data set or several", KINDS[:3])
+    target: str = setting("cityscapes", "what is adapted to", KINDS[2:])
+    labelled_target: int = setting(0, "training images of the target whose labels are used like the source's")
+    source_size: tuple[int, int] = setting((0, 0), "fit source images into (h, w); 0 0: leave them")
+    target_size: tuple[int, int] = setting((0, 0), "the same of target images; results are measured at their own size")
+    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: no label there")
+    crop: tuple[int, int] = setting((192, 384), "(h, w); the detail crop of two scales is half as high and wide")
+    classes: int = setting(19, "classes that the mean is over; 16 and 13 are SYNTHIA's", tuple(MEASURED))
+    encoder: str = setting("vit_tiny_patch16_224", "a plain ViT of timm")
+    encoder_weights: str = setting("", "of the encoder")
+    patch: int = setting(0, "side of its patches, if not its own")
+    depth: int = setting(4, "its blocks; 0: its own number")
+    pos_embed: Literal["own", "dinov2"] = setting("own", "its position embedding at other sizes", ("own", "dinov2"))
+    head: int = setting(64, "width of the decoder")
+    scales: int = setting(2, "2: context and detail; 1: one pass over the crop", (1, 2))
+    inside: float = setting(1.0, "with one pass: how much larger the encoder sees the crop, then whole patches")
+    rank: int = setting(32, "of LoRA in the encoder, which is frozen; 0: all its weights are trained")
+    recompute: int = setting(0, "1: the encoder computes activations anew in backward: less memory", (0, 1))
+    mask_ratio: float = setting(0.7, "share of patches hidden in masked target images; 0: no masked term")
+    mask_block: int = setting(32, "side of a patch in pixels", lowest=1)
+    mirror: int = setting(0, "1: labels from the mean of an image's and its mirror image's softmax", (0, 1))
+    by_valid: int = setting(0, "1: the source loss is divided by labelled pixels, 0: by all", (0, 1))
+    lr: float = setting(1e-3, "of encoder or adapters; it rises in lr_warmup steps, then falls to 0")
+    lr_warmup: int = setting(50, "at most half of the steps")
+    head_factor: float = setting(1.0, "times the learning rate outside the encoder")
+    layer_decay: float = setting(1.0, "times the learning rate, a block further from the head")
+    weight_decay: float = setting(0.01, "of AdamW")
+    clip: float = setting(5.0, "largest gradient norm; 0: no limit")
+    precision: str = setting("fp32", "of forward and backward passes, by autocast", tuple(PRECISIONS))
+    ema_decay: float = setting(0.99, "of the teacher")
+    threshold: float = setting(0.9, "probability from which the teacher is trusted")
+    per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for")
+    rare_classes: int = setting(1, "1: source images of rare classes are drawn more often; 0: all alike", (0, 1))
+    temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
+    min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
+    min_crop_pixels: int = setting(75, "that the crop must show of it, in ten tries; -1: half of min_pixels", lowest=-1)
+    jitter: float = setting(0.2, "largest change of brightness, contrast and saturation of augmented images")
+    hue: float = setting(0.2, "of their hue, in turns")
+    blur: float = setting(0.5, "probability that they are blurred")
+    augment_source: int = setting(1, "1: colours of source images change too", (0, 1))
+    # fmt: on
+    model, attention, feature_distance, fixed_attention = "vit", None, 0.0, None  # of the other scripts' networks
+
+
+ARMS = {
+    "source": Arm("source only, all weights", changes={"rank": 0}),
+    "control": Arm("source only, as many steps as the recipe", "source"),
+    "recipe": Arm("the recipe", "source", adapts=True),
+    "full": Arm("the recipe, all weights trained", "source", adapts=True, changes={"rank": 0}),
+    "equal_flops": Arm("one scale for two, or two for one; steps of equal FLOPs", "source", adapts=True),
+}
+
+
+def train(
+    student: Network, batches: Batches, settings: Settings, run: RunFolder, *, distance: Any = None, look: Any = None
+) -> EMATeacher:
+    """Learn from the source, and adapt to the target if there is one; begins where an earlier call was stopped."""
+    teacher, training, optimizer, schedule = assemble(student, settings, run.group)
+    state: dict[str, Any] = {"model": student, "optimizer": optimizer, "schedule": schedule}
+    state |= {"teacher": teacher} if batches.adapts else {}
+    with run.kept(state) as progress:
+        for batch in progress(batches):
+            seed_step(settings.seed, batch.step, run.rank, generator=training.generator)
+            values = dict[str, float]()
+            with whole_step(run, batches, batch, student, teacher):
+                for name, loss, said in terms(training, batch, settings, run):
+                    loss.backward()
+                    values |= {name: loss.item(), **said}
+                all_reduce_gradients(student.parameters(), run.group)
+                values = mean(values, run.group) | {"gradient": clip(student, settings.clip)}
+                check_finite(values, student, scaled=False)
+                optimizer.step()
+                values["lr"] = float(schedule.get_last_lr()[0])
+                schedule.step()
+                optimizer.zero_grad()
+                if batches.adapts and batch.step + 1 < settings.steps:
+                    teacher.update(student)
+            warn(run, settings, values)
+            run.log(**values, **(look(training, teacher, batch) if look else {}))
+    merge(student, teacher.module)  # what is kept is a plain network, at no further cost
+    return teacher
+
+
+def terms(
+    training: SelfTraining, batch: Batch, settings: Settings, run: RunFolder
+) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    """The losses of a step, one after another, and what is worth to be logged."""
+    autocast = torch.autocast(run.device.type, PRECISIONS[settings.precision], enabled=settings.precision != "fp32")
+    augment = partial(training.augment, generator=training.generator, group=run.group)  # type: ignore[arg-type]
+    images, labels = run.spec.feed(batch.source[0], run.device), batch.source[1].to(run.device)
+    with autocast:
+        loss, _ = training.source(augment(images) if settings.augment_source else images, labels)
+    yield "loss_source", loss, {}
+    if batch.target is None:
+        return
+    target, valid = run.spec.feed(batch.target[0], run.device), batch.target[1].to(run.device)
+    with autocast:
+        said = training.pseudo_label(target, valid=valid)
+        loss, _ = training.mixed(images, labels, target, *said)
+    yield "loss_mixed", loss, {"confidence": said[1].mean().item(), "largest_class": largest(said[0])}
+    if settings.mask_ratio:
+        with autocast:
+            loss, _ = training.masked(augment(target), *said)
+        yield "loss_masked", loss, {}
+
+
+def assemble(
+    student: Network, settings: Settings, group: Any = None
+) -> tuple[EMATeacher, SelfTraining, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adapters, teacher, losses, optimiser and schedule of a student."""
+    adapt_by_lora(student, settings.rank)
+    teacher = EMATeacher(student, decay=settings.ema_decay, share_frozen=True)
+    by_all, by_valid = ConfidenceWeightedCE(), ConfidenceWeightedCE(normalize="valid")
+
+    def criterion(logits: Tensor, labels: Tensor, weight: Tensor | None, group: Any = None) -> Tensor:
+        chosen = by_valid if weight is None and settings.by_valid else by_all
+        return chosen(logits, labels, weight, group=group)
+
+    def mirrored(images: Tensor) -> Any:
+        both = [segment(teacher(images)), segment(teacher(images.flip(-1))).flip(-1)]
+        return sum(logits.float().softmax(1) for logits in both).div(2).log()  # type: ignore[union-attr]
+
+    training = SelfTraining(
+        student,
+        mirrored if settings.mirror else teacher,
+        criterion=criterion,
+        threshold=settings.threshold,
+        per=settings.per,
+        augment=augmentation(settings, pictures=True),
+        masking=partial(patch_mask, ratio=settings.mask_ratio, block=settings.mask_block),
+        generator=torch.Generator(),
+        group=group,
+    )
+    names = ("lr", "head_factor", "weight_decay", "layer_decay")
+    optimizer = torch.optim.AdamW(parameter_groups(student, **{name: getattr(settings, name) for name in names}))
+    rise = min(settings.lr_warmup, settings.steps // 2)
+    return teacher, training, optimizer, warmup_poly(optimizer, total=settings.steps, warmup=rise)
+
+
+def segment(output: Any) -> Tensor:
+    """Logits of one scale, or of both fused."""
+    logits: Tensor = output if isinstance(output, Tensor) else output.logits
+    return logits
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], dict[str, Any]]:
+    """Settings, the data sets' folders, and every option."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data(parser, FOUNDATION, real="hrda_vfm_lora")
+    add_settings(parser, Settings, but=("encoder_weights",))
+    add_running(parser, "runs/vfm_uda")
+    parser.add_argument("--weights", dest="encoder_weights", metavar="FILE", help="of the encoder (default: random)")
+    text = "weights of the encoder that timm downloads; its page has their licence"
+    parser.add_argument("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
+    parser.add_argument("--cost", action="store_true", help="print FLOPs and bytes of a step, and do nothing else")
+    options = vars(parser.parse_args(arguments))
+    folders = {kind: options[kind] for kind in KINDS if options[kind]}
+    if folders and not options["recipe"]:
+        options["recipe"] = "hrda_vfm_lora"
+        print("real data and no --recipe: the settings are those of recipes/hrda_vfm_lora.toml", file=sys.stderr)
+    settings = read_settings(Settings, options["recipe"], options)
+    missing = [kind for kind in (*settings.source, settings.target) if kind not in folders]
+    if missing and not options["cost"] and (folders or options["recipe"]):
+        parser.error(f"--{missing[0].replace('_', '-')} DIR is missing: --recipe needs data")
+    for name in settings.arms if not options["cost"] else ():
+        if name not in ARMS:
+            parser.error(f"argument --arms: invalid choice: {name!r} (choose from {', '.join(ARMS)})")
+        if not settings.warmup and not ARMS[name].start:
+            parser.error(f"--arms {name} is the warm-up, which takes --warmup 0 steps")
+    return settings, folders, options
+
+
+@run_main
+def main(arguments: Sequence[str] | None = None) -> int:
+    settings, folders, options = parse(arguments)
+    if options["cost"]:
+        print(report(network(settings), settings), end="")
+        return 0
+    if not settings.encoder_weights and not settings.warmup:
+        print("neither --weights nor --warmup: the encoder starts from random weights", file=sys.stderr)
+    arms, running = dict(ARMS), read_running(options)
+    if "equal_flops" in settings.arms:
+        changes, length = same_flops(network(settings), settings)
+        arms["equal_flops"] = arms["equal_flops"]._replace(changes=changes, length=length)
+    return run_arms(train, assemble, arms, settings, running, folders, stats=options["class_stats"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
