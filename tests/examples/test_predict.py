@@ -115,6 +115,7 @@ def spec_of(names: list[str]) -> NetworkSpec:
 def test_an_overlay_does_not_darken_a_dark_picture(contours: bool, alpha: float) -> None:
     names = [entry.name for entry in CITYSCAPES]
     dusk = torch.randint(12 if alpha > 0.5 else 110, (3, 40, 60), dtype=torch.uint8)
+    dusk[:, 0, 0] = 255  # a lamp
     labels = torch.arange(19, dtype=torch.uint8).repeat_interleave(4)[:60].expand(40, -1)
     mixed = overlay(dusk, labels, spec_of(names), alpha=alpha, contours=contours)
     seen = dusk.permute(1, 2, 0).numpy()
