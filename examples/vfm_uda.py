@@ -31,7 +31,7 @@ from hrda_lib.distributed import all_reduce_gradients, mean
 from hrda_lib.optim import parameter_groups, warmup_poly
 from support.arms import Arm, add_data, network, run_arms
 from support.batches import Batch, Batches
-from support.command_line import FOUNDATION, Running, add_running, add_settings, read_running, read_settings, setting
+from support.command_line import FOUNDATION, add_running, add_settings, options_of, read_running, read_settings, setting
 from support.cost import report, same_flops
 from support.domains import KINDS
 from support.foundation import DOWNLOAD, adapt_by_lora, merge
@@ -48,51 +48,51 @@ class Settings:
     """Everything that one may want to change: defaults are the toy run's, a recipe and the command line override them."""
 
     # fmt: off
-    arms: tuple[str, ...] = setting(("source", "control", "recipe"), "what to run")
-    seed: int = setting(1, "of toy images, weights and samples; 0 was for tuning")
+    arms: tuple[str, ...] = setting(("source", "control", "recipe"), "arms to train and measure", group="training")
+    seed: int = setting(1, "seed of toy images, weights and samples; 0 was used for tuning")
     warmup: int = setting(1500, "steps on the source, of all weights, before the others; 0: from --weights")
-    steps: int = setting(600, "of adaptation, and of its control", lowest=1)
-    batch_size: int = setting(2, "images of each domain")
-    source: tuple[str, ...] = setting(("gta",), "where labels come from, one data set or several", KINDS[:3])
-    target: str = setting("cityscapes", "what is adapted to", KINDS[2:])
+    steps: int = setting(600, "steps of adaptation, and of its control", lowest=1)
+    batch_size: int = setting(2, "images of each domain in a step")
+    source: tuple[str, ...] = setting(("gta",), "data sets that labels come from", KINDS[:3], group="data")
+    target: str = setting("cityscapes", "data set to adapt to", KINDS[2:])
     labelled_target: int = setting(0, "training images of the target whose labels are used like the source's")
-    source_size: tuple[int, int] = setting((0, 0), "fit source images into (h, w); 0 0: leave them")
+    source_size: tuple[int, int] = setting((0, 0), "fit source images into this size; 0 0: leave them as they are")
     target_size: tuple[int, int] = setting((0, 0), "the same of target images; results are measured at their own size")
-    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: no label there")
-    crop: tuple[int, int] = setting((192, 384), "(h, w); the detail crop of two scales is half as high and wide")
-    classes: int = setting(19, "classes that the mean is over; 16 and 13 are SYNTHIA's", tuple(MEASURED))
-    encoder: str = setting("vit_tiny_patch16_224", "a plain ViT of timm")
+    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "rows and columns of the target without pseudo labels")
+    crop: tuple[int, int] = setting((192, 384), "size of the crop; with two scales, a detail is half as high and wide")
+    classes: int = setting(19, "classes that the mean is over: 19, or the 16 or 13 of SYNTHIA", tuple(MEASURED))
+    encoder: str = setting("vit_tiny_patch16_224", "a plain ViT of timm, by its name", group="network")
     encoder_weights: str = setting("", "of the encoder")
-    patch: int = setting(0, "side of its patches, if not its own")
-    depth: int = setting(4, "its blocks; 0: its own number")
+    patch: int = setting(0, "side of its patches in pixels; 0: its own")
+    depth: int = setting(4, "blocks of it; 0: its own number")
     pos_embed: Literal["own", "dinov2"] = setting("own", "its position embedding at other sizes", ("own", "dinov2"))
     head: int = setting(64, "width of the decoder")
     scales: int = setting(2, "2: context and detail; 1: one pass over the crop", (1, 2))
     inside: float = setting(1.0, "with one pass: how much larger the encoder sees the crop, then whole patches")
-    rank: int = setting(32, "of LoRA in the encoder, which is frozen; 0: all its weights are trained")
+    rank: int = setting(32, "rank of LoRA in the encoder, which is frozen; 0: all its weights are trained")
     recompute: int = setting(0, "1: the encoder computes activations anew in backward: less memory", (0, 1))
-    mask_ratio: float = setting(0.7, "share of patches hidden in masked target images; 0: no masked term")
+    mask_ratio: float = setting(0.7, "share of patches hidden in masked target images; 0: none", group="self-training")
     mask_block: int = setting(32, "side of a patch in pixels", lowest=1)
     mirror: int = setting(0, "1: labels from the mean of an image's and its mirror image's softmax", (0, 1))
     by_valid: int = setting(0, "1: the source loss is divided by labelled pixels, 0: by all", (0, 1))
-    lr: float = setting(1e-3, "of encoder or adapters; it rises in lr_warmup steps, then falls to 0")
-    lr_warmup: int = setting(50, "at most half of the steps")
-    head_factor: float = setting(1.0, "times the learning rate outside the encoder")
-    layer_decay: float = setting(1.0, "times the learning rate, a block further from the head")
-    weight_decay: float = setting(0.01, "of AdamW")
+    lr: float = setting(1e-3, "learning rate of encoder or adapters; it rises, then falls to 0", group="training")
+    lr_warmup: int = setting(50, "steps in which it rises, at most half of them")
+    head_factor: float = setting(1.0, "factor of the learning rate outside the encoder")
+    layer_decay: float = setting(1.0, "factor of the learning rate, a block further from the head")
+    weight_decay: float = setting(0.01, "weight decay of AdamW")
     clip: float = setting(5.0, "largest gradient norm; 0: no limit")
-    precision: str = setting("fp32", "of forward and backward passes, by autocast", tuple(PRECISIONS))
-    ema_decay: float = setting(0.99, "of the teacher")
+    precision: str = setting("fp32", "numbers in forward and backward passes, by autocast", tuple(PRECISIONS))
+    ema_decay: float = setting(0.99, "decay of the averaged weights, the teacher's", group="self-training")
     threshold: float = setting(0.9, "probability from which the teacher is trusted")
-    per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for")
-    rare_classes: int = setting(1, "1: source images of rare classes are drawn more often; 0: all alike", (0, 1))
-    temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
-    min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
-    min_crop_pixels: int = setting(75, "that the crop must show of it, in ten tries; -1: half of min_pixels", lowest=-1)
+    per: Literal["batch", "image", "pixel"] = setting("pixel", "what has one confidence weight: batch, image or pixel")
+    rare_classes: int = setting(1, "1: images of rare classes are drawn more often; 0: all alike", (0, 1), group="data")
+    temperature: float = setting(0.05, "temperature of rare-class sampling; a larger one is more even")
+    min_pixels: int = setting(150, "pixels of a class that an image must show to be drawn for it")
+    min_crop_pixels: int = setting(75, "pixels of it that the crop must show, in ten tries; -1: half", lowest=-1)
     jitter: float = setting(0.2, "largest change of brightness, contrast and saturation of augmented images")
-    hue: float = setting(0.2, "of their hue, in turns")
+    hue: float = setting(0.2, "largest change of their hue, in turns")
     blur: float = setting(0.5, "probability that they are blurred")
-    augment_source: int = setting(1, "1: colours of source images change too", (0, 1))
+    augment_source: int = setting(1, "1: source images are augmented too; 0: mixed images alone", (0, 1))
     # fmt: on
     model, attention, feature_distance, fixed_attention = "vit", None, 0.0, None  # of the other scripts' networks
 
@@ -204,10 +204,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], d
     add_data(parser, FOUNDATION, real="hrda_vfm_lora")
     add_settings(parser, Settings, but=("encoder_weights",))
     add_running(parser, "runs/vfm_uda")
-    parser.add_argument("--weights", dest="encoder_weights", metavar="FILE", help="of the encoder (default: random)")
-    text = "weights of the encoder that timm downloads; its page has their licence"
-    parser.add_argument("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
-    parser.add_argument("--cost", action="store_true", help="print FLOPs and bytes of a step, and do nothing else")
+    add, text = options_of(parser, "network").add_argument, "file with the weights of the encoder (default: random)"
+    add("--weights", dest="encoder_weights", metavar="FILE", help=text)
+    text = "let timm download the encoder's weights, whose licence its page has (default: off)"
+    add("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
+    text = "print FLOPs and bytes of a step, and do nothing else (default: off)"
+    options_of(parser, "output").add_argument("--cost", action="store_true", help=text)
     options = vars(parser.parse_args(arguments))
     folders = {kind: options[kind] for kind in KINDS if options[kind]}
     if folders and not options["recipe"]:

@@ -23,13 +23,13 @@ from support.measuring import MEASURED, label_quality, measure
 from support.networks import Network, NetworkSpec
 from support.plots import draw_arms, draw_classes, draw_curves
 from support.processes import agreed, first_alone
-from support.run_folder import RunFolder, load, load_weights, locked, read_metrics
+from support.run_folder import DRAWN, RunFolder, load, load_weights, locked, read_metrics
 from support.tables import Result, arm_table, class_numbers, class_table, share_table, unseen
 
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign", *NAMES[NAMES.index("person") :])]
 N = TypeVar("N", bound=nn.Module)
 TOY = ("gta", "cityscapes")  # what is drawn where no folders are given
-DRAWN = ("source", "control", "hrda")  # the arms that pictures and the table of classes show
+SHOWN = ("source", "control", "hrda")  # the arms that pictures and the table of classes show
 
 
 class Arm(NamedTuple):
@@ -105,12 +105,8 @@ class Experiment(NamedTuple):
                 return kept
             run.start(chosen, chosen)
             log_to_tensorboard(run)
-            for file in (
-                "panel.png",
-                "curves.png",
-                "../table.md",
-                "../classes.png",
-            ):  # they show another run of this arm
+            # they show another run of this arm
+            for file in (*DRAWN, "../table.md", "../classes.png", "../classes.pdf"):
                 (self.folder / file).unlink(missing_ok=True)
             student, teacher, steps = self.learn(arm, run, settings, self.folder / start / "last.pt" if start else None)
             images = fitted(self.domains.val.unlabeled(), settings.target_size)
@@ -207,7 +203,7 @@ def run_arms(
     """Every arm on every seed; then tables and pictures of them."""
     began, out = time.monotonic(), running.out
     try_out(network(settings), settings, assemble)
-    shown = [name for name in settings.arms if name in DRAWN] or list(settings.arms)
+    shown = [name for name in settings.arms if name in SHOWN] or list(settings.arms)
     with locked(out, running.rank):
         results = [
             run_seed(train, arms, replace(settings, seed=seed), running, folders, stats, shown)
