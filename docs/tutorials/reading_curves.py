@@ -98,7 +98,7 @@ print("trusted", float(weight.mean()), "largest class", largest)
 # %% [markdown]
 # - **One class in nearly all pseudo labels** is a collapse:
 #   [](../../troubleshooting.md#pseudo-labels-collapse-to-one-class).
-# - The **mean IoU** on labelled target images says the truth, and nothing may be chosen by
-#   it.
+# - The **mean IoU** on labelled target images says the truth, and nothing may be chosen
+#   by it.
 #
 # The scripts write all of it to `metrics.jsonl`, and draw `curves.png`.
