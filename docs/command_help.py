@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-SCRIPTS = ("gta2cityscapes", "ablation", "own_data", "predict", "evaluate", "check_data")
+SCRIPTS = ("gta2cityscapes", "ablation", "own_data", "vfm_uda", "predict", "evaluate", "check_data")
 
 
 def help_of(name: str) -> str:
