@@ -15,6 +15,7 @@ import support.arms
 import support.foundation
 import vfm_uda
 from hrda_lib import EMATeacher, MultiResSegmenter
+from hrda_lib.checkpointing import seed_step
 from hrda_lib.data import open_dataset
 from hrda_lib.lora import LoRALinear
 from support.command_line import FOUNDATION
@@ -89,11 +90,16 @@ def test_the_teacher_is_kept_as_a_plain_network(finished: Path) -> None:
 
 @pytest.mark.usefixtures("no_pictures")
 def test_a_stopped_run_goes_on_as_if_it_had_not(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def until_two(seed: int, step: int, *others: Any, **named: Any) -> None:
+        seed_step(seed, step, *others, **named)
+        if step == 2:
+            raise RuntimeError("out of luck")
+
     call = [toy, tmp_path / "a", "--steps", 3, "--threshold", 0.05]
     assert start(*call) == 0
     call[1] = tmp_path / "b"
     with monkeypatch.context() as patch:
-        patch.setattr(vfm_uda, "warn", lambda run, *_: run.next < 2 or 1 / 0)
+        patch.setattr(vfm_uda, "seed_step", until_two)
         assert start(*call) == 1
     assert start(*call, "--resume") == 0
     runs = [tmp_path / x / "seed1" / "recipe" for x in "ab"]
@@ -264,8 +270,7 @@ def test_the_source_loss_can_be_divided_by_labelled_pixels() -> None:
     for by_valid in (0, 1):
         _, training, _, _ = vfm_uda.assemble(student, replace(settings, by_valid=by_valid))
         training.generator.manual_seed(0)
-        loss, parts = training.source(x, labels)
-        losses.append(parts["fused"])
+        losses.append(training.source(x, labels)[1]["fused"])
         weighted, _ = training.supervised(x, labels, torch.ones(1, 64, 64))
         assert weighted.isfinite()
     torch.testing.assert_close(losses[1], 4 * losses[0])
