@@ -1,4 +1,4 @@
-"""Write the table of costs of the page on foundation models: ``python docs/foundation_costs.py``, a minute of counting."""
+"""Write the table of costs of the page on foundation models: ``python docs/foundation_costs.py``, a minute."""
 
 import sys
 from dataclasses import replace
@@ -8,10 +8,10 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "examples"))
 
-from support.command_line import read_settings
-from support.cost import GIB, TERA, cost
-from support.foundation import vit_spec
-from vfm_uda import Settings
+from support.command_line import read_settings  # noqa: E402
+from support.cost import GIB, TERA, cost  # noqa: E402
+from support.foundation import vit_spec  # noqa: E402
+from vfm_uda import Settings  # noqa: E402
 
 ONE, TWO_14, TWO_16 = "one pass at 1120", "518 + 518", "512 + 512"
 PASSES: dict[str, dict[str, Any]] = {
@@ -21,9 +21,8 @@ PASSES: dict[str, dict[str, Any]] = {
 }
 PATCHES = {ONE: "patch14_dinov2", TWO_14: "patch14_dinov2", TWO_16: "patch16_dinov3"}
 ROWS = [(size, passes, rank) for size in ("base", "large") for passes in PASSES for rank in (0, 32)]
-HEAD = """| ViT | passes | trained | TFLOP a step and image | weights and AdamW, GiB | activations, GiB an image | batch 2, GiB |
-| --- | --- | --- | ---: | ---: | ---: | ---: |
-"""
+NAMES = ("ViT", "passes", "trained", "TFLOP a step and image", "weights and AdamW, GiB", "activations, GiB an image")
+HEAD = f"| {' | '.join(NAMES)} | batch 2, GiB |\n| --- | --- | --- | ---: | ---: | ---: | ---: |\n"
 
 
 def row(size: str, passes: str, rank: int) -> str:

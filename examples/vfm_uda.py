@@ -47,7 +47,7 @@ class Settings:
     arms: tuple[str, ...] = setting(("source", "control", "recipe"), "what to run")
     seed: int = setting(1, "of toy images, weights and samples; 0 was for tuning")
     warmup: int = setting(600, "steps on the source, of all weights, before the others; 0: from --weights")
-    steps: int = setting(200, "of adaptation, and of its control", lowest=1)
+    steps: int = setting(150, "of adaptation, and of its control", lowest=1)
     batch_size: int = setting(2, "images of each domain")
     source: tuple[str, ...] = setting(("gta",), "where labels come from, one data set or several", KINDS[:3])
     target: str = setting("cityscapes", "what is adapted to", KINDS[2:])
