@@ -39,7 +39,7 @@ from hrda_lib.data import (
 from support.batches import rare_classes
 from support.command_line import RECIPES, add_settings, one_of, options_of, read_settings
 from support.data_file import add_own_data, open_own_data, unclear
-from support.plots import display, draw_grid, draw_shares, paint
+from support.plots import display, draw_grid, draw_shares
 from support.progress import bar
 from support.tables import share_table, unseen
 
@@ -122,7 +122,7 @@ def check(part: Part, out: Path, settings: Settings) -> int:
     if found:
         shares(names, counts, out / f"{name}_classes.png", settings)
     if shown:
-        pictures = [(display(image), paint(label, names)) for image, label in shown]
+        pictures = [(display(image), label) for image, label in shown]
         sheet = [[x for pair in pictures[i : i + 3] for x in pair] for i in range(0, len(pictures), 3)]
         titles = ("image", "label") * (len(sheet[0]) // 2)
         draw_grid(out / f"{name}.png", sheet, titles, names, range(len(names)))

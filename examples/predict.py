@@ -98,8 +98,13 @@ def label_picture(labels: Tensor, spec: NetworkSpec, ids: str | None) -> Image.I
 
 
 def overlay(image: Tensor, labels: Tensor, spec: NetworkSpec, *, alpha: float = 0.5, contours: bool = False) -> Picture:
-    """Class colours, ``alpha`` of them, over an image; ``contours``: with white lines in between."""
-    picture: Picture = ((1 - alpha) * display(image) + alpha * paint(labels, spec.classes)).astype(np.uint8)
+    """Class colours, ``alpha`` of them, over an image; ``contours``: with white lines in between.
+
+    Of a dark image less is taken away, down to nothing at dusk, so that it is never darker than it was.
+    """
+    seen = display(image)
+    kept = min((1 - alpha) * max(128 / max(seen.mean(), 1), 1), 1)
+    picture: Picture = (kept * seen + alpha * paint(labels, spec.classes)).clip(0, 255).astype(np.uint8)
     if contours:
         picture[borders(labels).numpy()] = 255
     return picture

@@ -1,14 +1,12 @@
 """Self-training around a foundation model, any plain ViT of timm; without arguments on toy data, drawn on the spot.
 
-    python examples/vfm_uda.py                                        the toy run: source, control, recipe
-    python examples/vfm_uda.py --cost --recipe hrda_vfm_lora          FLOPs and bytes, before anything is downloaded
+    python examples/vfm_uda.py                                                 the toy run: source, control, recipe
+    python examples/vfm_uda.py --cost --recipe hrda_vfm_lora                   FLOPs and bytes, before any download
     ... --recipe hrda_vfm_lora --gta DIR --cityscapes DIR --weights FILE       context, detail and adapters
     ... --recipe vfm_uda --gta DIR --cityscapes DIR --weights FILE             one pass, all weights (VFM-UDA)
-    ... --resume                                                      goes on where a run was stopped or killed
-    torchrun --nproc-per-node 4 examples/vfm_uda.py ...               the same on four GPUs
+    torchrun --nproc-per-node 4 examples/vfm_uda.py ... [--resume]             on four GPUs, on from a checkpoint
 
-FILE is a state dict of timm, .pth or .safetensors; --pretrained lets timm download its own. Both recipes take a DINOv2
-(Apache-2.0); weights of DINOv3, --encoder vit_large_patch16_dinov3, have a licence of their own: read it first.
+FILE: timm's weights; --pretrained downloads them. The recipes take a DINOv2 (Apache-2.0); DINOv3 has its own licence.
 """
 
 from support.ending import run_main  # first: it catches Ctrl-C from here on
@@ -23,35 +21,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrda_lib import ConfidenceWeightedCE, EMATeacher, SelfTraining, patch_mask
 from hrda_lib.checkpointing import seed_step
-from hrda_lib.distributed import all_reduce_gradients, mean
+from hrda_lib.distributed import all_reduce_gradients, average_buffers, mean
 from hrda_lib.optim import parameter_groups, warmup_poly
-from support.arms import Arm, add_data, network, run_arms
+from support.arms import Arm, add_data, lacking, run_arms
 from support.batches import Batch, Batches
-from support.command_line import FOUNDATION, Running, add_running, add_settings, read_running, read_settings, setting
+from support.command_line import FOUNDATION, add_running, add_settings, read_running, read_settings, setting
 from support.cost import report, same_flops
 from support.domains import KINDS
-from support.foundation import DOWNLOAD, adapt_by_lora, merge
+from support.foundation import adapt_by_lora, add_vit, merge, mirrored, vit_spec
 from support.measuring import MEASURED
 from support.networks import Network
 from support.run_folder import RunFolder
 from support.training import augmentation, check_finite, clip, largest, warn, whole_step
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that one may want to change: defaults are the toy run's, a recipe and the command line override them."""
+    """What one may want to change: defaults are the toy run's, a recipe and the command line override them."""
 
     # fmt: off
     arms: tuple[str, ...] = setting(("source", "control", "recipe"), "what to run")
     seed: int = setting(1, "of toy images, weights and samples; 0 was for tuning")
-    warmup: int = setting(1500, "steps on the source, of all weights, before the others; 0: from --weights")
-    steps: int = setting(600, "of adaptation, and of its control", lowest=1)
+    warmup: int = setting(600, "steps on the source, of all weights, before the others; 0: from --weights")
+    steps: int = setting(150, "of adaptation, and of its control", lowest=1)
     batch_size: int = setting(2, "images of each domain")
     source: tuple[str, ...] = setting(("gta",), "where labels come from, one data set or several", KINDS[:3])
     target: str = setting("cityscapes", "what is adapted to", KINDS[2:])
@@ -81,7 +77,7 @@ class Settings:
     layer_decay: float = setting(1.0, "times the learning rate, a block further from the head")
     weight_decay: float = setting(0.01, "of AdamW")
     clip: float = setting(5.0, "largest gradient norm; 0: no limit")
-    precision: str = setting("fp32", "of forward and backward passes, by autocast", tuple(PRECISIONS))
+    precision: str = setting("fp32", "of forward and backward passes, by autocast", ("fp32", "bf16"))
     ema_decay: float = setting(0.99, "of the teacher")
     threshold: float = setting(0.9, "probability from which the teacher is trusted")
     per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for")
@@ -111,17 +107,19 @@ def train(
 ) -> EMATeacher:
     """Learn from the source, and adapt to the target if there is one; begins where an earlier call was stopped."""
     teacher, training, optimizer, schedule = assemble(student, settings, run.group)
-    state: dict[str, Any] = {"model": student, "optimizer": optimizer, "schedule": schedule}
-    state |= {"teacher": teacher} if batches.adapts else {}
+    state: dict[str, Any] = {"teacher": teacher} if batches.adapts else {}
+    state |= {"model": student, "optimizer": optimizer, "schedule": schedule}
     with run.kept(state) as progress:
         for batch in progress(batches):
             seed_step(settings.seed, batch.step, run.rank, generator=training.generator)
             values = dict[str, float]()
             with whole_step(run, batches, batch, student, teacher):
                 for name, loss, said in terms(training, batch, settings, run):
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     values |= {name: loss.item(), **said}
                 all_reduce_gradients(student.parameters(), run.group)
+                for network in (student, teacher):
+                    average_buffers(network, run.group)
                 values = mean(values, run.group) | {"gradient": clip(student, settings.clip)}
                 check_finite(values, student, scaled=False)
                 optimizer.step()
@@ -132,7 +130,7 @@ def train(
                     teacher.update(student)
             warn(run, settings, values)
             run.log(**values, **(look(training, teacher, batch) if look else {}))
-    merge(student, teacher.module)  # what is kept is a plain network, at no further cost
+    merge(student, teacher)  # what is kept is a plain network, at no further cost
     return teacher
 
 
@@ -140,8 +138,8 @@ def terms(
     training: SelfTraining, batch: Batch, settings: Settings, run: RunFolder
 ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
     """The losses of a step, one after another, and what is worth to be logged."""
-    autocast = torch.autocast(run.device.type, PRECISIONS[settings.precision], enabled=settings.precision != "fp32")
-    augment = partial(training.augment, generator=training.generator, group=run.group)  # type: ignore[arg-type]
+    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    augment = partial(augmentation(settings, pictures=True), generator=training.generator, group=run.group)
     images, labels = run.spec.feed(batch.source[0], run.device), batch.source[1].to(run.device)
     with autocast:
         loss, _ = training.source(augment(images) if settings.augment_source else images, labels)
@@ -167,17 +165,12 @@ def assemble(
     teacher = EMATeacher(student, decay=settings.ema_decay, share_frozen=True)
     by_all, by_valid = ConfidenceWeightedCE(), ConfidenceWeightedCE(normalize="valid")
 
-    def criterion(logits: Tensor, labels: Tensor, weight: Tensor | None, group: Any = None) -> Tensor:
-        chosen = by_valid if weight is None and settings.by_valid else by_all
-        return chosen(logits, labels, weight, group=group)
-
-    def mirrored(images: Tensor) -> Any:
-        both = [segment(teacher(images)), segment(teacher(images.flip(-1))).flip(-1)]
-        return sum(logits.float().softmax(1) for logits in both).div(2).log()  # type: ignore[union-attr]
+    def criterion(logits: Tensor, labels: Tensor, weight: Tensor | None, group: Any = None) -> Any:
+        return (by_valid if settings.by_valid and weight is None else by_all)(logits, labels, weight, group=group)
 
     training = SelfTraining(
         student,
-        mirrored if settings.mirror else teacher,
+        partial(mirrored, teacher) if settings.mirror else teacher,
         criterion=criterion,
         threshold=settings.threshold,
         per=settings.per,
@@ -186,16 +179,10 @@ def assemble(
         generator=torch.Generator(),
         group=group,
     )
-    names = ("lr", "head_factor", "weight_decay", "layer_decay")
-    optimizer = torch.optim.AdamW(parameter_groups(student, **{name: getattr(settings, name) for name in names}))
-    rise = min(settings.lr_warmup, settings.steps // 2)
-    return teacher, training, optimizer, warmup_poly(optimizer, total=settings.steps, warmup=rise)
-
-
-def segment(output: Any) -> Tensor:
-    """Logits of one scale, or of both fused."""
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
+    rates = {"lr": settings.lr, "head_factor": settings.head_factor, "layer_decay": settings.layer_decay}
+    optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay=settings.weight_decay, **rates))
+    schedule = warmup_poly(optimizer, total=settings.steps, warmup=min(settings.lr_warmup, settings.steps // 2))
+    return teacher, training, optimizer, schedule
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], dict[str, Any]]:
@@ -203,25 +190,14 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], d
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data(parser, FOUNDATION, real="hrda_vfm_lora")
     add_settings(parser, Settings, but=("encoder_weights",))
+    add_vit(parser)
     add_running(parser, "runs/vfm_uda")
-    parser.add_argument("--weights", dest="encoder_weights", metavar="FILE", help="of the encoder (default: random)")
-    text = "weights of the encoder that timm downloads; its page has their licence"
-    parser.add_argument("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
-    parser.add_argument("--cost", action="store_true", help="print FLOPs and bytes of a step, and do nothing else")
     options = vars(parser.parse_args(arguments))
     folders = {kind: options[kind] for kind in KINDS if options[kind]}
-    if folders and not options["recipe"]:
-        options["recipe"] = "hrda_vfm_lora"
-        print("real data and no --recipe: the settings are those of recipes/hrda_vfm_lora.toml", file=sys.stderr)
+    options["recipe"] = options["recipe"] or ("hrda_vfm_lora" if folders else None)
     settings = read_settings(Settings, options["recipe"], options)
-    missing = [kind for kind in (*settings.source, settings.target) if kind not in folders]
-    if missing and not options["cost"] and (folders or options["recipe"]):
-        parser.error(f"--{missing[0].replace('_', '-')} DIR is missing: --recipe needs data")
-    for name in settings.arms if not options["cost"] else ():
-        if name not in ARMS:
-            parser.error(f"argument --arms: invalid choice: {name!r} (choose from {', '.join(ARMS)})")
-        if not settings.warmup and not ARMS[name].start:
-            parser.error(f"--arms {name} is the warm-up, which takes --warmup 0 steps")
+    if problem := "" if options["cost"] else lacking(settings, folders, options["recipe"], ARMS):
+        parser.error(problem)
     return settings, folders, options
 
 
@@ -229,13 +205,13 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], d
 def main(arguments: Sequence[str] | None = None) -> int:
     settings, folders, options = parse(arguments)
     if options["cost"]:
-        print(report(network(settings), settings), end="")
+        print(report(vit_spec(settings), settings), end="")
         return 0
+    arms, running = dict(ARMS), read_running(options)
     if not settings.encoder_weights and not settings.warmup:
         print("neither --weights nor --warmup: the encoder starts from random weights", file=sys.stderr)
-    arms, running = dict(ARMS), read_running(options)
     if "equal_flops" in settings.arms:
-        changes, length = same_flops(network(settings), settings)
+        changes, length = same_flops(vit_spec(settings), settings)
         arms["equal_flops"] = arms["equal_flops"]._replace(changes=changes, length=length)
     return run_arms(train, assemble, arms, settings, running, folders, stats=options["class_stats"])
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
-from tqdm import tqdm
 
 from hrda_lib import CropBox, MultiResSegmenter, SlidingWindowInferer
 from support.ending import held, reason
 from support.networks import Network, NetworkSpec
 from support.plots import Picture, palette
+from support.progress import bar
 
 OVERVIEW = 2048  # pixels of its longer side, at most
 
@@ -58,7 +58,7 @@ def bands(model: Network, spec: NetworkSpec, file: Path, device: str) -> Iterato
     height, width = (-(-side // spec.cell) * spec.cell for side in (rows, columns))
     window = 2 * spec.detail_size[0], 2 * spec.detail_size[1]
     infer = SlidingWindowInferer(
-        window, batch_size=1, label_dtype=torch.uint8, progress=lambda calls: tqdm(calls, file.name, leave=False)
+        window, batch_size=1, label_dtype=torch.uint8, progress=lambda calls: bar(calls, file.name, leave=False)
     )
     model.eval()
     for top, labels in infer.stream((height, width), read, logits):

@@ -12,9 +12,9 @@ T = TypeVar("T")
 PAUSE = 30.0  # seconds between lines
 
 
-def bar(items: Iterable[T], title: str) -> Iterator[T]:
+def bar(items: Iterable[T], title: str, *, leave: bool = True) -> Iterator[T]:
     """The items, with a bar of how many are done; of several processes, the first alone shows it."""
-    return iter(Progress(items, title))
+    return iter(Progress(items, title, leave=leave))
 
 
 class Progress(Generic[T]):
@@ -25,12 +25,20 @@ class Progress(Generic[T]):
         title: what is done.
         total: of items; those before the first of these, as of a run that goes on, are done.
         later: how many more of them come after these, of the whole of which they are a part.
+        leave: whether the bar stays when all is done; False: of a part of what another bar shows.
     """
 
     def __init__(
-        self, items: Iterable[T], title: str, *, total: int | None = None, done: int = 0, later: int = 0
+        self,
+        items: Iterable[T],
+        title: str,
+        *,
+        total: int | None = None,
+        done: int = 0,
+        later: int = 0,
+        leave: bool = True,
     ) -> None:
-        self.items, self.title, self.done, self.later = items, title, done, later
+        self.items, self.title, self.done, self.later, self.leave = items, title, done, later, leave
         self.total = total if total is not None else len(items) if isinstance(items, Sized) else None
         self.values: Mapping[str, str] = {}
         self.began = self.said = time.monotonic()
@@ -38,7 +46,8 @@ class Progress(Generic[T]):
         self.terminal = sys.stderr.isatty()
 
     def __iter__(self) -> Iterator[T]:
-        shown = tqdm(total=self.total, initial=self.done, desc=self.title, disable=not (self.first and self.terminal))
+        hidden = not (self.first and self.terminal)
+        shown = tqdm(total=self.total, initial=self.done, desc=self.title, leave=self.leave, disable=hidden)
         start = self.done
         with shown:
             for item in self.items:
@@ -53,11 +62,10 @@ class Progress(Generic[T]):
 
     def line(self, start: int) -> str:
         """What is known, in one line."""
-        known = {**self.values, "left": clock(self._seconds_left(start, 0)), **self._all_left(start)}
+        left = {"left": clock(self._seconds_left(start, 0))} if self.total else {}
+        known = {**self.values, **left, **self._all_left(start)}
         of = f" of {self.total}" if self.total else ""
-        return f"{self.title}: {self.done}{of}, " + ", ".join(
-            f"{name} {value}" for name, value in known.items() if value
-        )
+        return ", ".join([f"{self.title}: {self.done}{of}", *(f"{name} {value}" for name, value in known.items())])
 
     def _all_left(self, start: int) -> dict[str, str]:
         return {"all in": clock(self._seconds_left(start, self.later))} if self.later else {}

@@ -32,7 +32,8 @@ from support.progress import Progress
 Weights = Literal["student", "teacher"]
 WEIGHTS = get_args(Weights)
 # of one run
-FILES = ("result.json", "last.pt", "metrics.jsonl", "panel.png", "curves.png", "config.json", "bad_batch.pt")
+DRAWN = ("panel.png", "curves.png", "curves.pdf")
+FILES = ("result.json", "last.pt", "metrics.jsonl", *DRAWN, "config.json", "bad_batch.pt")
 PACKAGES = ("hrda_lib", "torchvision", "timm", "numpy", "pillow")
 
 

@@ -12,7 +12,7 @@ import ablation
 import gta2cityscapes
 from gta2cityscapes import Settings
 from hrda_lib import MultiResSegmenter
-from support.run_folder import load
+from support.run_folder import DRAWN, load
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,9 @@ def test_every_arm_on_two_seeds(toy: Path, tmp_path: Path, capsys: pytest.Captur
 
 def test_a_panel_and_curves_of_the_arms_that_stand_first(toy: Path, tmp_path: Path) -> None:
     assert start(toy, tmp_path, "--arms", "average", "--seeds", 1, "--warmup", 0, "--steps", 1) == 0
-    assert {file.name for file in (tmp_path / "seed1").iterdir()} == {"average", "panel.png", "curves.png"}
+    assert {file.name for file in (tmp_path / "seed1").iterdir()} == {"average", *DRAWN}
     assert (tmp_path / "classes.png").exists()
+    assert (tmp_path / "classes.pdf").exists()
 
 
 def test_it_has_the_arms_of_the_demo_too() -> None:

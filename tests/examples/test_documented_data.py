@@ -138,7 +138,8 @@ def test_a_file_serves_every_script(
 
     assert main("check_data.py", "--data", file, "--out", "sheets") == 0
     assert " 0 with a problem" in capsys.readouterr().out
-    assert {"source.png", "target.png", "source_classes.png"} <= {sheet.name for sheet in Path("sheets").iterdir()}
+    sheets = {f"{file.stem}_{name}.png" for name in ("source", "target", "source_classes")}
+    assert sheets <= {sheet.name for sheet in Path("sheets").iterdir()}
 
     assert main("own_data.py", "--data", file, "--out", "run", *FAST) == 0
     counts = capsys.readouterr().out

@@ -29,7 +29,7 @@ from support.batches import Batch, Batches
 from support.command_line import Running
 from support.ending import Stopped
 from support.networks import NetworkSpec
-from support.run_folder import RunFolder, load, read_metrics
+from support.run_folder import DRAWN, RunFolder, load, read_metrics
 from toy.data import write_toy_data
 
 Size = tuple[int, int]
@@ -68,8 +68,10 @@ def finished(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 def test_run_files_and_table(finished: tuple[Path, str]) -> None:
     out, printed = finished
-    assert {file.name for file in out.iterdir()} == {"table.md", "classes.png", "seed1", "gta_counts.json"}
-    assert {file.name for file in (out / "seed1").iterdir()} == {*ARMS, "panel.png", "curves.png"}
+    assert {file.name for file in out.iterdir()} == {
+        *("table.md", "classes.png", "classes.pdf", "seed1", "gta_counts.json")
+    }
+    assert {file.name for file in (out / "seed1").iterdir()} == {*ARMS, *DRAWN}
     for arm in ARMS:
         files = {file.name for file in (out / "seed1" / arm).iterdir()}
         assert files == {"config.json", "metrics.jsonl", "last.pt", "result.json"}

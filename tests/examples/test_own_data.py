@@ -24,7 +24,7 @@ import own_data
 from gta2cityscapes import Settings
 from hrda_lib import SelfTraining
 from hrda_lib.data import UnlabeledImages
-from support.run_folder import RunFolder, load, read_metrics
+from support.run_folder import DRAWN, RunFolder, load, read_metrics
 
 SIZE = (48, 64)
 READERS = """
@@ -144,7 +144,7 @@ def losses(run: Path) -> list[float]:
 
 def test_run_files(finished: Path) -> None:
     names = {file.name for file in finished.iterdir()}
-    assert names == {"last.pt", "metrics.jsonl", "config.json", "panel.png", "curves.png", "label_counts.json"}
+    assert names == {"last.pt", "metrics.jsonl", "config.json", "label_counts.json", *DRAWN}
     lines = read_metrics(finished)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert ["loss_mixed" in line for line in lines] == [False, False, True, True]

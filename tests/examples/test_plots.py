@@ -1,20 +1,23 @@
 """What the pictures of a run show: read from the figures before they are drawn, and one of them from its file."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot as plt
+from matplotlib.container import BarContainer, ErrorbarContainer
 from PIL import Image
+from scripts import EXAMPLES
 from trees import write
 
 from hrda_lib.data import CITYSCAPES, Folders, ResizedImages
 from support import plots
 from support.networks import Network, NetworkSpec, heads
 from support.plots import (
+    SERIES,
     display,
     draw_arms,
     draw_classes,
@@ -27,6 +30,7 @@ from support.plots import (
 )
 
 NAMES = ("left", "one", "two")
+SCALES = ("context alone", "detail alone", "attention to detail")
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Figures in the order in which they would be saved."""
     found: list[Any] = []
 
-    def keep(figure: Any, file: Path) -> None:
+    def keep(figure: Any, file: Path, **_: Any) -> None:
         found.append(figure)
         plt.close(figure)
 
@@ -52,7 +56,8 @@ def network(model: str = "small", **changes: Any) -> tuple[Network, NetworkSpec]
 
 def pictures(figure: Any, columns: int) -> list[list[np.ndarray]]:
     """What lies in each cell of a grid, row by row."""
-    cells = [axis.images[0].get_array() if axis.images else None for axis in figure.axes]
+    axes = [axis for axis in figure.axes if axis.get_label() != "bar"]
+    cells = [axis.images[0].get_array() if axis.images else None for axis in axes]
     return [cells[i : i + columns] for i in range(0, len(cells), columns)]
 
 
@@ -72,16 +77,59 @@ def test_official_colours_and_others() -> None:
     assert palette(names)[:19].tolist() == [list(entry.colour) for entry in CITYSCAPES]
     assert palette(["sky", "road"])[:2].tolist() == [[70, 130, 180], [128, 64, 128]]
     assert not palette(["sky", "road"])[2:].any()  # what is no class is black
-    own = palette(["sky", *map(str, range(40))])  # a name that is not Cityscapes' changes all
-    assert own[0].tolist() != [70, 130, 180]
-    assert len(np.unique(own[:41], axis=0)) == 41
-    assert own[:41].any(axis=1).all()
-    assert not own[41:].any()
     assert not palette([]).any()
     assert paint(torch.tensor([[1, 255], [0, 1]]), ["sky", "road"]).tolist() == [
         [[128, 64, 128], [0, 0, 0]],
         [[70, 130, 180], [128, 64, 128]],
     ]
+
+
+def test_known_names_keep_their_colour_beside_others() -> None:
+    own = palette(["sky", *map(str, range(40))])
+    assert own[0].tolist() == [70, 130, 180]
+    for count in (1, 41, 255):
+        many = palette(["sky", "Road", *map(str, range(count - 2))])[:count]
+        assert len(np.unique(many, axis=0)) == count
+        assert many.any(axis=1).all()
+    assert not own[41:].any()
+
+
+def test_camvid_has_the_colours_of_cityscapes() -> None:
+    names = (EXAMPLES / "support/camvid_classes.txt").read_text().split()[:-1]
+    alike = {"pavement": "sidewalk", "tree": "vegetation", "sign": "traffic sign", "pedestrian": "person"}
+    official = {entry.name: list(entry.colour) for entry in CITYSCAPES}
+    expected = [official[{**alike, "bicyclist": "rider"}.get(name, name)] for name in names]
+    assert palette(names)[: len(names)].tolist() == expected
+    both = palette(["person", "pedestrian"])  # one colour is for one class
+    assert both[0].tolist() == official["person"]
+    assert both[1].tolist() == list(SERIES[0])
+
+
+# how red, green and blue look to who lacks a kind of cone: Machado et al., 2009, for linear values
+BLIND = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def nearest(colours: np.ndarray, kind: str) -> float:
+    """The smallest distance of two colours as they are seen, of 255 a channel."""
+    linear = (colours / 255) ** 2.2 @ np.array(BLIND[kind]).T
+    seen = 255 * linear.clip(0, 1) ** (1 / 2.2)
+    apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+    return float(apart[np.triu_indices(len(seen), 1)].min())
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_own_names_are_told_apart_by_the_colour_blind(kind: str) -> None:
+    colours = palette(list("abcdefg"))[:7].astype(float)
+    assert nearest(colours, kind) > 30
+
+
+def test_that_check_refuses_colours_that_look_alike() -> None:
+    usual = [matplotlib.colors.to_rgb(f"C{i}") for i in range(7)]
+    assert nearest(255 * np.array(usual), "protan") < 20
 
 
 def test_display() -> None:
@@ -111,7 +159,9 @@ def test_the_panel_of_a_run(figures: list[Any], tmp_path: Path) -> None:
     images = [torch.rand(4, *size, generator=torch.Generator().manual_seed(0)) for size in ((40, 56), (30, 50))]
     draw_panel(tmp_path / "panel.png", model, spec, iter(images), threshold=0.9)  # type: ignore[arg-type]
     (figure,) = figures
-    assert titles(figure) == ["image", "prediction", "context", "detail", "attention", "pseudo label", "weight"]
+    assert titles(figure) == [
+        *("image", "prediction", "context alone", "detail alone", "attention to detail", "pseudo label", "weight")
+    ]
     assert legend(figure) == list(NAMES)
     rows = pictures(figure, 7)
     assert len(rows) == 2
@@ -134,7 +184,7 @@ def test_the_panel_of_the_arms(figures: list[Any], tmp_path: Path) -> None:
     draw_arms(tmp_path / "panel.png", {"one scale": single, "two": small}, data, images)
     draw_arms(tmp_path / "panel.png", {"two": small, "one scale": single}, data, images)
     last_two, last_one = figures
-    assert titles(last_two) == ["image", "truth", "one scale", "two", "its context", "its detail", "its attention"]
+    assert titles(last_two) == ["image", "truth", "one scale", "two", *(f"two, {text}" for text in SCALES)]
     assert titles(last_one) == ["image", "truth", "two", "one scale"]
     rows = pictures(last_two, 7)
     assert len(rows) == 3
@@ -162,6 +212,11 @@ def test_a_grid_whose_last_row_is_shorter(figures: list[Any], tmp_path: Path) ->
     (figure,) = figures
     assert [[cell is not None for cell in row] for row in pictures(figure, 2)] == [[True, True], [True, False]]
     assert figure.axes[1].images[0].get_clim() == (0, 1)  # a share has the same colour in every picture
+    (bar,) = (axis for axis in figure.axes if axis.get_label() == "bar")
+    assert bar.get_xlim() == (0, 1)
+    cell, place = figure.axes[1].get_position(), bar.get_position()
+    assert (place.x0, place.x1) == pytest.approx((cell.x0, cell.x1))
+    assert place.y1 < cell.y0
     assert legend(figure) == ["left", "two"]
     handles = figure.legends[0].get_patches()
     assert np.allclose([handle.get_facecolor()[:3] for handle in handles], palette(NAMES)[[0, 2]] / 255)
@@ -171,7 +226,19 @@ def test_a_grid_whose_last_row_is_shorter(figures: list[Any], tmp_path: Path) ->
 
 
 def bars(axis: Any) -> dict[str, list[float]]:
-    return {group.get_label(): [float(bar.get_height()) for bar in group] for group in axis.containers}
+    groups = [group for group in axis.containers if isinstance(group, BarContainer)]
+    return {group.get_label(): [float(bar.get_height()) for bar in group] for group in groups}
+
+
+def spreads(axis: Any) -> list[list[float]]:
+    """Lengths of the error bars, a list a group."""
+    found = [group.lines[2][0].get_segments() for group in axis.containers if isinstance(group, ErrorbarContainer)]
+    return [[float(segment[1, 1] - segment[0, 1]) for segment in segments] for segments in found]
+
+
+def dots(axis: Any) -> list[list[float]]:
+    """Heights of the dots, a list a group."""
+    return [sorted(group.get_offsets()[:, 1].tolist()) for group in axis.collections if len(group.get_offsets()) > 1]
 
 
 def test_shares(figures: list[Any], tmp_path: Path) -> None:
@@ -199,50 +266,103 @@ def test_classes_of_the_arms(figures: list[Any], tmp_path: Path) -> None:
     draw_classes(tmp_path / "classes.png", {"uda": [result(0.5)]})
     both, single = figures
     assert titles(both) == [
-        "IoU of the arms, %",
-        "IoU of hrda and of its two scales alone, %",
-        "attention of hrda to the detail, %",
+        "IoU of the arms",
+        "IoU of hrda, and of its two scales alone",
+        "Attention of hrda to the detail",
     ]
+    assert [axis.get_ylabel() for axis in both.axes] == ["IoU, %", "IoU, %", "Attention, %"]
+    arms = both.axes[0]  # of two seeds, 50 and 75, and twice 87.5
+    assert spreads(arms) == [pytest.approx([2 * 12.5 * 2**0.5, 0]), pytest.approx([0, 0])]
+    assert dots(arms) == [[50, 50, 50, 75], [50, 50, 87.5, 87.5]]
+    assert both.get_supxlabel() == "mean and standard deviation of 2 seeds, a dot each"
+    assert not spreads(single.axes[0])
+    assert not dots(single.axes[0])
+    assert not single.get_supxlabel()
     assert [bars(axis) for axis in both.axes] == [
         {"control": [62.5, 50], "hrda": [87.5, 50]},
         {"fused": [87.5, 50], "context": [25, 12.5], "detail": [25, 12.5]},
         {"attention": [25, 12.5]},
     ]
     assert [label.get_text() for label in both.axes[-1].get_xticklabels()] == ["road", "car"]
-    assert titles(single) == ["IoU of the arms, %"]
+    assert titles(single) == ["IoU of the arms"]
 
 
 def lines(axis: Any) -> list[tuple[list[float], list[float]]]:
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines]
 
 
+def step(i: int, **values: float) -> dict[str, Any]:
+    return {"step": i, **values, "seconds": 0.5, "memory": 800.0}
+
+
 def test_curves(figures: list[Any], tmp_path: Path) -> None:
-    short = [{"step": i, "loss_source": 4.0 - i} for i in range(3)]
-    long: Sequence[dict[str, Any]] = [{"step": i, "loss_source": 1.0, "loss_mixed": float(i)} for i in range(100)]
-    draw_curves(tmp_path / "curves.png", {"control": short, "hrda": [{"step": 0, "loss_source": 1.0}, *long[1:]]})
+    short = [step(i, loss_source=4.0 - i) for i in range(3)]
+    long = [step(i, loss_source=1.0, loss_mixed=float(i), lr=float(i)) for i in range(100)]
+    draw_curves(tmp_path / "curves.png", {"control": short, "hrda": [step(0, loss_source=1.0), *long[1:]]})
     draw_curves(tmp_path / "curves.png", {"": short})
     draw_curves(tmp_path / "curves.png", {"": []})  # stopped before its first step
     both, single, empty = figures
-    assert titles(both) == ["loss_source", "loss_mixed"]
-    source, mixed = both.axes
+    assert titles(both) == ["loss on source images", "losses of self-training", "learning rate"]
+    source, mixed, rate = both.axes
     assert lines(source)[0] == ([0, 1, 2], [4, 3, 2])
     raw, smooth = lines(mixed)
     assert raw == (list(range(1, 100)), [float(i) for i in range(1, 100)])
     # the mean of 3 steps, at the last of them
     assert smooth[0] == list(range(3, 100))
     np.testing.assert_allclose(smooth[1], np.arange(3, 100) - 1)
-    assert [text.get_text() for text in source.get_legend().get_texts()] == ["control", "hrda"]
-    assert single.axes[0].get_legend() is None
+    assert lines(rate) == [raw]  # which is no noise
+    assert legend(both) == ["control", "hrda"]
+    assert {axis.get_xlabel() for axis in both.axes} == {"step"}
+    assert not single.legends
     assert not lines(empty.axes[0])
 
 
-def test_a_file_of_256_colours(tmp_path: Path) -> None:
-    noise = torch.randint(256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def test_everything_that_is_logged_is_two_rows_of_three_panels(figures: list[Any], tmp_path: Path) -> None:
+    said = ("loss_source", "loss_mixed", "loss_masked", "feature_distance", "confidence", "largest_class", "lr")
+    looked_at = ("gradient", "val_iou", "label_accuracy", "trusted", "trusted_accuracy")
+    values = {key: 0.1 * i for i, key in enumerate((*said, *looked_at))}
+    draw_curves(tmp_path / "curves.png", {"": [step(i, **values) for i in range(3)]})
+    draw_curves(tmp_path / "curves.png", {"": [step(i, **values, loss_tokens=5.0) for i in range(3)]})
+    six, seven = figures
+    assert six.axes[0].get_gridspec().get_geometry() == (2, 3)
+    assert len(titles(six)) == 6
+    drawn = [line[1][0] for axis in six.axes for line in lines(axis)]
+    assert sorted(drawn) == pytest.approx(sorted(values.values()))
+    assert [len(axis.lines) for axis in six.axes] == [2, 2, 2, 4, 1, 1]
+    named = [text.get_text() for text in six.axes[3].get_legend().get_texts()]
+    assert named == ["mean IoU", "right pseudo labels", "right among the trusted", "trusted"]
+    styles = [line.get_linestyle() for line in six.axes[3].lines]
+    assert styles == [line.get_linestyle() for line in six.axes[3].get_legend().get_lines()]
+    assert len(set(styles)) == 4
+    assert titles(seven)[6] == "loss_tokens"  # what another loop logs is not left out
+    assert len(seven.axes) == 9
+
+
+# Files
+
+
+def test_a_file_has_the_colours_that_were_drawn(tmp_path: Path) -> None:
+    names = [*(entry.name for entry in CITYSCAPES), "own"]
+    ids = torch.arange(20, dtype=torch.uint8).repeat_interleave(5).expand(40, -1)
+    noise = torch.randint(256, (3, 40, 100), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     before = plt.get_fignums()
-    draw_grid(tmp_path / "grid.png", [[display(noise), display(noise)]], ["a", "b"], NAMES, range(3))
+    draw_grid(tmp_path / "grid.png", [[display(noise), ids]], ["a", "b"], names, [])
     assert plt.get_fignums() == before
     assert [file.name for file in tmp_path.iterdir()] == ["grid.png"]
     with Image.open(tmp_path / "grid.png") as image:
-        assert image.format == "PNG"
-        assert len(image.getcolors()) <= 256
-        assert image.width > 2 * image.height
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        pixels = np.array(image)
+    right = pixels[len(pixels) // 2, pixels.shape[1] // 2 + 10 : -10].tolist()  # across the map of classes
+    colours = [colour for i, colour in enumerate(right) if i == 0 or colour != right[i - 1]]
+    assert colours == palette(names)[:20].tolist()
+
+
+def test_curves_and_bars_are_vectors_too(tmp_path: Path) -> None:
+    draw_curves(tmp_path / "curves.png", {"": [step(0, loss_source=1.0)]})
+    draw_classes(tmp_path / "classes.png", {"uda": [result(0.5)]})
+    names = {f"{name}.{ending}" for name in ("curves", "classes") for ending in ("png", "pdf")}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    assert all(file.read_bytes().startswith(b"%PDF") for file in tmp_path.glob("*.pdf"))
+    first = (tmp_path / "classes.pdf").read_bytes()
+    draw_classes(tmp_path / "classes.png", {"uda": [result(0.5)]})
+    assert (tmp_path / "classes.pdf").read_bytes() == first  # no date

@@ -15,6 +15,7 @@ from trees import pixels, saved
 import support.huge
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, normalize
+from predict import overlay
 from support.networks import NetworkSpec, heads
 from support.plots import palette
 from support.run_folder import RunFolder, load
@@ -103,6 +104,37 @@ def test_overlay_and_attention(street_run: Path, images: Path, tmp_path: Path) -
     assert np.abs(picture(tmp_path / "odd_overlay.png") - mixed).max() < 1
     attention = heads(model, spec.feed(image[None]))["attention"][0, 0].numpy()
     assert np.abs(picture(tmp_path / "odd_attention.png") / 255 - attention).max() < 1 / 255
+
+
+def spec_of(names: list[str]) -> NetworkSpec:
+    return NetworkSpec(tuple(names), (32, 32))
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("contours", [False, True])
+def test_an_overlay_does_not_darken_a_dark_picture(contours: bool, alpha: float) -> None:
+    names = [entry.name for entry in CITYSCAPES]
+    dusk = torch.randint(12 if alpha > 0.5 else 110, (3, 40, 60), dtype=torch.uint8)
+    dusk[:, 0, 0] = 255  # a lamp
+    labels = torch.arange(19, dtype=torch.uint8).repeat_interleave(4)[:60].expand(40, -1)
+    mixed = overlay(dusk, labels, spec_of(names), alpha=alpha, contours=contours)
+    seen = dusk.permute(1, 2, 0).numpy()
+    assert (mixed >= seen).all()  # in no channel of any pixel
+    assert mixed.mean() > seen.mean() + 10 * alpha
+    # what is there stays as clear as it was: neighbours differ as much
+    inside = [x for x in range(1, 59) if labels[0, x - 1] == labels[0, x] == labels[0, x + 1]]
+    before, after = (np.diff(x[:, inside].astype(int), axis=0) for x in (seen, mixed))
+    assert np.abs(after - before).max() <= 1
+
+
+def test_an_overlay_of_a_bright_picture_is_the_mix() -> None:
+    bright = torch.randint(150, 256, (3, 40, 60), dtype=torch.uint8)
+    labels = torch.zeros(40, 60, dtype=torch.uint8)
+    mixed = overlay(bright, labels, spec_of(["road", "car"]), alpha=0.25)
+    expected = 0.75 * bright.permute(1, 2, 0).numpy() + 0.25 * np.array([128, 64, 128])
+    assert np.abs(mixed - expected).max() < 1
+    black = overlay(torch.zeros(3, 4, 4, dtype=torch.uint8), labels[:4, :4], spec_of(["road"]), alpha=0.5)
+    assert np.unique(black.reshape(-1, 3), axis=0).tolist() == [[64, 32, 64]]
 
 
 def test_flip(street_run: Path, images: Path, tmp_path: Path) -> None:
