@@ -47,7 +47,9 @@ def network(settings: Any) -> NetworkSpec:
     """What is trained."""
     height, width = settings.crop
     if settings.model == "vit":
-        names = {entry.name: getattr(settings, entry.name) for entry in fields(VitSpec) if hasattr(settings, entry.name)}
+        names = {
+            entry.name: getattr(settings, entry.name) for entry in fields(VitSpec) if hasattr(settings, entry.name)
+        }
         return VitSpec(**{**names, "classes": NAMES, "detail_size": (height // 2, width // 2)})
     names = {"model": settings.model, "encoder": settings.encoder, "recompute": bool(settings.recompute)}
     return NetworkSpec(NAMES, (height // 2, width // 2), attention=settings.fixed_attention, **names)
