@@ -16,6 +16,7 @@ import importlib.util
 import json
 import platform
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -167,16 +168,15 @@ def draw(folder: Path, file: Path) -> None:
         for row in case["rows"]
         for peer, target in row.targets.items()
     ]
-    figure, axis = plt.subplots(figsize=(13, 0.3 * len(bars) + 1))
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(bars) + 1))
     for place, (_, (middle, low, high), target) in enumerate(reversed(bars)):
         spread = [[middle - low], [high - middle]]
         axis.barh(place, middle, 0.6, xerr=spread, color="C0" if middle <= target else "C1")
         axis.plot([target, target], [place - 0.4, place + 0.4], color="black")
-    axis.set_yticks(range(len(bars)), [title for title, _, _ in reversed(bars)], fontsize=7)
-    axis.set_xlabel("ours / theirs, with quartiles; black: the target")
+    axis.set_yticks(range(len(bars)), [textwrap.fill(title, 60) for title, _, _ in reversed(bars)], fontsize=8)
+    axis.set_xlabel("ours / theirs, with quartiles; black: the target; orange: missed")
     axis.margins(y=0.01)
-    figure.tight_layout()
-    figure.savefig(file, dpi=90)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -1,14 +1,12 @@
 """Self-training around a foundation model, any plain ViT of timm; without arguments on toy data, drawn on the spot.
 
-    python examples/vfm_uda.py                                        the toy run: source, control, recipe
-    python examples/vfm_uda.py --cost --recipe hrda_vfm_lora          FLOPs and bytes, before anything is downloaded
+    python examples/vfm_uda.py                                                 the toy run: source, control, recipe
+    python examples/vfm_uda.py --cost --recipe hrda_vfm_lora                   FLOPs and bytes, before any download
     ... --recipe hrda_vfm_lora --gta DIR --cityscapes DIR --weights FILE       context, detail and adapters
     ... --recipe vfm_uda --gta DIR --cityscapes DIR --weights FILE             one pass, all weights (VFM-UDA)
-    ... --resume                                                      goes on where a run was stopped or killed
-    torchrun --nproc-per-node 4 examples/vfm_uda.py ...               the same on four GPUs
+    torchrun --nproc-per-node 4 examples/vfm_uda.py ... [--resume]             on four GPUs, on from a checkpoint
 
-FILE is a state dict of timm, .pth or .safetensors; --pretrained lets timm download its own. Both recipes take a DINOv2
-(Apache-2.0); weights of DINOv3, --encoder vit_large_patch16_dinov3, have a licence of their own: read it first.
+FILE: timm's weights; --pretrained downloads them. The recipes take a DINOv2 (Apache-2.0); DINOv3 has its own licence.
 """
 
 from support.ending import run_main  # first: it catches Ctrl-C from here on
@@ -23,76 +21,74 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrda_lib import ConfidenceWeightedCE, EMATeacher, SelfTraining, patch_mask
 from hrda_lib.checkpointing import seed_step
-from hrda_lib.distributed import all_reduce_gradients, mean
+from hrda_lib.distributed import all_reduce_gradients, average_buffers, mean
 from hrda_lib.optim import parameter_groups, warmup_poly
-from support.arms import Arm, add_data, network, run_arms
+from support.arms import Arm, add_data, lacking, run_arms
 from support.batches import Batch, Batches
-from support.command_line import FOUNDATION, add_running, add_settings, options_of, read_running, read_settings, setting
+from support.command_line import FOUNDATION, add_running, add_settings, read_running, read_settings, setting
 from support.cost import report, same_flops
 from support.domains import KINDS
-from support.foundation import DOWNLOAD, adapt_by_lora, merge
+from support.foundation import adapt_by_lora, add_vit, merge, mirrored, vit_spec
 from support.measuring import MEASURED
 from support.networks import Network
 from support.run_folder import RunFolder
 from support.training import augmentation, check_finite, clip, largest, warn, whole_step
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that one may want to change: defaults are the toy run's, a recipe and the command line override them."""
+    """What one may want to change: defaults are the toy run's, a recipe and the command line override them."""
 
     # fmt: off
-    arms: tuple[str, ...] = setting(("source", "control", "recipe"), "arms to train and measure", group="training")
-    seed: int = setting(1, "seed of toy images, weights and samples; 0 was used for tuning")
-    warmup: int = setting(1500, "steps on the source, of all weights, before the others; 0: from --weights")
-    steps: int = setting(600, "steps of adaptation, and of its control", lowest=1)
-    batch_size: int = setting(2, "images of each domain in a step")
-    source: tuple[str, ...] = setting(("gta",), "data sets that labels come from", KINDS[:3], group="data")
-    target: str = setting("cityscapes", "data set to adapt to", KINDS[2:])
+    arms: tuple[str, ...] = setting(("source", "control", "recipe"), "what to run")
+    seed: int = setting(1, "of toy images, weights and samples; 0 was for tuning")
+    warmup: int = setting(600, "steps on the source, of all weights, before the others; 0: from --weights")
+    steps: int = setting(150, "of adaptation, and of its control", lowest=1)
+    batch_size: int = setting(2, "images of each domain")
+    source: tuple[str, ...] = setting(("gta",), "where labels come from, one data set or several", KINDS[:3])
+    target: str = setting("cityscapes", "what is adapted to", KINDS[2:])
     labelled_target: int = setting(0, "training images of the target whose labels are used like the source's")
-    source_size: tuple[int, int] = setting((0, 0), "fit source images into this size; 0 0: leave them as they are")
+    source_size: tuple[int, int] = setting((0, 0), "fit source images into (h, w); 0 0: leave them")
     target_size: tuple[int, int] = setting((0, 0), "the same of target images; results are measured at their own size")
-    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "rows and columns of the target without pseudo labels")
-    crop: tuple[int, int] = setting((192, 384), "size of the crop; with two scales, a detail is half as high and wide")
-    classes: int = setting(19, "classes that the mean is over: 19, or the 16 or 13 of SYNTHIA", tuple(MEASURED))
-    encoder: str = setting("vit_tiny_patch16_224", "a plain ViT of timm, by its name", group="network")
+    margins: tuple[int, int, int, int] = setting((0, 0, 0, 0), "top, bottom, left, right of the target: no label there")
+    crop: tuple[int, int] = setting((192, 384), "(h, w); the detail crop of two scales is half as high and wide")
+    classes: int = setting(19, "classes that the mean is over; 16 and 13 are SYNTHIA's", tuple(MEASURED))
+    encoder: str = setting("vit_tiny_patch16_224", "a plain ViT of timm")
     encoder_weights: str = setting("", "of the encoder")
-    patch: int = setting(0, "side of its patches in pixels; 0: its own")
-    depth: int = setting(4, "blocks of it; 0: its own number")
+    patch: int = setting(0, "side of its patches, if not its own")
+    depth: int = setting(4, "its blocks; 0: its own number")
     pos_embed: Literal["own", "dinov2"] = setting("own", "its position embedding at other sizes", ("own", "dinov2"))
     head: int = setting(64, "width of the decoder")
     scales: int = setting(2, "2: context and detail; 1: one pass over the crop", (1, 2))
     inside: float = setting(1.0, "with one pass: how much larger the encoder sees the crop, then whole patches")
-    rank: int = setting(32, "rank of LoRA in the encoder, which is frozen; 0: all its weights are trained")
+    rank: int = setting(32, "of LoRA in the encoder, which is frozen; 0: all its weights are trained")
     recompute: int = setting(0, "1: the encoder computes activations anew in backward: less memory", (0, 1))
-    mask_ratio: float = setting(0.7, "share of patches hidden in masked target images; 0: none", group="self-training")
+    mask_ratio: float = setting(0.7, "share of patches hidden in masked target images; 0: no masked term")
     mask_block: int = setting(32, "side of a patch in pixels", lowest=1)
     mirror: int = setting(0, "1: labels from the mean of an image's and its mirror image's softmax", (0, 1))
     by_valid: int = setting(0, "1: the source loss is divided by labelled pixels, 0: by all", (0, 1))
-    lr: float = setting(1e-3, "learning rate of encoder or adapters; it rises, then falls to 0", group="training")
-    lr_warmup: int = setting(50, "steps in which it rises, at most half of them")
-    head_factor: float = setting(1.0, "factor of the learning rate outside the encoder")
-    layer_decay: float = setting(1.0, "factor of the learning rate, a block further from the head")
-    weight_decay: float = setting(0.01, "weight decay of AdamW")
+    lr: float = setting(1e-3, "of encoder or adapters; it rises in lr_warmup steps, then falls to 0")
+    lr_warmup: int = setting(50, "at most half of the steps")
+    head_factor: float = setting(1.0, "times the learning rate outside the encoder")
+    layer_decay: float = setting(1.0, "times the learning rate, a block further from the head")
+    weight_decay: float = setting(0.01, "of AdamW")
     clip: float = setting(5.0, "largest gradient norm; 0: no limit")
-    precision: str = setting("fp32", "numbers in forward and backward passes, by autocast", tuple(PRECISIONS))
-    ema_decay: float = setting(0.99, "decay of the averaged weights, the teacher's", group="self-training")
+    precision: str = setting("fp32", "of forward and backward passes, by autocast", ("fp32", "bf16"))
+    ema_decay: float = setting(0.99, "of the teacher")
     threshold: float = setting(0.9, "probability from which the teacher is trusted")
-    per: Literal["batch", "image", "pixel"] = setting("pixel", "what has one confidence weight: batch, image or pixel")
-    rare_classes: int = setting(1, "1: images of rare classes are drawn more often; 0: all alike", (0, 1), group="data")
-    temperature: float = setting(0.05, "temperature of rare-class sampling; a larger one is more even")
-    min_pixels: int = setting(150, "pixels of a class that an image must show to be drawn for it")
-    min_crop_pixels: int = setting(75, "pixels of it that the crop must show, in ten tries; -1: half", lowest=-1)
+    per: Literal["batch", "image", "pixel"] = setting("pixel", "what a confidence weight is for")
+    rare_classes: int = setting(1, "1: source images of rare classes are drawn more often; 0: all alike", (0, 1))
+    temperature: float = setting(0.05, "of rare-class sampling; larger is more even")
+    min_pixels: int = setting(150, "of a class that an image must show to be drawn for it")
+    min_crop_pixels: int = setting(75, "that the crop must show of it, in ten tries; -1: half of min_pixels", lowest=-1)
     jitter: float = setting(0.2, "largest change of brightness, contrast and saturation of augmented images")
-    hue: float = setting(0.2, "largest change of their hue, in turns")
+    hue: float = setting(0.2, "of their hue, in turns")
     blur: float = setting(0.5, "probability that they are blurred")
-    augment_source: int = setting(1, "1: source images are augmented too; 0: mixed images alone", (0, 1))
+    augment_source: int = setting(1, "1: colours of source images change too", (0, 1))
     # fmt: on
     model, attention, feature_distance, fixed_attention = "vit", None, 0.0, None  # of the other scripts' networks
 
@@ -111,17 +107,19 @@ def train(
 ) -> EMATeacher:
     """Learn from the source, and adapt to the target if there is one; begins where an earlier call was stopped."""
     teacher, training, optimizer, schedule = assemble(student, settings, run.group)
-    state: dict[str, Any] = {"model": student, "optimizer": optimizer, "schedule": schedule}
-    state |= {"teacher": teacher} if batches.adapts else {}
+    state: dict[str, Any] = {"teacher": teacher} if batches.adapts else {}
+    state |= {"model": student, "optimizer": optimizer, "schedule": schedule}
     with run.kept(state) as progress:
         for batch in progress(batches):
             seed_step(settings.seed, batch.step, run.rank, generator=training.generator)
             values = dict[str, float]()
             with whole_step(run, batches, batch, student, teacher):
                 for name, loss, said in terms(training, batch, settings, run):
-                    loss.backward()
+                    loss.backward()  # type: ignore[no-untyped-call]
                     values |= {name: loss.item(), **said}
                 all_reduce_gradients(student.parameters(), run.group)
+                for network in (student, teacher):
+                    average_buffers(network, run.group)
                 values = mean(values, run.group) | {"gradient": clip(student, settings.clip)}
                 check_finite(values, student, scaled=False)
                 optimizer.step()
@@ -132,7 +130,7 @@ def train(
                     teacher.update(student)
             warn(run, settings, values)
             run.log(**values, **(look(training, teacher, batch) if look else {}))
-    merge(student, teacher.module)  # what is kept is a plain network, at no further cost
+    merge(student, teacher)  # what is kept is a plain network, at no further cost
     return teacher
 
 
@@ -140,8 +138,8 @@ def terms(
     training: SelfTraining, batch: Batch, settings: Settings, run: RunFolder
 ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
     """The losses of a step, one after another, and what is worth to be logged."""
-    autocast = torch.autocast(run.device.type, PRECISIONS[settings.precision], enabled=settings.precision != "fp32")
-    augment = partial(training.augment, generator=training.generator, group=run.group)  # type: ignore[arg-type]
+    autocast = torch.autocast(run.device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    augment = partial(augmentation(settings, pictures=True), generator=training.generator, group=run.group)
     images, labels = run.spec.feed(batch.source[0], run.device), batch.source[1].to(run.device)
     with autocast:
         loss, _ = training.source(augment(images) if settings.augment_source else images, labels)
@@ -167,17 +165,12 @@ def assemble(
     teacher = EMATeacher(student, decay=settings.ema_decay, share_frozen=True)
     by_all, by_valid = ConfidenceWeightedCE(), ConfidenceWeightedCE(normalize="valid")
 
-    def criterion(logits: Tensor, labels: Tensor, weight: Tensor | None, group: Any = None) -> Tensor:
-        chosen = by_valid if weight is None and settings.by_valid else by_all
-        return chosen(logits, labels, weight, group=group)
-
-    def mirrored(images: Tensor) -> Any:
-        both = [segment(teacher(images)), segment(teacher(images.flip(-1))).flip(-1)]
-        return sum(logits.float().softmax(1) for logits in both).div(2).log()  # type: ignore[union-attr]
+    def criterion(logits: Tensor, labels: Tensor, weight: Tensor | None, group: Any = None) -> Any:
+        return (by_valid if settings.by_valid and weight is None else by_all)(logits, labels, weight, group=group)
 
     training = SelfTraining(
         student,
-        mirrored if settings.mirror else teacher,
+        partial(mirrored, teacher) if settings.mirror else teacher,
         criterion=criterion,
         threshold=settings.threshold,
         per=settings.per,
@@ -186,16 +179,10 @@ def assemble(
         generator=torch.Generator(),
         group=group,
     )
-    names = ("lr", "head_factor", "weight_decay", "layer_decay")
-    optimizer = torch.optim.AdamW(parameter_groups(student, **{name: getattr(settings, name) for name in names}))
-    rise = min(settings.lr_warmup, settings.steps // 2)
-    return teacher, training, optimizer, warmup_poly(optimizer, total=settings.steps, warmup=rise)
-
-
-def segment(output: Any) -> Tensor:
-    """Logits of one scale, or of both fused."""
-    logits: Tensor = output if isinstance(output, Tensor) else output.logits
-    return logits
+    rates = {"lr": settings.lr, "head_factor": settings.head_factor, "layer_decay": settings.layer_decay}
+    optimizer = torch.optim.AdamW(parameter_groups(student, weight_decay=settings.weight_decay, **rates))
+    schedule = warmup_poly(optimizer, total=settings.steps, warmup=min(settings.lr_warmup, settings.steps // 2))
+    return teacher, training, optimizer, schedule
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], dict[str, Any]]:
@@ -203,27 +190,14 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], d
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data(parser, FOUNDATION, real="hrda_vfm_lora")
     add_settings(parser, Settings, but=("encoder_weights",))
+    add_vit(parser)
     add_running(parser, "runs/vfm_uda")
-    add, text = options_of(parser, "network").add_argument, "file with the weights of the encoder (default: random)"
-    add("--weights", dest="encoder_weights", metavar="FILE", help=text)
-    text = "let timm download the encoder's weights, whose licence its page has (default: off)"
-    add("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
-    text = "print FLOPs and bytes of a step, and do nothing else (default: off)"
-    options_of(parser, "output").add_argument("--cost", action="store_true", help=text)
     options = vars(parser.parse_args(arguments))
     folders = {kind: options[kind] for kind in KINDS if options[kind]}
-    if folders and not options["recipe"]:
-        options["recipe"] = "hrda_vfm_lora"
-        print("real data and no --recipe: the settings are those of recipes/hrda_vfm_lora.toml", file=sys.stderr)
+    options["recipe"] = options["recipe"] or ("hrda_vfm_lora" if folders else None)
     settings = read_settings(Settings, options["recipe"], options)
-    missing = [kind for kind in (*settings.source, settings.target) if kind not in folders]
-    if missing and not options["cost"] and (folders or options["recipe"]):
-        parser.error(f"--{missing[0].replace('_', '-')} DIR is missing: --recipe needs data")
-    for name in settings.arms if not options["cost"] else ():
-        if name not in ARMS:
-            parser.error(f"argument --arms: invalid choice: {name!r} (choose from {', '.join(ARMS)})")
-        if not settings.warmup and not ARMS[name].start:
-            parser.error(f"--arms {name} is the warm-up, which takes --warmup 0 steps")
+    if problem := "" if options["cost"] else lacking(settings, folders, options["recipe"], ARMS):
+        parser.error(problem)
     return settings, folders, options
 
 
@@ -231,13 +205,13 @@ def parse(arguments: Sequence[str] | None) -> tuple[Settings, dict[str, Path], d
 def main(arguments: Sequence[str] | None = None) -> int:
     settings, folders, options = parse(arguments)
     if options["cost"]:
-        print(report(network(settings), settings), end="")
+        print(report(vit_spec(settings), settings), end="")
         return 0
+    arms, running = dict(ARMS), read_running(options)
     if not settings.encoder_weights and not settings.warmup:
         print("neither --weights nor --warmup: the encoder starts from random weights", file=sys.stderr)
-    arms, running = dict(ARMS), read_running(options)
     if "equal_flops" in settings.arms:
-        changes, length = same_flops(network(settings), settings)
+        changes, length = same_flops(vit_spec(settings), settings)
         arms["equal_flops"] = arms["equal_flops"]._replace(changes=changes, length=length)
     return run_arms(train, assemble, arms, settings, running, folders, stats=options["class_stats"])
 

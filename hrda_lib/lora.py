@@ -76,13 +76,13 @@ def add_lora(
     ``state_dict`` keeps the plain names and adds ``lora_down`` and ``lora_up``. The adapters alone are
     ``{name: x for name, x in module.state_dict().items() if "lora_" in name}``, loaded with ``strict=False``.
 
-    An :class:`hrda_lib.EMATeacher` averages A and B; the average of the factors is not the factor of the averages.
+    An :class:`hrda_lib.EMATeacher` averages A and B; the product of averages is not the average of products.
 
     Args:
         module: such as an encoder, or its ``blocks``: parts that never run, such as the pooling of SigLIP inside
             :class:`hrda_lib.models.ViTFeatures`, would get adapters without gradient.
-        rank: r.
-        alpha: :math:`\alpha`; None: r, so that the factor is 1.
+        rank: r, columns of B and rows of A, at least 1.
+        alpha: :math:`\alpha`, more than 0; None: r, so that the factor is 1.
         targets: last parts of the names of the layers; the default has those of attention and MLP in timm's ViTs, of
             which those are taken that are there. Names of your own must each be there.
         first_block: blocks before this one, by the number after ``blocks.``, ``layers.`` or ``layer.`` in the name, or

@@ -37,7 +37,7 @@ class TokenDistillation(nn.Module):
         reference: images -> features, with ``.channels``, such as :class:`hrda_lib.models.ViTFeatures`; copied, frozen
             and always in eval mode. The last of several features are its tokens.
         in_channels: channels of the student's last features.
-        weight: :math:`\lambda`.
+        weight: :math:`\lambda`, 0 or more.
         size: (height, width) or side of the images that the reference sees, whole patches; 406 is 29 patches of 14, as
             published, where other proportions are stretched to a square; None: the images as they are.
 
@@ -99,6 +99,9 @@ class TokenDistillation(nn.Module):
         Args:
             features: the student's: (B, in_channels, h, w), or a sequence or dictionary whose last is such a map.
             images: (B, K, H, W) float, normalised as the reference expects them.
+
+        Raises:
+            ValueError: shapes or types differ from the above, or (on the CPU) a number is not finite.
         """
         expect("images", images, "BKHW", kind="float")
         check_finite("images", images)

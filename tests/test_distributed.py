@@ -24,6 +24,7 @@ from hrda_lib import (
     StrongAugment,
     patch_mask,
     pseudo_labels,
+    sample_box_mask,
     sample_class_mask,
 )
 from hrda_lib.checkpointing import seed_step
@@ -238,6 +239,7 @@ def right(rank: int) -> Found:
     augment = StrongAugment(mean=(0, 0, 0), std=(1, 1, 1), jitter=1.0, blur=1.0)
     found["augmented"] = augment(images[mine], torch.Generator().manual_seed(0), group=group)
     found["classes"] = sample_class_mask(labels[mine], torch.Generator().manual_seed(0), group=group)
+    found["boxes"] = sample_box_mask(SIDE, torch.Generator().manual_seed(0), batch=2, group=group)
     found["weight"] = pseudo_labels(images[mine] * 3, threshold=0.5, group=group)[1]
     own = SelfTraining(network(), nn.Identity(), group=group)  # no generator: one is shared
     own.mix(images[mine], labels[mine], images[mine], labels[mine], torch.ones(2, SIDE, SIDE))
@@ -256,8 +258,9 @@ def test_each_function_with_two_processes(tmp_path: Path) -> None:
     assert first["shared"] == second["shared"]
     images, labels, _ = batch(0)
     augment = StrongAugment(mean=(0, 0, 0), std=(1, 1, 1), jitter=1.0, blur=1.0)
-    joined = {name: torch.cat([first[name], second[name]]) for name in ("augmented", "classes", "weight")}
+    joined = {name: torch.cat([first[name], second[name]]) for name in ("augmented", "boxes", "classes", "weight")}
     torch.testing.assert_close(joined["augmented"], augment(images, torch.Generator().manual_seed(0)))
+    assert torch.equal(joined["boxes"], sample_box_mask(SIDE, torch.Generator().manual_seed(0), batch=4))
     assert torch.equal(joined["classes"], sample_class_mask(labels, torch.Generator().manual_seed(0)))
     torch.testing.assert_close(joined["weight"], pseudo_labels(images * 3, threshold=0.5)[1])
     assert 0 < joined["weight"][0, 0, 0] < 1

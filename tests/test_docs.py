@@ -46,6 +46,13 @@ def test_python_blocks_of_a_page_run_from_top_to_bottom(name: str) -> None:
     exec(compile(source, str(page), "exec"), {"__name__": "docs"})
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_what_the_page_of_adapters_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = DOCS / "api" / "lora.md"
+    exec(compile(python_blocks(page), str(page), "exec"), {"__name__": "docs"})
+    assert f"```text\n{capsys.readouterr().out}```" in page.read_text()
+
+
 def test_the_table_of_proofs_has_a_row_for_each() -> None:
     _, _, *rows = (DOCS / "tables" / "verified.md").read_text().splitlines()
     assert len(rows) == len(verify.PROOFS)

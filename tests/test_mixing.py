@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrda_lib import class_mix, sample_class_mask
+from hrda_lib import class_mix, sample_box_mask, sample_class_mask
 
 
 def chosen(labels: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
@@ -154,3 +154,46 @@ def test_mix_refuses(arguments: tuple[Tensor, Tensor, Tensor], message: str) -> 
 def test_sampling_refuses(labels: Tensor, classes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         sample_class_mask(labels, classes=classes)
+
+
+def corners(mask: Tensor) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the one filled box in (H, W), found pixel by pixel."""
+    inside = [(i, j) for i, row in enumerate(mask.tolist()) for j, flag in enumerate(row) if flag]
+    rows, columns = {i for i, _ in inside}, {j for _, j in inside}
+    top, left, height, width = min(rows), min(columns), len(rows), len(columns)
+    assert rows == set(range(top, top + height))
+    assert columns == set(range(left, left + width))
+    assert len(inside) == height * width
+    return top, left, height, width
+
+
+@given(st.integers(8, 40), st.integers(8, 40), st.sampled_from([0.25, 0.5, 0.9]), st.integers(0, 999))
+def test_a_box_has_the_sides_of_the_equation(height: int, width: int, ratio: float, seed: int) -> None:
+    masks = sample_box_mask((height, width), torch.Generator().manual_seed(seed), batch=3, ratio=ratio)
+    assert (masks.dtype, masks.shape) == (torch.bool, (3, height, width))
+    for mask, (u, _, _) in zip(masks, torch.rand(3, 3, generator=torch.Generator().manual_seed(seed)), strict=True):
+        _, _, rows, columns = corners(mask)
+        assert abs(rows - height * ratio ** u.item()) <= 0.5 + 1e-4
+        assert abs(columns - width * ratio ** (1 - u.item())) <= 0.5 + 1e-4
+
+
+def test_boxes_reach_every_border_and_any_aspect() -> None:
+    found = [corners(mask) for mask in sample_box_mask((9, 12), torch.Generator().manual_seed(0), batch=300)]
+    assert {top for top, *_ in found} >= {0, 1, 2} <= {left for _, left, *_ in found}
+    assert any(top + height == 9 and height < 9 for top, _, height, _ in found)
+    assert any(left + width == 12 and width < 12 for _, left, _, width in found)
+    assert {height > width for *_, height, width in found} == {True, False}
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0, 0), (1, 1)])
+def test_no_box_and_the_whole_image(ratio: float, share: float) -> None:
+    assert sample_box_mask(5, torch.Generator().manual_seed(0), ratio=ratio).float().mean() == share
+
+
+def test_a_box_is_refused_with_the_argument_s_name() -> None:
+    with pytest.raises(ValueError, match=r"ratio must be .*\[0, 1\], got 1.5"):
+        sample_box_mask(8, ratio=1.5)
+    with pytest.raises(ValueError, match=r"batch must be .*got 0"):
+        sample_box_mask(8, batch=0)
+    with pytest.raises(ValueError, match=r"generator must be"):
+        sample_box_mask(8, 0)  # type: ignore[arg-type]

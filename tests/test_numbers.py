@@ -36,6 +36,7 @@ from hrda_lib import (
     patch_mask,
     pseudo_labels,
     resize,
+    sample_box_mask,
     sample_class_mask,
     window_grid,
 )
@@ -304,6 +305,9 @@ CASES: dict[str, Case] = {
     "patch_mask batch": Case(lambda v: patch_mask(8, batch=v), "batch"),
     "patch_mask ratio": Case(lambda v: patch_mask(8, ratio=v), "ratio", ("0",)),
     "patch_mask block": Case(lambda v: patch_mask(8, block=v), "block"),
+    "sample_box_mask size": Case(lambda v: sample_box_mask((8, v)), "size"),
+    "sample_box_mask batch": Case(lambda v: sample_box_mask(8, batch=v), "batch"),
+    "sample_box_mask ratio": Case(lambda v: sample_box_mask(8, ratio=v), "ratio", ("0",)),
     "sample_class_mask classes": Case(lambda v: sample_class_mask(LABELS, classes=[[v]]), "classes", ("-1", "0")),
     "class_mix source": Case(
         lambda v: class_mix(spoiled(IMAGES, v), IMAGES, MAPS == 0),

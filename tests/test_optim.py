@@ -205,6 +205,40 @@ def test_layer_decay_written_out() -> None:
     assert found == expected
 
 
+def test_what_comes_after_the_blocks_is_of_the_last_layer() -> None:
+    encoder = Vit()
+    encoder.neck = nn.Conv2d(4, 4, 1)
+    got = grouped(make_model(encoder), lr=1.0, layer_decay=0.5)
+    assert got["encoder.neck.weight"] == (1.0, 0.01)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.65, 1e-3])
+def test_layer_decay_around_a_vit_of_timm(decay: float) -> None:
+    timm = pytest.importorskip("timm", reason="needs the extra timm")
+    from hrda_lib.lora import add_lora
+    from hrda_lib.models import ViTFeatures
+
+    settings = {"num_classes": 0, "embed_dim": 12, "depth": 5, "num_heads": 2, "img_size": 28, "dynamic_img_size": True}
+    encoder = ViTFeatures(timm.create_model("vit_small_patch14_reg4_dinov2", **settings), out_indices=2)
+    got = grouped(make_model(encoder), lr=2.0, head_factor=3.0, layer_decay=decay)
+    for name in ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.weight"):
+        assert got[f"encoder.body.{name}"] == pytest.approx((2 * decay**5, 0.01))
+    for i in range(5):
+        assert got[f"encoder.body.blocks.{i}.mlp.fc1.weight"] == pytest.approx((2 * decay ** (4 - i), 0.01))
+        assert got[f"encoder.body.blocks.{i}.norm1.bias"] == pytest.approx((2 * decay ** (4 - i), 0.0))
+    assert got["encoder.body.norm.weight"] == (2.0, 0.0)
+    assert got["attention.weight"] == (6.0, 0.01)
+
+    encoder.body.blocks[:3].requires_grad_(False)
+    left = grouped(make_model(encoder), lr=2.0, head_factor=3.0, layer_decay=decay)
+    assert left == {name: setting for name, setting in got.items() if ".blocks." not in name or int(name[20]) > 2}
+    names = add_lora(encoder, rank=2, first_block=2)
+    adapted = grouped(make_model(encoder), lr=2.0, head_factor=3.0, layer_decay=decay)
+    trains = {f"encoder.{name}.{part}" for name in names for part in ("lora_down", "lora_up")}
+    assert {name for name in adapted if name.startswith("encoder")} == trains
+    assert adapted["encoder.body.blocks.2.attn.qkv.lora_up"] == pytest.approx((2 * decay**2, 0.01))
+
+
 def test_layer_decay_of_one_changes_nothing() -> None:
     model = make_model(Vit())
     assert grouped(model, layer_decay=1.0) == grouped(model)

@@ -22,6 +22,7 @@ from hrda_lib import (
     crop,
     patch_mask,
     pseudo_labels,
+    sample_box_mask,
 )
 
 CLASSES, SIZE = 5, 32
@@ -114,6 +115,26 @@ def test_masked_by_hand() -> None:
         out.detail_logits, crop(y, MIXED_BOX), crop(q, MIXED_BOX)
     )
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_mask_of_one_s_own_says_what_is_pasted() -> None:
+    training = SelfTraining(nn.Identity(), nn.Identity(), generator=torch.Generator().manual_seed(0))
+    images, others = torch.zeros(1, 2, 4, 6), torch.ones(1, 2, 4, 6)
+    labels, guessed = torch.zeros(1, 4, 6, dtype=torch.long), torch.ones(1, 4, 6, dtype=torch.long)
+    mask = sample_box_mask((4, 6), torch.Generator().manual_seed(1))
+    given = images, labels, others, guessed, torch.full((1, 4, 6), 0.25)
+    state = training.generator.get_state()  # type: ignore[union-attr]
+    mixed = training.mix(*given, mask=mask)
+    assert torch.equal(mixed.images[:, 0] == 0, mask)
+    assert torch.equal(mixed.labels == 0, mask)
+    assert torch.equal(mixed.weight == 1, mask)
+    assert torch.equal(state, training.generator.get_state())  # type: ignore[union-attr]  # no classes are drawn
+    loss, _ = training.mixed(*given, mask=mask)
+    assert torch.equal(loss, training.supervised(*mixed)[0])
+    with pytest.raises(ValueError, match="mask says what is pasted, and so does classes: give one"):
+        training.mix(*given, mask=mask, classes=[[0]])
+    with pytest.raises(ValueError, match=r"mask must be bool \(1, 4, 6\)"):
+        training.mix(*given, mask=mask[:, :3])
 
 
 def test_mix_hands_out_what_mixed_learns() -> None:

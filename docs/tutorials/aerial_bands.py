@@ -17,6 +17,7 @@ from hrda_lib import (
     confidence_weighted_ce,
 )
 
+torch.manual_seed(0)  # of the weights
 generator = torch.Generator().manual_seed(0)
 COLOURS = torch.rand(3, 4, generator=generator)  # of the classes, in each channel
 
@@ -91,3 +92,12 @@ labels = student.predict(
     large, window=64, stride=32, output="labels", label_dtype=torch.uint8
 )
 assert labels.shape == (1, 64, 288)
+
+# %%
+from matplotlib import pyplot as plt
+
+figure, axes = plt.subplots(1, 2, figsize=(9, 1.3), layout="constrained")
+axes[0].imshow(large[0, :3].movedim(0, -1).clamp(0, 1).numpy())
+axes[0].set(title="three of its bands", xticks=[], yticks=[])
+axes[1].imshow(labels[0].numpy(), vmin=0, vmax=2)
+axes[1].set(title="predicted", xticks=[], yticks=[])

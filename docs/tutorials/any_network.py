@@ -13,6 +13,7 @@ from hrda_lib import (
     SelfTraining,
 )
 
+torch.manual_seed(0)  # of the weights
 generator = torch.Generator().manual_seed(0)
 COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each channel
 

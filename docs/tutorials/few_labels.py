@@ -17,6 +17,7 @@ from hrda_lib import (
     confidence_weighted_ce,
 )
 
+torch.manual_seed(0)  # of the weights
 generator = torch.Generator().manual_seed(0)
 COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each channel
 

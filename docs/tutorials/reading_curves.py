@@ -16,6 +16,7 @@ from hrda_lib import (
     confidence_weighted_ce,
 )
 
+torch.manual_seed(0)  # of the weights
 generator = torch.Generator().manual_seed(0)
 COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each channel
 
@@ -54,6 +55,8 @@ def train(student, steps, target_steps, source):
         for name, loss in training.losses(images, labels, scenes(2, 0.2)[0]):
             loss.backward()
             losses[name] = loss.item()
+        images, _ = scenes(2, 0.2)
+        losses["confidence"] = training.pseudo_label(images)[1].mean().item()
         optimizer.step()
         teacher.update(student)
         history.append(losses)
@@ -74,9 +77,17 @@ student = MultiResSegmenter(
     encoder, nn.Conv2d(16, 3, 1), nn.Conv2d(16, 1, 1), detail_size=32
 )
 
-history = train(student, 20, 20, lambda: scenes(2, 0.0))
+history = train(student, 20, 40, lambda: scenes(2, 0.0))
 for name in ("source", "mixed"):
-    print(name, [round(losses[name], 2) for losses in history[::5]])
+    print(name, [round(losses[name], 2) for losses in history[::10]])
+
+# %%
+from matplotlib import pyplot as plt
+
+figure, axes = plt.subplots(1, 3, figsize=(9, 2.4), layout="constrained")
+for axis, name in zip(axes, ("source", "mixed", "confidence"), strict=True):
+    axis.plot([losses[name] for losses in history])
+    axis.set(title=name, xlabel="step")
 
 # %% [markdown]
 # - The **source loss** goes on falling, or stays: if it rises, the learning rate is too
@@ -98,7 +109,7 @@ print("trusted", float(weight.mean()), "largest class", largest)
 # %% [markdown]
 # - **One class in nearly all pseudo labels** is a collapse:
 #   [](../../troubleshooting.md#pseudo-labels-collapse-to-one-class).
-# - The **mean IoU** on labelled target images says the truth, and nothing may be chosen by
-#   it.
+# - The **mean IoU** on labelled target images says the truth, and nothing may be chosen
+#   by it.
 #
 # The scripts write all of it to `metrics.jsonl`, and draw `curves.png`.

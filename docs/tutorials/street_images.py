@@ -18,6 +18,7 @@ from hrda_lib import (
     confidence_weighted_ce,
 )
 
+torch.manual_seed(0)  # of the weights
 generator = torch.Generator().manual_seed(0)
 COLOURS = torch.rand(3, 3, generator=generator)  # of the classes, in each channel
 
@@ -90,3 +91,21 @@ control = copy.deepcopy(student)
 train(control, 40, 0, lambda: scenes(2, 0.0))
 history = train(student, 20, 20, lambda: scenes(2, 0.0))
 print("control", measure(control), "adapted", measure(student))
+
+# %% [markdown]
+# Look at pictures as well as at the mean: where both are wrong, and where one is.
+
+# %%
+from matplotlib import pyplot as plt
+
+images, labels = scenes(1, 0.2)
+shown = {
+    "image": images[0].movedim(0, -1).clamp(0, 1).numpy(),
+    "labels": labels[0].numpy(),
+    "control": control.predict(images, output="labels")[0].numpy(),
+    "adapted": student.predict(images, output="labels")[0].numpy(),
+}
+figure, axes = plt.subplots(1, 4, figsize=(9, 1.9), layout="constrained")
+for axis, (name, picture) in zip(axes, shown.items(), strict=True):
+    axis.imshow(picture, vmin=0, vmax=2)
+    axis.set(title=name, xticks=[], yticks=[])

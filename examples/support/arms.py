@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from support.batches import Batch, Batches, rare_classes
 from support.command_line import STREETS, Running, one_of, options_of
 from support.domains import KINDS, NAMES, Domains, count_classes, fitted, open_domains
 from support.ending import reason
-from support.foundation import VitSpec
+from support.foundation import vit_spec
 from support.looking import log_to_tensorboard, looked
 from support.measuring import MEASURED, label_quality, measure
 from support.networks import Network, NetworkSpec
@@ -47,10 +47,7 @@ def network(settings: Any) -> NetworkSpec:
     """What is trained."""
     height, width = settings.crop
     if settings.model == "vit":
-        names = {
-            entry.name: getattr(settings, entry.name) for entry in fields(VitSpec) if hasattr(settings, entry.name)
-        }
-        return VitSpec(**{**names, "classes": NAMES, "detail_size": (height // 2, width // 2)})
+        return vit_spec(settings)
     names = {"model": settings.model, "encoder": settings.encoder, "recompute": bool(settings.recompute)}
     return NetworkSpec(NAMES, (height // 2, width // 2), attention=settings.fixed_attention, **names)
 
@@ -281,6 +278,21 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
             return "--mask-on separate masks one image of each domain: it needs --batch-size 2, or more"
         if settings.model not in ("small", "hrda") and (name == "hrda" or "fixed_attention" in arms[name].changes):
             return f"--arms {name} needs two scales, which --model {settings.model} has not; self-training is uda"
+    return ""
+
+
+def lacking(settings: Any, folders: Mapping[str, Path], recipe: str | None, arms: Mapping[str, Arm]) -> str:
+    """Which folder or warm-up the arms need; empty if they have all."""
+    missing = [kind for kind in (*settings.source, settings.target) if kind not in folders]
+    if missing and (folders or recipe):
+        return f"--{missing[0].replace('_', '-')} DIR is missing: the recipe needs real data"
+    for name in settings.arms:
+        if name not in arms:
+            return f"argument --arms: invalid choice: {name!r} (choose from {', '.join(arms)})"
+        if not settings.warmup and arms[name].start is None:
+            return f"--arms {name} is the warm-up, which takes --warmup 0 steps"
+    if not folders and (tuple(settings.source), settings.target) != (("gta",), "cityscapes"):
+        return "the toy data are --source gta --target cityscapes"
     return ""
 
 

@@ -83,8 +83,8 @@ def open_domains(
     for i in bar(range(len(val)), "checking val"):  # images too: a broken one would be found after training
         pixels += val[i].label.flatten().bincount(minlength=256)
     check_ids(val, pixels)
-    images = [part.unlabeled() for part in (*sets.values(), train, val)]
-    key = key or " ".join(part.fingerprint() for part in (labeled, val, *images))
+    images = [part.unlabeled().fingerprint() for part in (*sets.values(), train, val)]
+    key = key or " ".join([labeled.fingerprint(), val.fingerprint(), *images])
     key += f" {labelled_target} labelled" if labelled_target else ""
     return Domains(labeled, train, val, torch.cat(counts), f"{stats} {key}")
 

@@ -1,15 +1,18 @@
 """Plain ViTs of timm as networks of the examples: at two scales, or in one pass over the whole crop."""
 
-from dataclasses import dataclass
+import argparse
+import copy
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hrda_lib import MultiResSegmenter, ScaleAttentionHead, resize
+from hrda_lib import EMATeacher, MultiResSegmenter, ScaleAttentionHead, resize
 from hrda_lib.lora import add_lora, merge_lora
 from hrda_lib.models import DeconvHead, EncoderDecoder, ViTFeatures
+from support.domains import NAMES
 from support.ending import reason, similar
 from support.networks import Network, NetworkSpec
 
@@ -58,6 +61,14 @@ class VitSpec(NetworkSpec):
         )
 
 
+def vit_spec(settings: Any) -> VitSpec:
+    """The network that settings ask for."""
+    height, width = settings.crop
+    names = [entry.name for entry in fields(VitSpec) if hasattr(settings, entry.name)]
+    given = {name: getattr(settings, name) for name in names if name != "classes"}
+    return VitSpec(classes=NAMES, detail_size=(height // 2, width // 2), **given)
+
+
 class OnePass(EncoderDecoder):
     """Images resized to ``inside`` times their size, cut to whole patches, encoder, decoder: VFM-UDA's network."""
 
@@ -92,14 +103,16 @@ def vit_of_timm(name: str, weights: str | Path | None = None, *, patch: int = 0,
         import timm
     except ImportError:
         raise ValueError(f"--encoder {name} needs timm: pip install timm") from None
+    vit: nn.Module
     try:
         try:
-            return timm.create_model(name, num_classes=0, dynamic_img_size=True, **settings)
+            vit = timm.create_model(name, num_classes=0, dynamic_img_size=True, **settings)
         except TypeError:  # rotary embeddings take any size without being asked
-            return timm.create_model(name, num_classes=0, **settings)
+            vit = timm.create_model(name, num_classes=0, **settings)
     except Exception as error:
         known = timm.list_models()
         raise ValueError(f"--encoder {name}: {reason(error)}{'' if name in known else similar(name, known)}") from None
+    return vit
 
 
 def side_of_patch(name: str, patch: int = 0) -> int:
@@ -110,6 +123,15 @@ def side_of_patch(name: str, patch: int = 0) -> int:
         return ViTFeatures(vit_of_timm(name)).patch
 
 
+def mirrored(teacher: nn.Module, images: Tensor) -> Tensor:
+    """The mean of the softmax on images and on their mirror images, as logits."""
+    seen, turned = teacher(images), teacher(images.flip(-1))
+    if not isinstance(seen, Tensor):  # both scales, fused
+        seen, turned = seen.logits, turned.logits
+    mean: Tensor = (seen.float().softmax(1) + turned.flip(-1).float().softmax(1)) / 2
+    return mean.log()
+
+
 def adapt_by_lora(student: nn.Module, rank: int) -> None:
     """Freeze the encoder, and put adapters into its blocks; rank 0: train all of it."""
     if rank:
@@ -118,10 +140,18 @@ def adapt_by_lora(student: nn.Module, rank: int) -> None:
         add_lora(body.blocks, rank=rank)
 
 
-def merge(*networks: nn.Module) -> None:
-    """Adapters into the weights of each network, which may share frozen ones before, and not afterwards."""
-    for network in networks:
-        if any(name.endswith("lora_up") for name, _ in network.named_parameters()):
-            for parameter in network.parameters():
-                parameter.data = parameter.data.clone()
-            merge_lora(network)
+def merge(student: nn.Module, teacher: EMATeacher) -> None:
+    """Adapters into the weights of both, of which the frozen ones are no longer shared then."""
+    if any(name.endswith("lora_up") for name, _ in student.named_parameters()):
+        teacher.module = copy.deepcopy(teacher.module)
+        merge_lora(teacher.module)
+        merge_lora(student)
+
+
+def add_vit(parser: argparse.ArgumentParser) -> None:
+    """The options that say where the encoder's weights come from, and what it would cost."""
+    text = "of the encoder, as timm stores them: a state dict or safetensors (default: random)"
+    parser.add_argument("--weights", dest="encoder_weights", metavar="FILE", help=text)
+    text = "weights of the encoder that timm downloads; they have licences of their own, DINOv3's among them"
+    parser.add_argument("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
+    parser.add_argument("--cost", action="store_true", help="print FLOPs and bytes of a step, and do nothing else")

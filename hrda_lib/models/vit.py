@@ -1,6 +1,7 @@
 """A plain ViT of timm as an encoder, and two necks that bring its coarse maps to a finer stride."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from hrda_lib._checks import (
     as_counts,
-    as_ids,
     at_least_float32,
     check_choice,
     check_counts,
@@ -266,9 +266,10 @@ def _chosen(out_indices: int | Sequence[int], depth: int) -> tuple[int, ...]:
     """The numbers of the blocks, counted from 0."""
     if isinstance(out_indices, int) and is_count(out_indices) and out_indices <= depth:
         return tuple(depth * (i + 1) // out_indices - 1 for i in range(out_indices))
-    found = as_ids(out_indices) if isinstance(out_indices, (tuple, list)) else []
-    chosen = [index + depth if index < 0 else index for index in found]
-    if not chosen or not all(0 <= index < depth for index in chosen) or len(set(chosen)) < len(chosen):
+    given = out_indices if isinstance(out_indices, (tuple, list)) else []
+    found = [operator.index(x) if hasattr(x, "__index__") and not isinstance(x, bool) else depth for x in given]
+    chosen = [x + depth if x < 0 else x for x in found]
+    if not chosen or not all(0 <= x < depth for x in chosen) or len(set(chosen)) < len(chosen):
         raise ValueError(
             f"out_indices must be different blocks in [0, {depth}), or how many maps, at most {depth}, got "
             f"{short(out_indices)}"

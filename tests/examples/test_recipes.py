@@ -18,7 +18,7 @@ import gta2cityscapes
 import support.arms
 from gta2cityscapes import ARMS, Settings
 from hrda_lib.data import Cityscapes, Resized
-from support.command_line import RECIPES
+from support.command_line import FOUNDATION, RECIPES
 from support.domains import KINDS, Domains
 from support.run_folder import load
 
@@ -35,7 +35,7 @@ def parse(recipe: str, *options: Any) -> Settings:
 
 
 def test_each_is_what_its_paper_does() -> None:
-    assert sorted(RECIPES) == sorted([*NAMES, "own_data"])
+    assert sorted(RECIPES) == sorted([*NAMES, "own_data", *FOUNDATION])
     settings = {name: parse(name) for name in NAMES}
     assert settings["demo"] == Settings()
     assert settings["hrda"].crop == (1024, 1024)

@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 from scripts import EXAMPLES
 
+import vfm_uda
 from gta2cityscapes import Settings
-from support.command_line import RECIPES
+from support.command_line import FOUNDATION, RECIPES
 
 FILES = sorted(EXAMPLES.rglob("*.py"))
 MODULES = {".".join(file.relative_to(EXAMPLES).with_suffix("").parts): file for file in FILES}
 SCRIPTS = {name for name in MODULES if "." not in name}
-ROOMS = ("hrda_lib", *(f"hrda_lib.{name}" for name in ("checkpointing", "data", "distributed", "models", "optim")))
+ROOMS = (
+    "hrda_lib",
+    *(f"hrda_lib.{name}" for name in ("checkpointing", "data", "distributed", "lora", "models", "optim")),
+)
 NOT_FOR_OWN_DATA = {"arms", "source", "target", "source_size", "target_size", "classes"}
 
 
@@ -126,14 +130,15 @@ def test_the_checks_see_what_is_wrong() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_complete(name: str) -> None:
     values = tomllib.loads(RECIPES[name].read_text(encoding="utf-8"))
-    defaults = {entry.name: entry.default for entry in fields(Settings) if entry.default is not None}
+    kind = vfm_uda.Settings if name in FOUNDATION else Settings
+    defaults = {entry.name: entry.default for entry in fields(kind) if entry.default is not None}
     assert values.keys() == defaults.keys() - (NOT_FOR_OWN_DATA if name == "own_data" else set())
     for key, value in values.items():
         found = tuple(value) if isinstance(value, list) else value
         assert type(found) is type(defaults[key]), key
         if isinstance(found, tuple):
             assert {type(x) for x in found} == {type(x) for x in defaults[key]}, key
-            assert key == "arms" or len(found) == len(defaults[key]), key
+            assert key in ("arms", "source") or len(found) == len(defaults[key]), key
 
 
 def test_the_demo_s_recipe_is_the_defaults() -> None:
