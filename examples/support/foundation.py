@@ -151,14 +151,9 @@ def merge(student: nn.Module, teacher: EMATeacher) -> None:
 
 def add_vit(parser: argparse.ArgumentParser) -> None:
     """The options that say where the encoder's weights come from, and what it would cost."""
-    add, text = (
-        options_of(parser, "network").add_argument,
-        "weights of the encoder, a state dict or safetensors of timm",
-    )
-    add("--weights", dest="encoder_weights", metavar="FILE", help=f"{text} (default: random)")
-    text = (
-        "let timm download the encoder's weights; they have licences of their own, DINOv3's among them (default: off)"
-    )
-    add("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
+    add, text = options_of(parser, "network").add_argument, "weights of the encoder, a state dict or safetensors"
+    add("--weights", dest="encoder_weights", metavar="FILE", help=f"{text} of timm (default: random)")
+    text = "let timm download the encoder's weights; they have licences of their own, DINOv3's among them"
+    add("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=f"{text} (default: off)")
     text = "print FLOPs and bytes of a step, and do nothing else (default: off)"
     options_of(parser, "output").add_argument("--cost", action="store_true", help=text)
