@@ -122,11 +122,17 @@ def check(part: Part, out: Path, settings: Settings) -> int:
     if found:
         shares(names, counts, out / f"{name}_classes.png", settings)
     if shown:
-        pictures = [(display(image), label) for image, label in shown]
-        sheet = [[x for pair in pictures[i : i + 3] for x in pair] for i in range(0, len(pictures), 3)]
-        titles = ("image", "label") * (len(sheet[0]) // 2)
-        draw_grid(out / f"{name}.png", sheet, titles, names, range(len(names)))
+        draw_sheet(out / f"{name}.png", shown, names, labels=not isinstance(dataset, UnlabeledImages))
     return len(problems)
+
+
+def draw_sheet(file: Path, shown: Sequence[tuple[Tensor, Tensor]], names: Sequence[str], *, labels: bool) -> None:
+    """Images, four in a row, or three with their labels."""
+    across = 3 if labels else 4
+    pictures = [(display(image), label) if labels else (display(image),) for image, label in shown]
+    sheet = [[x for part in pictures[i : i + across] for x in part] for i in range(0, len(pictures), across)]
+    titles = (("image", "label") if labels else ("image",)) * min(across, len(shown))
+    draw_grid(file, sheet, titles, names, range(len(names)) if labels else ())
 
 
 def is_blank(image: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hrda_lib import EMATeacher, MultiResSegmenter, ScaleAttentionHead, resize
 from hrda_lib.lora import add_lora, merge_lora
 from hrda_lib.models import DeconvHead, EncoderDecoder, ViTFeatures
+from support.command_line import options_of
 from support.domains import NAMES
 from support.ending import reason, similar
 from support.networks import Network, NetworkSpec
@@ -150,8 +151,9 @@ def merge(student: nn.Module, teacher: EMATeacher) -> None:
 
 def add_vit(parser: argparse.ArgumentParser) -> None:
     """The options that say where the encoder's weights come from, and what it would cost."""
-    text = "of the encoder, as timm stores them: a state dict or safetensors (default: random)"
-    parser.add_argument("--weights", dest="encoder_weights", metavar="FILE", help=text)
-    text = "weights of the encoder that timm downloads; they have licences of their own, DINOv3's among them"
-    parser.add_argument("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=text)
-    parser.add_argument("--cost", action="store_true", help="print FLOPs and bytes of a step, and do nothing else")
+    add, text = options_of(parser, "network").add_argument, "weights of the encoder, a state dict or safetensors"
+    add("--weights", dest="encoder_weights", metavar="FILE", help=f"{text} of timm (default: random)")
+    text = "let timm download the encoder's weights; they have licences of their own, DINOv3's among them"
+    add("--pretrained", dest="encoder_weights", action="store_const", const=DOWNLOAD, help=f"{text} (default: off)")
+    text = "print FLOPs and bytes of a step, and do nothing else (default: off)"
+    options_of(parser, "output").add_argument("--cost", action="store_true", help=text)

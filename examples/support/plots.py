@@ -185,11 +185,11 @@ def draw_grid(
     height, width = rows[0][0].shape[:2]
     colours = palette(names) / 255
     handles = [Patch(color=colours[i], label=name) for i, name in enumerate(names) if i in shown]
-    across = max(min(len(handles), 7 * len(titles) // 4), 1)
+    lines = math.ceil(len(handles) / max(7 * len(titles) // 4, 1))
     maps = [[torch.as_tensor(x).numpy() for x in row] for row in rows]
     shares = {j for row in maps for j, x in enumerate(row) if x.ndim == 2 and x.dtype.kind == "f"}
     # inches: of a cell, between cells, above the first, below the last
-    high, gap, above, below = 2.5 * height / width, 0.1, 0.35, 0.2 + 0.2 * math.ceil(len(handles) / across)
+    high, gap, above, below = 2.5 * height / width, 0.1, 0.35, 0.2 + 0.2 * lines
     below += 0.5 if shares else 0
     size = (2.5 + gap) * len(titles) + gap, (high + gap) * len(rows) - gap + above + below
     space = {"wspace": gap / 2.5, "hspace": gap / high, "left": gap / size[0], "right": 1 - gap / size[0]}
@@ -214,7 +214,9 @@ def draw_grid(
         axis.set_title(title)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.legend(handles=handles, loc="lower center", ncols=across, frameon=False)
+    figure.legend(
+        handles=handles, loc="lower center", ncols=math.ceil(len(handles) / max(lines, 1)) or 1, frameon=False
+    )
     _save(figure, file)
 
 
@@ -241,9 +243,12 @@ def draw_shares(file: Path, names: Sequence[str], counts: Tensor, probabilities:
     figure, axis = plt.subplots(figsize=(max(0.5 * len(names), 5), 4), layout="constrained")
     _bars(axis, names, {title: [[x] for x in (100 * part).clamp(min=1e-3).tolist()] for title, part in bars.items()})
     axis.set_yscale("log")
+    axis.set_ylim(top=100)
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
     axis.set_ylabel("share, %")
-    axis.set_title("How often classes occur" + (", and how often they are drawn" if len(bars) > 1 else ""), loc="left")
-    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
+    axis.set_title("How often classes occur" + (", and how often they are drawn" if len(bars) > 1 else ""))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     _save(figure, file)
 
 

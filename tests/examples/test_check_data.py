@@ -1,7 +1,9 @@
 """The look through data sets before a long run."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +170,25 @@ def test_a_file_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "  4: label 4 is none of the 4 classes\n" in printed
     assert check_data.main([*arguments, str(tmp_path / "data")]) == 1  # beside another data set
     assert "folders: 5 images, 0 with a problem\n" in capsys.readouterr().out
+
+
+def test_a_sheet_has_labels_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, tuple[list[int], list[str], list[int]]] = {}
+
+    def keep(file: Path, rows: list[list[Any]], titles: list[str], names: list[str], legend: Iterable[int]) -> None:
+        drawn[file.stem] = [len(row) for row in rows], list(titles), list(legend)
+
+    monkeypatch.setattr(check_data, "draw_grid", keep)
+    monkeypatch.setattr(check_data, "draw_shares", lambda *_: None)
+    for name, count in (("many", 5), ("one", 1)):
+        write(tmp_path / name, count)
+        assert check_data.main([str(tmp_path / name), "--out", str(tmp_path / "out")]) == 0
+    assert drawn["many"] == ([6, 4], ["image", "label"] * 3, [0, 1, 2, 3, 4])
+    assert drawn["one"] == ([2], ["image", "label"], [0])
+    for name in ("many", "one"):
+        assert check_data.main([str(tmp_path / name), "--out", str(tmp_path / "out"), "--no-labels"]) == 0
+    assert drawn["many"] == ([4, 1], ["image"] * 4, [])
+    assert drawn["one"] == ([1], ["image"], [])
 
 
 def test_images_of_other_channels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

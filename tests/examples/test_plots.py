@@ -252,6 +252,8 @@ def test_shares(figures: list[Any], tmp_path: Path) -> None:
         assert heights == pytest.approx(expected[name])
     assert list(bars(second)) == ["of all pixels"]
     assert first.get_yscale() == "log"
+    assert first.get_ylim()[1] == 100
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["of all pixels", "drawn"]
     assert [label.get_text() for label in first.get_xticklabels()] == list(NAMES)
 
 
