@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -39,9 +40,7 @@ class _Backend:
 
 
 def register() -> torch.device:
-    """The device; this can be done once a process."""
-    from torch.utils import backend_registration
-
+    """The device; this can be done once a process, before its first backward pass."""
     backend_registration._setup_privateuseone_for_python_backend("far", _Backend())
     LIBRARY.impl("empty.memory_format", lambda size, **kwargs: Far(torch.empty(size, dtype=kwargs.get("dtype"))))
     LIBRARY.impl(
