@@ -223,6 +223,9 @@ def test_same_seed_same_weights(folders: tuple[Path, Path], finished: Path, tmp_
     assert same_weights(finished, again)
     other = adapt(tmp_path / "other", *folders, "--classes", names, "--seed", 1)
     assert not same_weights(finished, other)
+    boxes = adapt(tmp_path / "boxes", *folders, "--classes", names, "--mix", "boxes")
+    assert not same_weights(finished, boxes)
+    assert json.loads((boxes / "config.json").read_text())["mix"] == "boxes"
 
 
 def test_a_crop_is_chosen_from_the_first_image(folders: tuple[Path, Path], tmp_path: Path) -> None:
