@@ -1,7 +1,7 @@
 """Plain ViTs of timm as networks of the examples: at two scales, or in one pass over the whole crop."""
 
 import argparse
-import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,11 @@ class OnePass(EncoderDecoder):
         height, width = (max(int(self.inside * side) // self.patch, 1) * self.patch for side in images.shape[-2:])
         return super().forward(resize(images, (height, width)), return_features=return_features)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Its own entries, or those of two scales, whose attention is left out."""
+        entries = {name: x for name, x in state_dict.items() if not name.startswith("attention.")}
+        return super().load_state_dict(entries, strict=strict, assign=assign)
+
     def predict(self, images: Tensor, *, window: Any = None, output: Any = "logits", **others: Any) -> Tensor:
         """By windows of the crop's size, unless another one is given."""
         return super().predict(images, window=window or self.window, output=output, **others)
@@ -142,9 +147,8 @@ def adapt_by_lora(student: nn.Module, rank: int) -> None:
 
 
 def merge(student: nn.Module, teacher: EMATeacher) -> None:
-    """Adapters into the weights of both, of which the frozen ones are no longer shared then."""
+    """Adapters into the weights of both."""
     if any(name.endswith("lora_up") for name, _ in student.named_parameters()):
-        teacher.module = copy.deepcopy(teacher.module)
         merge_lora(teacher.module)
         merge_lora(student)
 

@@ -419,10 +419,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
         ValueError: the file is not one of ours, or of another network.
     """
     try:
-        entries = torch.load(file, map_location="cpu", weights_only=True)["model"]
-        own = model.state_dict()
-        # one scale takes all but the attention of two
-        model.load_state_dict({n: x for n, x in entries.items() if n in own or not n.startswith("attention.")})
+        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
     except Exception as error:
         raise _unreadable(file, error) from None
 

@@ -234,6 +234,13 @@ def test_a_start_from_another_network_is_refused(run: RunFolder) -> None:
         load_weights(learned, run.path / "last.pt")
 
 
+def test_a_start_that_has_more_than_the_network_is_refused(tmp_path: Path) -> None:
+    learned = RunFolder(tmp_path, NetworkSpec(SPEC.classes, SPEC.detail_size))
+    learned.finish(network(0, learned.spec), None)
+    with pytest.raises(ValueError, match=r"/last\.pt: cannot be loaded \(RuntimeError: .*Unexpected key"):
+        load_weights(network(), tmp_path / "last.pt")
+
+
 def test_numbers_that_are_not_finite_are_refused_by_name() -> None:
     norm = nn.BatchNorm2d(2)
     check_finite({"loss": 1.0, "gradient": 2.0}, norm, scaled=False)
