@@ -28,7 +28,7 @@ from torch import Tensor
 
 from hrda_lib import ConfusionMatrix, gaussian_blur
 from hrda_lib.data import Folders
-from support.command_line import ALONE, DEVICE, options_of, read_running
+from support.command_line import ALONE, add_device, options_of, read_running
 from support.networks import Network, NetworkSpec
 from support.progress import bar
 from support.run_folder import load
@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder with images of the target in images/")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the first is what others are compared with")
-    text = "where it runs, a device of torch (default: cuda, else cpu)"
-    options_of(parser, "network").add_argument("--device", metavar="NAME", default=DEVICE, help=text)
+    add_device(parser)
     text = "write the numbers there, too (default: they are only printed)"
     options_of(parser, "output").add_argument("--json", type=Path, metavar="FILE", help=text)
     options = parser.parse_args(arguments)

@@ -31,7 +31,7 @@ from hrda_lib.data import (
     image_files,
     open_dataset,
 )
-from support.command_line import ALONE, DEVICE, one_of, options_of, read_running
+from support.command_line import ALONE, add_device, add_max_pixels, one_of, options_of, read_running
 from support.data_file import read_data_file
 from support.measuring import MEASURED, average, measure
 from support.networks import HEADS, NetworkSpec
@@ -131,8 +131,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     text = f"kind of the data set ({one_of(DATASET_KINDS)}; default: by what the folder holds)"
     add("--kind", choices=DATASET_KINDS, metavar="KIND", help=text)
     add("--split", metavar="NAME", default="val", help="split of it to measure on (default: %(default)s)")
-    text = "let in pictures of so many pixels (default: what Pillow lets in)"
-    add("--max-pixels", type=int, metavar="N", help=text)
+    add_max_pixels(parser)
     add_network(parser)
     add, text = options_of(parser, "output").add_argument, "classes that the mean is over, those of SYNTHIA"
     add("--classes", type=int, choices=(16, 13), metavar="N", help=f"{text} (16 or 13; default: all)")
@@ -155,7 +154,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--scales", type=float, nargs="+", default=[], metavar="X", help=f"{text} (default: none)")
     text = "average with the mirrored image: the logits, with --scales the probabilities"
     add("--flip", action="store_true", help=f"{text} (default: off)")
-    add("--device", metavar="NAME", default=DEVICE, help="where it runs, a device of torch (default: cuda, else cpu)")
+    add_device(parser)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
-from support.command_line import ALONE, DEVICE, one_of, options_of, read_running
+from support.command_line import ALONE, add_device, add_max_pixels, one_of, options_of, read_running
 from support.data_file import read_data_file
 from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
@@ -207,13 +207,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="images, or folders of them")
     add, text = options_of(parser, "data").add_argument, "read images as the target of this file, as own_data.py does"
     add("--data", type=Path, metavar="FILE.py", help=f"{text} (default: as RGB pictures)")
-    text = "let in pictures of so many pixels (default: what Pillow lets in)"
-    add("--max-pixels", type=int, metavar="N", help=text)
+    add_max_pixels(parser)
     add = options_of(parser, "network").add_argument
     text = f"weights of the run to use ({one_of(WEIGHTS)}; default: %(default)s)"
     add("--weights", choices=WEIGHTS, metavar="WHICH", default="student", help=text)
     add("--flip", action="store_true", help="average with the mirrored image's probabilities (default: off)")
-    add("--device", metavar="NAME", default=DEVICE, help="where it runs, a device of torch (default: cuda, else cpu)")
+    add_device(parser)
     add_written(parser)
     return parser.parse_args(arguments)
 

@@ -29,6 +29,7 @@ from support.tables import Result, arm_table, class_numbers, class_table, share_
 THINGS = [NAMES.index(name) for name in ("traffic light", "traffic sign", *NAMES[NAMES.index("person") :])]
 N = TypeVar("N", bound=nn.Module)
 TOY = ("gta", "cityscapes")  # what is drawn where no folders are given
+NOT_TOY = "the toy data are --source {} --target {}".format(*TOY)
 SHOWN = ("source", "control", "hrda")  # the arms that pictures and the table of classes show
 
 
@@ -263,17 +264,15 @@ def contradiction(settings: Any, folders: Mapping[str, Path], recipe: str | None
     if not folders and recipe not in (None, "demo"):
         return "--recipe needs data: " + " ".join(f"--{kind.replace('_', '-')} DIR" for kind in wanted)
     if not folders and wanted != TOY:
-        return "the toy data are --source gta --target cityscapes"
+        return NOT_TOY
     if settings.warmup < 0:
         return f"--warmup must not be negative, got {settings.warmup}"
     for name, size in (("source", settings.source_size), ("target", settings.target_size)):
         if any(size) != all(size):
             return f"--{name}-size must be two sides, or 0 0, got {size}"
     for name in settings.arms:
-        if name not in arms:
-            return f"argument --arms: invalid choice: {name!r} (choose from {', '.join(arms)})"
-        if not settings.warmup and arms[name].start is None:
-            return f"--arms {name} is the warm-up, which takes --warmup 0 steps"
+        if problem := cannot_begin(name, settings, arms):
+            return problem
         if settings.mask_ratio and settings.mask_on == "separate" and settings.batch_size < 2:
             return "--mask-on separate masks one image of each domain: it needs --batch-size 2, or more"
         if settings.model not in ("small", "hrda") and (name == "hrda" or "fixed_attention" in arms[name].changes):
@@ -287,12 +286,19 @@ def lacking(settings: Any, folders: Mapping[str, Path], recipe: str | None, arms
     if missing and (folders or recipe):
         return f"--{missing[0].replace('_', '-')} DIR is missing: the recipe needs real data"
     for name in settings.arms:
-        if name not in arms:
-            return f"argument --arms: invalid choice: {name!r} (choose from {', '.join(arms)})"
-        if not settings.warmup and arms[name].start is None:
-            return f"--arms {name} is the warm-up, which takes --warmup 0 steps"
-    if not folders and (tuple(settings.source), settings.target) != (("gta",), "cityscapes"):
-        return "the toy data are --source gta --target cityscapes"
+        if problem := cannot_begin(name, settings, arms):
+            return problem
+    if not folders and (*settings.source, settings.target) != TOY:
+        return NOT_TOY
+    return ""
+
+
+def cannot_begin(name: str, settings: Any, arms: Mapping[str, Arm]) -> str:
+    """Why there is no such arm, or nothing that it starts from; empty if there is."""
+    if name not in arms:
+        return f"argument --arms: invalid choice: {name!r} (choose from {', '.join(arms)})"
+    if not settings.warmup and arms[name].start is None:
+        return f"--arms {name} is the warm-up, which takes --warmup 0 steps"
     return ""
 
 

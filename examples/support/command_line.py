@@ -155,6 +155,18 @@ def add_running(parser: argparse.ArgumentParser, out: str | None) -> None:
     add_kept(parser, out)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Where a script that does not train runs."""
+    text = "where it runs, a device of torch (default: cuda, else cpu)"
+    options_of(parser, "network").add_argument("--device", metavar="NAME", default=DEVICE, help=text)
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """The limit against bombs of compressed pixels."""
+    text = "let in pictures of so many pixels (default: what Pillow lets in)"
+    options_of(parser, "data").add_argument("--max-pixels", type=int, metavar="N", help=text)
+
+
 def add_kept(parser: argparse.ArgumentParser, out: str | None) -> None:
     """Those of them that say what is kept of a run, and looked at."""
     add, text = options_of(parser, "output").add_argument, "folder of the run"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hrda_lib.data import Concatenated, Folders, LabeledImages, UnlabeledImages
-from support.command_line import options_of
+from support.command_line import add_max_pixels, options_of
 from support.ending import printable
 
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
@@ -78,8 +78,7 @@ def add_own_data(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, metavar="FILE.py", help=text)
     text = "folder with labelled target images, to look at alone, as by --val-every (default: none)"
     add("--val", type=Path, metavar="DIR", help=text)
-    text = "let in pictures of so many pixels (default: what Pillow lets in)"
-    add("--max-pixels", type=int, metavar="N", help=text)
+    add_max_pixels(parser)
 
 
 def unclear(options: Mapping[str, Any]) -> str:
