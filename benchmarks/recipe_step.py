@@ -26,7 +26,7 @@ WAYS = {
 }
 
 
-def measure(step: Callable[[], None], device: torch.device, steps: int) -> dict[str, object]:
+def measure(step: Callable[[], object], device: torch.device, steps: int) -> dict[str, object]:
     """Median and extremes of a step's time after three others, and the peak of allocated memory."""
     cuda, times = device.type == "cuda", list[float]()
     if cuda:
