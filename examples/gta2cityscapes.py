@@ -169,7 +169,7 @@ def terms(
         return
     target, valid = run.spec.feed(batch.target[0], run.device), batch.target[1].to(run.device)
     with autocast:
-        pseudo_labels, weight = training.pseudo_label(target, valid=valid)
+        pseudo_labels, weight = training.pseudo_label(target, valid=valid, micro_batch=settings.micro_batch or None)
     said = {"confidence": weight.mean().item(), "largest_class": largest(pseudo_labels)}
     pasted = boxes(settings, training.generator, labels, run.group)
     mixed = training.mix(images, labels, target, pseudo_labels, weight, mask=pasted)

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hrda_lib._checks import (
     LABEL_TYPES,
     check_choice,
+    check_counts,
     check_finite,
     check_generator,
     check_tensor,
@@ -225,20 +226,29 @@ class SelfTraining:
         return _share_of(loss, labels, whole), parts
 
     @torch.no_grad()
-    def pseudo_label(self, images: Tensor, *, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def pseudo_label(
+        self, images: Tensor, *, valid: Tensor | None = None, micro_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The teacher's labels and their weight, without gradient.
 
         Args:
             images: (B, K, H, W) float, of the target.
             valid: (B, H, W) bool: False gets weight 0, as in margins and padding; None: True everywhere.
+            micro_batch: images that the teacher is given at a time, 1 or more: less memory, and the confidence share of
+                the whole batch. Another result only where the teacher normalises over a batch, or drops out. None:
+                all.
 
         Returns:
             Labels (B, H, W) int64 and weight (B, H, W) in [0, 1], by :func:`hrda_lib.pseudo_labels`.
 
         Raises:
-            ValueError: the teacher's answer or ``valid`` does not fit.
+            ValueError: the teacher's answer or ``valid`` does not fit, or ``micro_batch`` is no positive int.
         """
-        logits = self._teacher_logits(self.teacher(images))
+        check_tensor("images", images)
+        if micro_batch is not None:
+            check_counts(micro_batch=micro_batch)
+        parts = torch.split(images, micro_batch or max(len(images), 1))
+        logits = torch.cat([self._teacher_logits(self.teacher(part)) for part in parts])
         size = (images.shape[-2], images.shape[-1])
         return pseudo_labels(logits, size=size, threshold=self.threshold, valid=valid, per=self.per, group=self.group)
 

@@ -397,6 +397,9 @@ CASES: dict[str, Case] = {
         lambda v: training(detail_weight=v).source(IMAGES, MAPS)[0], "detail_weight", ("0",)
     ),
     "SelfTraining threshold": Case(lambda v: training(threshold=v).pseudo_label(IMAGES)[1], "threshold", ("0",)),
+    "SelfTraining.pseudo_label micro_batch": Case(
+        lambda v: training().pseudo_label(IMAGES, micro_batch=v)[1], "micro_batch"
+    ),
     "SelfTraining.source images": Case(
         lambda v: training().source(spoiled(IMAGES, v), MAPS)[0], "images|logits", ("-1", "0", "1e38"), inside=True
     ),

@@ -71,7 +71,7 @@ SIGNATURES = {
     "per='batch', objective='fused', augment=None, masking=None, generator=None, group=None)",
     "SelfTraining.source": "(self, images, labels, *, box=None, whole=None)",
     "SelfTraining.supervised": "(self, images, labels, weight=None, *, box=None, whole=None)",
-    "SelfTraining.pseudo_label": "(self, images, *, valid=None)",
+    "SelfTraining.pseudo_label": "(self, images, *, valid=None, micro_batch=None)",
     "MixedBatch": "(images, labels, weight)",
     "SelfTraining.mix": "(self, source_images, source_labels, target_images, labels, weight, *, classes=None, "
     "mask=None)",

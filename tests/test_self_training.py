@@ -103,6 +103,26 @@ def test_pseudo_label_is_the_teachers_over_windows() -> None:
     assert weight[:, 20:].max() == 0 < weight[:, :20].min()
 
 
+def test_pseudo_label_in_parts_is_that_of_the_batch() -> None:
+    """The teacher is given an image at a time; the share of trusted pixels is that of both."""
+    training, x = setup(), images(3)
+    teacher, given = training.teacher.eval(), list[int]()  # batch norm would look at the batch
+
+    def counting(part: Tensor) -> Any:
+        given.append(len(part))
+        return teacher(part)
+
+    whole = training.pseudo_label(x)
+    assert 0 < whole[1].mean() < 1
+    training.teacher = counting
+    parts = training.pseudo_label(x, micro_batch=1)
+    assert given == [1, 1]
+    assert torch.equal(parts[0], whole[0])
+    torch.testing.assert_close(parts[1], whole[1])
+    with pytest.raises(ValueError, match="micro_batch must be a positive int, got 0"):
+        training.pseudo_label(x, micro_batch=0)
+
+
 def test_masked_by_hand() -> None:
     net = student()
     training, x = setup(net), images(3)
