@@ -49,7 +49,6 @@ from support.domains import compare_sizes, read_labels
 from support.looking import log_to_tensorboard, looked
 from support.networks import CELL, NetworkSpec, side_multiple
 from support.plots import draw_curves, draw_panel
-from support.processes import first_alone
 from support.run_folder import RunFolder, load_weights, locked, read_metrics, training_state
 from support.tables import share_table, unseen
 
@@ -58,13 +57,13 @@ FIXED = ("arms", "source", "target", "source_size", "target_size", "classes", "m
 
 
 def count_classes(
-    found: DataFile, cache: Path, *, file: Path | None, on_error: data.OnError
+    found: DataFile, cache: Path, *, file: Path | None, running: Running
 ) -> tuple[Tensor, list[str], float]:
     """(N, C) pixels of each class in each image, the names of the classes, and the share that is ignored."""
-    if file:
+    if file and not running.rank:
         cache.unlink(missing_ok=True)  # the code that reads labels may have changed
-    counts = read_labels(found.source, cache, on_error)
-    compare_sizes(found.source, on_error)
+    counts = read_labels(found.source, cache, running.on_error, running.group)
+    compare_sizes(found.source, running.on_error)
     if not counts[:, :255].any():
         where = found.source.label_file(0)
         raise ValueError(f"{where}: this and all other labels hold nothing but 255, the ignored id")
@@ -200,8 +199,7 @@ def run_on(
     out, method = running.out, options["method"]
     try_encoder(found, settings, options["init"], running.on_error)
     cache, file = out / "label_counts.json", options["data"]
-    with first_alone(running.rank, running.group):
-        counts, names, ignored = count_classes(found, cache, file=file, on_error=running.on_error)
+    counts, names, ignored = count_classes(found, cache, file=file, running=running)
     rare = rare_classes(settings, counts)
     print(share_table(names, counts, rare.probabilities if rare else None), end="")
     print(f"{100 * ignored:.2f} % of the source's pixels are ignored")

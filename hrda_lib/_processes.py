@@ -1,6 +1,7 @@
 """A batch that several processes share: which part is this one's, and means over all."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -8,6 +9,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     Group = dist.ProcessGroup | None
+
+T = TypeVar("T")
 
 
 def own_part(count: int, group: "Group") -> tuple[int, slice]:
@@ -43,3 +46,21 @@ def one_seed(group: "Group") -> int:
     """A number that the first process draws, for all."""
     drawn = torch.randint(2**53, ())
     return int(reduced(drawn if dist.get_rank(group) == 0 else torch.zeros_like(drawn), group))
+
+
+def all_or_none(work: Callable[[], T], group: "Group") -> T:
+    """What ``work`` gives; an error of one process is raised by all, so that none waits for another."""
+    if group is None:
+        return work()
+    result, error = list[T](), None
+    try:
+        result.append(work())
+    except (ValueError, OSError) as problem:
+        error = problem
+    said = [""] * dist.get_world_size(group)
+    dist.all_gather_object(said, "" if error is None else str(error) or type(error).__name__, group=group)
+    if error is not None:
+        raise error
+    if any(said):
+        raise ValueError(next(filter(None, said)))
+    return result[0]

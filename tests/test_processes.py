@@ -1,12 +1,16 @@
 """Two processes of gloo are one process of the whole batch."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import Tensor, nn
 
 from hrda_lib import ConfusionMatrix, CropBox, EMATeacher, MultiResSegmenter, SelfTraining
+from hrda_lib.data import Folders, count_labels
 
 C, BOX = 4, CropBox(8, 16, 16, 16)
 
@@ -62,13 +66,45 @@ def a_confusion_matrix(rank: int) -> None:
     assert torch.equal(alone.matrix, before)
 
 
+def labels_of_a_folder(rank: int, root: Path) -> None:
+    """Each opens its own; the first keeps the cache, which the other believes; an error of one is raised by both."""
+    data, cache, opened = Folders(root / "data"), root / "counts.json", list[int]()
+
+    def progress(indices: Iterable[int]) -> Iterable[int]:
+        opened.extend(indices)
+        return indices
+
+    alone = count_labels(data)
+    for on_error in ("raise", "skip"):
+        assert torch.equal(count_labels(data, progress=progress, group=dist.group.WORLD, on_error=on_error), alone)
+    assert opened == [rank, rank + 2][: 2 - rank] * 2
+    assert torch.equal(count_labels(data, cache=cache, progress=progress, group=dist.group.WORLD), alone)
+    opened.clear()
+    dist.barrier()
+    assert torch.equal(count_labels(data, cache=cache, progress=progress, group=dist.group.WORLD), alone)
+    assert not opened
+    assert cache.exists()
+    broken = Folders(root / "broken")
+    with pytest.raises(ValueError, match=r"1\.png"):  # which the second process opens
+        count_labels(broken, group=dist.group.WORLD)
+    alone[1] = 0
+    assert torch.equal(count_labels(broken, group=dist.group.WORLD, on_error="skip"), alone)
+
+
 def work(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for case in (a_student_of_ddp, a_confusion_matrix):
         case(rank)
+    labels_of_a_folder(rank, Path(store).parent)
     dist.destroy_process_group()
 
 
 def test_two_processes(tmp_path: Path) -> None:
+    for name in ("data", "broken"):
+        for kind in ("images", "labels"):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for i in range(3):
+                Image.new("L", (16, 8), i).save(tmp_path / name / kind / f"{i}.png")
+    (tmp_path / "broken" / "labels" / "1.png").write_bytes(b"no picture")
     torch.multiprocessing.spawn(work, (str(tmp_path / "store"),), nprocs=2)

@@ -156,7 +156,7 @@ SIGNATURES = {
     "data.Sample": "(image, label, name)",
     "data.UnlabeledSample": "(image, name)",
     "data.Concatenated": "(datasets)",
-    "data.count_labels": "(dataset, *, cache=None, progress=None, workers=None, on_error='raise')",
+    "data.count_labels": "(dataset, *, cache=None, progress=None, workers=None, on_error='raise', group=None)",
     "data.LabeledFiles.count": "(self, index)",
     "data.read_published_counts": "(file, names)",
     "data.check_classes": "(dataset, counts, num_classes, *, ignore_index=255)",

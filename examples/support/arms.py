@@ -22,7 +22,7 @@ from support.looking import log_to_tensorboard, looked
 from support.measuring import MEASURED, label_quality, measure
 from support.networks import Network, NetworkSpec
 from support.plots import draw_arms, draw_classes, draw_curves
-from support.processes import agreed, first_alone
+from support.processes import agreed
 from support.run_folder import DRAWN, RunFolder, load, load_weights, locked, read_metrics
 from support.tables import Result, arm_table, class_numbers, class_table, share_table, unseen
 
@@ -136,7 +136,7 @@ class Experiment(NamedTuple):
         counts, labeled = self.domains.counts, self.domains.source
         if arm.oracle:
             labeled, cache = self.domains.target, self.folder.parent / f"{settings.target}_counts.json"
-            counts = count_classes(labeled, cache, self.running.on_error)
+            counts = count_classes(labeled, cache, self.running.on_error, self.running.group)
             settings = replace(settings, source_size=settings.target_size)
         batches = Batches(labeled, counts, self.domains.target.unlabeled(), settings, self.running, adapts=arm.adapts)
         look = partial(self.look, run, settings, student)
@@ -235,10 +235,9 @@ def run_seed(
     """Every arm on one seed, and pictures of those that are shown."""
     out, folder = running.out, running.out / f"seed{settings.seed}"
     kinds = settings.source, settings.target
-    with first_alone(running.rank, running.group):
-        few = getattr(settings, "labelled_target", 0)
-        more = {"seed": settings.seed, "stats": stats, "on_error": running.on_error, "labelled_target": few}
-        domains = open_domains(*kinds, folders, out, **more)
+    few = getattr(settings, "labelled_target", 0)
+    more = {"seed": settings.seed, "stats": stats, "on_error": running.on_error, "labelled_target": few}
+    domains = open_domains(*kinds, folders, out, **more, group=running.group)
     if running.on_error == "raise" and "oracle" in settings.arms:
         domains.target.check_files()
     if folders:

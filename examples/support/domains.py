@@ -1,8 +1,9 @@
 """The data sets of a source and a target of street scenes, looked through before anything is trained on them."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from hrda_lib.data import (
     open_dataset,
     read_published_counts,
 )
+from support.processes import first_alone
 from support.progress import bar
 from toy.data import write_toy_data
 
@@ -51,11 +53,12 @@ def open_domains(
     stats: Path | None,
     on_error: OnError,
     labelled_target: int = 0,
+    group: Any = None,
 ) -> Domains:
     """Find the data sets in their folders, or without any draw the toy ones; every label is counted once.
 
-    The source may be several data sets. ``labelled_target``: as many of the target's training images, evenly spaced,
-    are further images of the source.
+    Processes of ``group`` each count a part. The source may be several data sets. ``labelled_target``: as many of the
+    target's training images, evenly spaced, are further images of the source.
 
     Raises:
         ValueError: a folder, file or label is missing or broken, or holds other ids.
@@ -63,7 +66,8 @@ def open_domains(
     key = ""
     if not folders:
         root = out / "data" / f"seed{seed}"
-        key = str(write_toy_data(root, seed=seed))
+        with first_alone(0 if group is None else group.rank(), group):
+            key = str(write_toy_data(root, seed=seed))
         folders = {"gta": root / "gta", "cityscapes": root / "cityscapes"}
     kinds = (source,) if isinstance(source, str) else source
     sets = {kind: open_dataset(folders[kind], "train", kind=kind) for kind in kinds}
@@ -71,13 +75,13 @@ def open_domains(
     if stats:
         counts = [read_published_counts(stats, part.names)[:, : len(NAMES)] for part in sets.values()]
     else:
-        counts = [count_classes(part, out / f"{kind}_counts.json", on_error) for kind, part in sets.items()]
+        counts = [count_classes(part, out / f"{kind}_counts.json", on_error, group) for kind, part in sets.items()]
     for part in sets.values():
         compare_sizes(part, on_error)
     labeled: LabeledImages = Concatenated(list(sets.values())) if len(sets) > 1 else sets[kinds[0]]
     if labelled_target:
         some = Some(train, labelled_target)
-        counts.append(count_labels(some, on_error=on_error)[:, : len(NAMES)])
+        counts.append(count_labels(some, on_error=on_error, group=group)[:, : len(NAMES)])
         labeled = Concatenated([labeled, some])
     pixels = torch.zeros(1, 256, dtype=torch.int64)
     for i in bar(range(len(val)), "checking val"):  # images too: a broken one would be found after training
@@ -118,17 +122,18 @@ def fitted(images: UnlabeledImages, size: tuple[int, int]) -> UnlabeledImages:
     return ResizedImages(images, size) if all(size) else images
 
 
-def count_classes(labeled: LabeledFiles, cache: Path, on_error: OnError) -> Tensor:
+def count_classes(labeled: LabeledFiles, cache: Path, on_error: OnError, group: Any = None) -> Tensor:
     """Pixels of each class in each image, (N, 19); every label is read once, and refused if it holds no ids."""
-    counts = read_labels(labeled, cache, on_error)
+    counts = read_labels(labeled, cache, on_error, group)
     check_ids(labeled, counts)
     return counts[:, : len(NAMES)]
 
 
-def read_labels(labeled: LabeledImages, cache: Path, on_error: OnError) -> Tensor:
-    """(N, 256) pixels of each id in each label."""
+def read_labels(labeled: LabeledImages, cache: Path, on_error: OnError, group: Any = None) -> Tensor:
+    """(N, 256) pixels of each id in each label, of which each process of ``group`` reads a part."""
     cache.parent.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known now
-    return count_labels(labeled, cache=cache, progress=lambda x: bar(x, "reading labels"), on_error=on_error)
+    shown = partial(bar, title="reading labels")
+    return count_labels(labeled, cache=cache, progress=shown, on_error=on_error, group=group)
 
 
 def compare_sizes(labeled: LabeledImages, on_error: OnError) -> None:

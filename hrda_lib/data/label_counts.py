@@ -5,13 +5,18 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from hrda_lib._processes import all_or_none, reduced
 from hrda_lib.data.layout import log, plain, shown
 from hrda_lib.data.samples import LabeledImages, count_of
 from hrda_lib.data.skipping import OnError, Skipped
+
+if TYPE_CHECKING:
+    from hrda_lib._processes import Group
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 
@@ -23,6 +28,7 @@ def count_labels(
     progress: Progress | None = None,
     workers: int | None = None,
     on_error: OnError = "raise",
+    group: "Group" = None,
 ) -> Tensor:
     """Pixels of each label id in each image, (N, 256) int64. Opens every label once; images are not read.
 
@@ -35,26 +41,35 @@ def count_labels(
         workers: threads; None: one a core.
         on_error: what a label does that cannot be read: "raise", or "skip": it is logged, and its row is 0, so that
             :class:`RareClasses` never draws it. Such counts are not cached.
+        group: processes that each open a part of the labels, and all get the counts of all; the first one alone looks
+            after the cache. They must have the same data set. None: this process opens them all.
 
     Raises:
-        ValueError: a label cannot be read, or none can, or there is no image or no worker.
+        ValueError: a label cannot be read, on any process, or none can, or there is no image or no worker.
     """
     if not len(dataset) or (workers is not None and workers < 1):
         raise ValueError(f"dataset and workers must be at least one, got {len(dataset)} images and {workers} workers")
-    skipped = Skipped(len(dataset), on_error)
-    path = None if cache is None else Path(cache)
-    fingerprint = dataset.fingerprint() if path else ""
-    if path and (kept := _load(path, fingerprint, len(dataset))) is not None:
-        return kept
-    counts = _counted(dataset, skipped, progress, workers)
-    left_out = len(skipped.indices())
+    skipped, path = Skipped(len(dataset), on_error), None if cache is None else Path(cache)
+    rank, world = (0, 1) if group is None else (group.rank(), group.size())
+    fingerprint, counts = "", None
+    if path and not rank:
+        fingerprint = dataset.fingerprint()
+        counts = _load(path, fingerprint, len(dataset))
+    kept = _any(counts is not None, group)
+    if not kept:
+        mine = range(rank, len(dataset), world)
+        counts = all_or_none(lambda: _counted(dataset, mine, skipped, progress, workers), group)
+    elif counts is None:
+        counts = torch.zeros(len(dataset), 256, dtype=torch.int64)
+    counts = counts if group is None else reduced(counts, group)
+    left_out = int((counts.sum(dim=1) == 0).sum())
     if left_out:
         log.warning("%d of %d labels cannot be read and are left out", left_out, len(dataset))
     if left_out == len(dataset):
         raise ValueError(
             f"{shown(dataset.label_file(0))}: neither this nor another of the {len(dataset)} labels can be read"
         )
-    if path and not left_out:
+    if path and not (rank or kept or left_out):
         try:
             _save(path, fingerprint, counts)
         except OSError as error:  # the work is done: better no cache than no counts
@@ -62,7 +77,15 @@ def count_labels(
     return counts
 
 
-def _counted(dataset: LabeledImages, skipped: Skipped, progress: Progress | None, workers: int | None) -> Tensor:
+def _any(true: bool, group: "Group") -> bool:
+    return true if group is None else bool(reduced(torch.tensor(int(true)), group))
+
+
+def _counted(
+    dataset: LabeledImages, indices: range, skipped: Skipped, progress: Progress | None, workers: int | None
+) -> Tensor:
+    """A row for each image of the data set, zeros for those that are not among the indices."""
+
     def count_or_skip(index: int) -> Tensor:
         try:
             return count_of(dataset, index)
@@ -70,15 +93,17 @@ def _counted(dataset: LabeledImages, skipped: Skipped, progress: Progress | None
             skipped.add(index, error)
             return torch.zeros(256, dtype=torch.int64)
 
-    indices, rows = range(len(dataset)), list[Tensor]()
+    counts = torch.zeros(len(dataset), 256, dtype=torch.int64)
     pool = ThreadPoolExecutor(workers or os.cpu_count())  # Pillow decodes beside other threads
     try:
         # the results come first in zip: progress moves on when a label is done
-        for row, _ in zip(pool.map(count_or_skip, indices), progress(indices) if progress else indices, strict=True):
-            rows.append(row)
+        for row, index in zip(
+            pool.map(count_or_skip, indices), progress(indices) if progress else indices, strict=True
+        ):
+            counts[index] = row
     finally:
         pool.shutdown(cancel_futures=True)
-    return torch.stack(rows)
+    return counts
 
 
 def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
