@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from scripts import main, metrics, write_streets
+from scripts import main, metrics, run_together, write_streets
 from torch import Tensor, nn
 
 import support.arms
@@ -45,11 +45,15 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_streets(tmp_path_factory.mktemp("toy") / "data", train=3, val=2)
 
 
-def start(toy: Path, out: Path, *arguments: Any) -> int:
+def options(toy: Path, out: Path, *arguments: Any) -> list[Any]:
     folders = ["--gta", toy / "gta", "--cityscapes", toy / "cityscapes", "--out", out]
     recipe = [] if "--recipe" in arguments else ["--recipe", "hrda_vfm_lora", "--lr", 1e-3, "--precision", "fp32"]
     fitting = ["--source-size", 0, 0, "--margins", 0, 0, 0, 0, "--encoder", TINY, *SMALL]
-    return main("vfm_uda.py", *folders, *recipe, *fitting, *arguments)
+    return [*folders, *recipe, *fitting, *arguments]
+
+
+def start(toy: Path, out: Path, *arguments: Any) -> int:
+    return main("vfm_uda.py", *options(toy, out, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +285,19 @@ def test_a_switched_off_network_has_no_options_here() -> None:
     support.foundation.add_vit(parser)
     assert vars(parser.parse_args([])) == {"encoder_weights": None, "cost": False}
     assert set(ARMS) == set(ALL)
+
+
+def test_two_processes_adapt_as_one(toy: Path, tmp_path: Path) -> None:
+    """No batch norm, so both see one batch."""
+    found = []
+    for count in (1, 2):
+        arguments = ["--warmup", 2, "--steps", 3, "--arms", "source", "recipe", "--batch-size", 2]
+        done = run_together(count, "vfm_uda.py", *options(toy, tmp_path / str(count), *arguments))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("next: python examples/predict.py") == 1
+        folder = tmp_path / str(count) / "seed1" / "recipe"
+        found.append([{k: x for k, x in line.items() if k not in ("seconds", "memory")} for line in metrics(folder)])
+    assert len(found[0]) == 3
+    for line, other in zip(*found, strict=True):
+        assert "loss_masked" in line
+        assert other == pytest.approx(line, rel=1e-3)
