@@ -325,6 +325,16 @@ def check_up_to(limit: float, **values: object) -> None:
             raise ValueError(f"{name} must be in [0, {limit}]{finite}, got {short(value)}")
 
 
+def check_lora_scale(name: str, kept: object, scale: float) -> None:
+    """Refuse adapters that were trained with another factor before them."""
+    other = float(kept) if isinstance(kept, Tensor) and kept.numel() == 1 else math.nan
+    if not math.isclose(other, scale, rel_tol=2**-8):  # a file may be in bfloat16
+        raise ValueError(
+            f"{name} must be {scale:g}, alpha / rank of the adapters here, got {other:g}: those in the state dict "
+            f"would answer differently; load them after add_lora with alpha = {other:g} * rank"
+        )
+
+
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """Refuse what is none of the choices."""
     if value not in choices:

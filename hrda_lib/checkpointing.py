@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hrda_lib._checks import check_counts, check_generator, is_id, short
+from hrda_lib._checks import check_counts, check_generator, check_lora_scale, is_id, short
 
 State = Mapping[str, Any]
 
@@ -227,3 +227,5 @@ def _compare(where: str, mine: Mapping[str, Any], theirs: object) -> None:
         if isinstance(value, Tensor) and (not isinstance(other, Tensor) or value.shape != other.shape):
             got = tuple(other.shape) if isinstance(other, Tensor) else short(other)
             raise ValueError(f"{where} is of another network: {name} is {got}, not {tuple(value.shape)}")
+        if name.rpartition(".")[2] == "lora_scale":
+            check_lora_scale(f"{where}: {name}", other, float(value))
