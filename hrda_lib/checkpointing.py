@@ -1,5 +1,6 @@
 """A run's state in one file: written atomically, read safely, and randomness that needs no state."""
 
+import inspect
 import os
 import pickle
 import shutil
@@ -13,10 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from hrda_lib._checks import check_counts, check_generator, check_lora_scale, is_id, short
 
 State = Mapping[str, Any]
+# settings that tell no class: how it is computed, or not in files of each torch; of a schedule, too
+OF_ANY_CLASS = {
+    "lr",
+    "params",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+    "decoupled_weight_decay",
+}
+OF_SOME_TORCH = {"verbose", "default_min_lr"}
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1) -> None:
@@ -67,8 +82,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1
 def load_checkpoint(path: str | os.PathLike[str], state: State) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote into the same objects.
 
-    Nothing in the file is run (``weights_only``). The networks in ``state`` are compared with it before any object
-    changes, and optimisers, schedules and the like take it after them.
+    Nothing in the file is run (``weights_only``). The networks in ``state``, torch's optimisers and schedules are
+    compared with it before any object changes; optimisers, schedules and the like take it after the networks.
 
     Args:
         path: the file.
@@ -80,15 +95,20 @@ def load_checkpoint(path: str | os.PathLike[str], state: State) -> dict[str, Any
 
     Raises:
         ValueError: the file is missing, damaged or holds more than data, lacks an object of ``state``, or is of
-            another network.
+            another network, or of another class of optimiser or schedule, as far as the names of its settings tell.
     """
     objects = {name: value for name, value in state.items() if hasattr(value, "load_state_dict")}
     kept = _read(Path(path))
     if missing := [name for name in objects if name not in kept]:
         raise ValueError(f"{path}: has no {missing[0]!r} for state; it holds {', '.join(map(repr, kept)) or 'nothing'}")
     for name, value in objects.items():
+        where = f"{path}: {name!r}"
         if isinstance(value, nn.Module):
-            _compare(f"{path}: {name!r}", value.state_dict(), kept[name])
+            _compare(where, value.state_dict(), kept[name])
+        elif isinstance(value, Optimizer):
+            _compare_optimizer(where, value, kept[name])
+        elif isinstance(value, LRScheduler):
+            _compare_schedule(where, value, kept[name])
     for name in sorted(objects, key=lambda name: not isinstance(objects[name], nn.Module)):
         try:
             objects[name].load_state_dict(kept[name])
@@ -229,3 +249,45 @@ def _compare(where: str, mine: Mapping[str, Any], theirs: object) -> None:
             raise ValueError(f"{where} is of another network: {name} is {got}, not {tuple(value.shape)}")
         if name.rpartition(".")[2] == "lora_scale":
             check_lora_scale(f"{where}: {name}", other, float(value))
+
+
+def _compare_optimizer(where: str, mine: Optimizer, theirs: object) -> None:
+    """Refuse the state of another class, which torch would take with its settings."""
+    groups = theirs.get("param_groups") if isinstance(theirs, Mapping) else None
+    if not groups or not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
+        raise ValueError(f"{where} must be the state of an optimiser, got {_shown(theirs)}")
+    own, saved = set(mine.param_groups[0]), set(groups[0])
+    others = ((set(mine.defaults) - saved) | (saved - own) & _settings(torch.optim, Optimizer)) - OF_ANY_CLASS
+    decoupled = [x.get("decoupled_weight_decay") for x in (mine.defaults, groups[0])]  # what tells AdamW from Adam
+    if None not in decoupled and decoupled[0] != decoupled[1]:
+        others.add("decoupled_weight_decay")
+    _refuse_class(where, "optimiser", mine, others)
+
+
+def _compare_schedule(where: str, mine: LRScheduler, theirs: object) -> None:
+    if not isinstance(theirs, Mapping):
+        raise ValueError(f"{where} must be the state of a schedule, got {_shown(theirs)}")
+    own, saved = set(mine.state_dict()), set(theirs)
+    others = ((own - saved) | (saved - own) & _settings(lr_scheduler, LRScheduler)) - OF_SOME_TORCH
+    _refuse_class(where, "schedule", mine, {name for name in others if not name.startswith("_")})
+
+
+def _settings(module: object, base: type) -> set[str]:
+    """Of all classes that torch has of a kind: what else a group or a state holds says nothing of its class."""
+    classes = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, base)]
+    return {name for x in classes for name in inspect.signature(x).parameters}
+
+
+def _refuse_class(where: str, kind: str, mine: object, others: set[str]) -> None:
+    if others:
+        raise ValueError(
+            f"{where} is of another {kind} than {type(mine).__name__}: they differ in "
+            f"{', '.join(sorted(others)[:5])}; build the {kind} that was saved, or leave it out of state to begin with "
+            "a new one"
+        )
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return short(value)
+    return f"a dictionary with {', '.join(map(repr, list(value)[:5])) or 'nothing'}"
