@@ -52,8 +52,8 @@ def confidence_weighted_ce(
     (DAFormer, arXiv 2111.14887, section 3.1), where Z is one of
 
     - ``"all"``: :math:`B \cdot H \cdot W`, ignored pixels too (DAFormer, HRDA),
-    - ``"valid"``: :math:`|V|`,
-    - ``"weight"``: :math:`\sum_{i \in V} q_i \kappa_{y_i}`.
+    - ``"valid"``: :math:`|V|`, as torch divides without class weights,
+    - ``"weight"``: :math:`\sum_{i \in V} q_i \kappa_{y_i}`, as torch divides with class weights (it has no q).
 
     Args:
         logits: (B, C, h, w) raw, of two classes at least, at most as large as the target: upsampled bilinearly to it.
