@@ -128,8 +128,9 @@ def seed_step(seed: int, step: int, rank: int = 0, *, generator: torch.Generator
         generator: seeded by (seed, step) alone, alike in all processes: that of :class:`hrda_lib.SelfTraining`,
             which draws boxes, mixed classes, masks and augmentation.
 
-    torch's own generators, of the CPU and of every GPU, are seeded by (seed, step, rank). Samples of
-    :mod:`hrda_lib.data` depend on (seed, their number) alone.
+    torch's own generators, of the CPU and of every GPU, are seeded by (seed, step, rank); numpy's and Python's are left
+    alone. Samples of :mod:`hrda_lib.data` depend on (seed, their number) alone; those of a loader with ``shuffle=True``
+    do not, and need a wrapper, which the how-to of resuming shows.
 
     Raises:
         ValueError: a number is negative.

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,3 +379,9 @@ def test_state_dicts_are_for_torch_s_distributed_checkpoints_too(tmp_path: Path)
     for name in parts:
         ours, theirs = (flat(run.state[name].state_dict()) for run in (saved, loaded))
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_generator_of_python_is_left_alone() -> None:
+    before = random.getstate()
+    seed_step(0, 0)
+    assert before == random.getstate()
