@@ -51,8 +51,8 @@ class EMATeacher(nn.Module):
             ``share_frozen``); parameters and buffers are set to the student's. None: ``copy.deepcopy`` makes it.
 
     ``eval()`` is pure inference and leaves all buffers alone. Every Dropout and DropPath is always off. Calls run
-    without gradient and return whatever the student returns; ``.module`` is the averaged copy. ``state_dict`` holds
-    tensors only: the module's and the step counter; settings are the constructor's.
+    without gradient and return whatever the student returns; ``.module`` is the averaged copy, ``.step`` the number of
+    updates so far. ``state_dict`` holds tensors only: the module's and the step; settings are the constructor's.
 
     Of the student's forward and backward hooks the copy gets its methods and those that torch, torchvision, timm or
     transformers installed. Any other is left out: it would see the teacher's passes. Plain attributes stay as copied.
