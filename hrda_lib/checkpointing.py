@@ -48,7 +48,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1
             ``last.2.pt`` and so on, up to ``keep - 1``.
 
     Raises:
-        ValueError: ``state`` holds something else, which could not be read safely.
+        ValueError: ``state`` is no dictionary, or holds something else, which could not be read safely.
         OSError: it cannot be written.
 
     Example:
@@ -64,6 +64,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1
         True
     """
     check_counts(keep=keep)
+    _check_state(state, path)
     kept = {_name(name): _content(name, value) for name, value in state.items()}
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -97,10 +98,11 @@ def load_checkpoint(path: str | os.PathLike[str], state: State) -> dict[str, Any
         ValueError: the file is missing, damaged or holds more than data, lacks an object of ``state``, or is of
             another network, or of another class of optimiser or schedule, as far as the names of its settings tell.
     """
+    _check_state(state, path)
     objects = {name: value for name, value in state.items() if hasattr(value, "load_state_dict")}
     kept = _read(Path(path))
     if missing := [name for name in objects if name not in kept]:
-        raise ValueError(f"{path}: has no {missing[0]!r} for state; it holds {', '.join(map(repr, kept)) or 'nothing'}")
+        raise ValueError(f"{path}: has no {missing[0]!r} for state; {_held(kept, missing[0])}")
     for name, value in objects.items():
         where = f"{path}: {name!r}"
         if isinstance(value, nn.Module):
@@ -155,6 +157,22 @@ def seed_step(seed: int, step: int, rank: int = 0, *, generator: torch.Generator
 
 def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _check_state(state: object, path: object) -> None:
+    if isinstance(path, Mapping):
+        raise ValueError(f"path must be a file, got a dictionary; path comes first, and then state, got {short(state)}")
+    if not isinstance(state, Mapping):
+        way_out = '; give it a name, {"student": module}' if isinstance(state, nn.Module) else ""
+        raise ValueError(f"state must be a dictionary of objects by name, got {type(state).__name__}{way_out}")
+
+
+def _held(kept: Mapping[str, Any], missing: str) -> str:
+    holds = f"it holds {', '.join(map(repr, list(kept)[:5])) or 'nothing'}"
+    if not kept or not all(isinstance(value, Tensor) for value in kept.values()):
+        return holds
+    loading = f"{missing}.load_state_dict(torch.load(path, weights_only=True))"
+    return f"{holds}, tensors, as the state dict of one network: {loading}"
 
 
 def _name(name: object) -> str:

@@ -440,6 +440,8 @@ def _check_axes(logits: Sequence[int], target: Sequence[int]) -> None:
 
 
 def _check_weight(weight: Tensor, shape: Sequence[int], like: str) -> None:
-    expect("weight", weight, shape, kind="float", like=like)
+    of_classes = isinstance(weight, Tensor) and weight.dim() == 1 and like == "target"
+    hint = "one number a pixel is wanted: one a class is class_weight" if of_classes else ""
+    expect("weight", weight, shape, kind="float", like=like, hint=hint)
     if readable(weight) and not ((weight >= 0) & (weight <= 1)).all():
         raise ValueError(f"weight must be in [0, 1], got values from {weight.min():.4g} to {weight.max():.4g}")

@@ -207,6 +207,30 @@ def test_a_file_of_another_kind_is_refused(case: str, tmp_path: Path) -> None:
     assert "weights_only" not in str(refused.value)
 
 
+def test_arguments_in_another_order_or_without_a_name_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "last.pt"
+    for function in (save_checkpoint, load_checkpoint):
+        with pytest.raises(
+            ValueError, match=r"path must be a file, got a dictionary; path comes first, and then state"
+        ):
+            function({"step": 1}, file)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r'objects by name, got Linear; give it a name, {"student": module}'):
+            function(file, nn.Linear(1, 1))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"state must be a dictionary of objects by name, got list$"):
+            function(file, [1])  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_dict_by_itself_is_named_as_one(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "net.pt")
+    text = (
+        "has no 'student' for state; it holds 'weight', 'bias', tensors, as the state dict of one network: "
+        r"student.load_state_dict\(torch.load\(path, weights_only=True\)\)"
+    )
+    with pytest.raises(ValueError, match=text):
+        load_checkpoint(tmp_path / "net.pt", {"student": nn.Linear(1, 1)})
+
+
 @pytest.mark.parametrize(
     ("other", "text"),
     [
