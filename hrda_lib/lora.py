@@ -23,7 +23,8 @@ class LoRALinear(nn.Linear):
 
     lora_down: Tensor
     lora_up: Tensor
-    lora_scale: float
+    lora_scale: Tensor  # for state_dict, in which no setting is
+    scale: float  # the same, exact in any dtype
 
     # timm's EVA-02 and BEiT call F.linear(x, layer.weight) past forward()
     @property
@@ -34,7 +35,7 @@ class LoRALinear(nn.Linear):
         frozen weight.
         """
         frozen = self._frozen_weight()
-        return frozen + (self.lora_scale * (self.lora_up @ self.lora_down)).to(frozen.dtype)
+        return frozen + (self.scale * (self.lora_up @ self.lora_down)).to(frozen.dtype)
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
@@ -51,32 +52,15 @@ class LoRALinear(nn.Linear):
         """
         down, up = self.lora_down.to(input.dtype), self.lora_up.to(input.dtype)
         frozen = F.linear(input, self._frozen_weight(), self.bias)
-        return frozen + F.linear(F.linear(input, down), up) * self.lora_scale
+        return frozen + F.linear(F.linear(input, down), up) * self.scale
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rank={len(self.lora_down)}, scale={self.lora_scale:g}"
+        return f"{super().extra_repr()}, rank={len(self.lora_down)}, scale={self.scale:g}"
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}lora_scale"] = torch.tensor(self.lora_scale, dtype=torch.float32, device="cpu")
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        name, others = f"{prefix}lora_scale", list[str]()
-        if name in state_dict:
-            check_lora_scale(name, state_dict[name], self.lora_scale)
-        elif strict:
-            missing_keys.append(name)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, others, error_msgs)
-        unexpected_keys += [other for other in others if other != name]
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        if (name := f"{prefix}lora_scale") in state_dict:
+            check_lora_scale(name, state_dict[name], self.scale)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _frozen_weight(self) -> Tensor:
         weight = self._parameters["weight"]
@@ -153,7 +137,8 @@ def add_lora(
         assert isinstance(layer, nn.Linear)
         dtype, device = torch.promote_types(layer.weight.dtype, torch.float32), layer.weight.device
         down = nn.Parameter(torch.empty(rank, layer.in_features, dtype=dtype, device=device))
-        layer.lora_down, layer.lora_scale = down, alpha / rank  # type: ignore[assignment]
+        layer.lora_down, layer.scale = down, alpha / rank  # type: ignore[assignment]
+        layer.register_buffer("lora_scale", torch.tensor(alpha / rank, dtype=torch.float32, device=device))
         layer.lora_up = nn.Parameter(torch.zeros(layer.out_features, rank, dtype=dtype, device=device))
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         layer.__class__ = LoRALinear
@@ -194,9 +179,9 @@ def merge_lora(module: nn.Module) -> None:
     for layer in layers:
         frozen = layer._frozen_weight()
         with torch.autocast(frozen.device.type, enabled=False):
-            merged = frozen + layer.lora_scale * (layer.lora_up @ layer.lora_down)
+            merged = frozen + layer.scale * (layer.lora_up @ layer.lora_down)
         layer._parameters["weight"] = nn.Parameter(merged.to(frozen.dtype), requires_grad=False)
-        del layer.lora_down, layer.lora_up, layer.lora_scale
+        del layer.lora_down, layer.lora_up, layer.lora_scale, layer.scale
         layer.__class__ = nn.Linear  # type: ignore[assignment]
 
 

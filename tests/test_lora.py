@@ -204,10 +204,13 @@ def test_entries_without_a_scale_are_taken_at_that_of_the_layer_if_not_strict() 
 
 def test_the_scale_stays_exact_in_any_dtype() -> None:
     network = with_adapters(alpha=1).to(torch.bfloat16)
-    assert network["fc1"].lora_scale == 1 / 3
+    assert network["fc1"].scale == 1 / 3
     assert repr(network["fc1"]) == "LoRALinear(in_features=4, out_features=4, bias=True, rank=3, scale=0.333333)"
     network.load_state_dict(network.state_dict())
-    assert network["fc1"].lora_scale == 1 / 3
+    assert network["fc1"].scale == 1 / 3
+    x = torch.rand(2, 4, dtype=torch.bfloat16)
+    layer = drawn(network)["fc1"]
+    assert torch.equal(torch.func.functional_call(layer, layer.state_dict(), (x,)), layer(x))
 
 
 def test_what_learns_after_it_was_added() -> None:
@@ -488,7 +491,7 @@ def test_a_copy_has_adapters_of_its_own() -> None:
     network = built("vit_tiny_patch16_224")
     names = add_lora(network, rank=4, alpha=2)
     other = drawn(copy.deepcopy(network))
-    assert [layer.lora_scale for layer in other.modules() if hasattr(layer, "lora_scale")] == [0.5] * len(names)
+    assert [layer.scale for layer in other.modules() if hasattr(layer, "lora_up")] == [0.5] * len(names)
     assert all((network.get_submodule(name).lora_up == 0).all() for name in names)
     file = io.BytesIO()
     torch.save(other, file)
