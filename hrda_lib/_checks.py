@@ -31,13 +31,34 @@ def expect(
         fits = fits or _has_shape(value, shape)
     if fits and _is_kind(value, kind):
         return
-    if value.dim() == 4 and value.shape[1] == 1 and all(len(shape) == 3 for shape in shapes):
-        hint = "drop the channel by squeeze(1)"
+    hint = _likely(name, value, shapes, kind) or hint
     wanted = " or ".join(f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})" for shape in shapes)
     full = "and not empty" if 0 in value.shape else ""
     words = [str(kind).removeprefix("torch."), wanted, f"like {like}" if like else "", full]
     got = f"{value.dtype} {tuple(value.shape)}" if kind else f"{tuple(value.shape)}"
     raise ValueError(f"{name} must be {' '.join(filter(None, words))}, got {got}{f'; {hint}' if hint else ''}")
+
+
+def _likely(name: str, value: Tensor, shapes: Sequence[Sequence[str | int]], kind: str | torch.dtype) -> str:
+    """What to do about a tensor that does not fit, where it is plain what it is; empty where it is not."""
+    shape, dims = tuple(value.shape), {len(shape) for shape in shapes}
+    if dims == {3} and len(shape) == 4 and shape[1] == 1:
+        return "drop the channel by squeeze(1)"
+    if dims == {3} and len(shape) == 4 and (kind == LABEL_TYPES or name == "target"):
+        return "one class id a pixel is wanted: of one-hot labels, argmax over the classes"
+    if name not in ("image", "images") or dims != {4}:
+        return ""
+    if len(shape) == 3:
+        return "a batch of one is image.permute(2, 0, 1)[None]" if seem_last(shape) else "a batch of one is image[None]"
+    if kind == "float" and value.dtype == torch.uint8:
+        return "convert with .float() / 255 and normalise, as hrda_lib.data.normalize does"
+    return seem_last(shape) if shapes[0][1] == shape[-1] else ""
+
+
+def seem_last(shape: Sequence[int]) -> str:
+    """What to do about images (B, H, W, K), or (H, W, K), of a few channels in place of (B, K, H, W)."""
+    shape = plain(shape)
+    return "these look like channels last: permute(0, 3, 1, 2)" if shape[-1] <= 4 < min(shape[-3:-1]) else ""
 
 
 def _has_shape(value: Tensor, shape: Sequence[str | int]) -> bool:
@@ -234,7 +255,10 @@ def check_labels(name: str, labels: Tensor, num_classes: int, ignore_index: int 
     if outside.any():
         value = int(values[outside][0])
         otherwise = "" if ignore_index is None else f" and not the ignore_index {ignore_index}"
-        raise ValueError(f"{name} holds the label {value}, outside [0, {num_classes}){otherwise}; map it to a class")
+        remedy = "map it to a class"
+        if value == -100 and ignore_index is not None:
+            remedy = "that is what torch ignores: choose ignore_index=-100, or write the other in its place"
+        raise ValueError(f"{name} holds the label {value}, outside [0, {num_classes}){otherwise}; {remedy}")
 
 
 def check_two_classes(name: str, num_classes: int) -> None:
@@ -323,6 +347,16 @@ def check_up_to(limit: float, **values: object) -> None:
         if not is_number(value) or not 0 <= value <= limit:  # type: ignore[operator]
             finite = " and finite" if isinstance(value, float) and value == math.inf else ""
             raise ValueError(f"{name} must be in [0, {limit}]{finite}, got {short(value)}")
+
+
+def check_lora_scale(name: str, kept: object, scale: float) -> None:
+    """Refuse adapters that were trained with another factor before them."""
+    other = float(kept) if isinstance(kept, Tensor) and kept.numel() == 1 else math.nan
+    if not math.isclose(other, scale, rel_tol=2**-8):  # a file may be in bfloat16
+        raise ValueError(
+            f"{name} must be {scale:g}, alpha / rank of the adapters here, got {other:g}: those in the state dict "
+            f"would answer differently; load them after add_lora with alpha = {other:g} * rank"
+        )
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:

@@ -1,5 +1,6 @@
 """A run's state in one file: written atomically, read safely, and randomness that needs no state."""
 
+import inspect
 import os
 import pickle
 import shutil
@@ -13,10 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import LRScheduler
 
-from hrda_lib._checks import check_counts, check_generator, is_id, short
+from hrda_lib._checks import check_counts, check_generator, check_lora_scale, is_id, short
 
 State = Mapping[str, Any]
+# settings that tell no class: how it is computed, or not in files of each torch; of a schedule, too
+OF_ANY_CLASS = {
+    "lr",
+    "params",
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "maximize",
+    "decoupled_weight_decay",
+}
+OF_SOME_TORCH = {"verbose", "default_min_lr"}
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1) -> None:
@@ -33,7 +48,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1
             ``last.2.pt`` and so on, up to ``keep - 1``.
 
     Raises:
-        ValueError: ``state`` holds something else, which could not be read safely.
+        ValueError: ``state`` is no dictionary, or holds something else, which could not be read safely.
         OSError: it cannot be written.
 
     Example:
@@ -49,6 +64,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1
         True
     """
     check_counts(keep=keep)
+    _check_state(state, path)
     kept = {_name(name): _content(name, value) for name, value in state.items()}
     path = Path(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -67,8 +83,8 @@ def save_checkpoint(path: str | os.PathLike[str], state: State, *, keep: int = 1
 def load_checkpoint(path: str | os.PathLike[str], state: State) -> dict[str, Any]:
     """Read what :func:`save_checkpoint` wrote into the same objects.
 
-    Nothing in the file is run (``weights_only``). The networks in ``state`` are compared with it before any object
-    changes, and optimisers, schedules and the like take it after them.
+    Nothing in the file is run (``weights_only``). The networks in ``state``, torch's optimisers and schedules are
+    compared with it before any object changes; optimisers, schedules and the like take it after the networks.
 
     Args:
         path: the file.
@@ -80,15 +96,21 @@ def load_checkpoint(path: str | os.PathLike[str], state: State) -> dict[str, Any
 
     Raises:
         ValueError: the file is missing, damaged or holds more than data, lacks an object of ``state``, or is of
-            another network.
+            another network, or of another class of optimiser or schedule, as far as the names of its settings tell.
     """
+    _check_state(state, path)
     objects = {name: value for name, value in state.items() if hasattr(value, "load_state_dict")}
     kept = _read(Path(path))
     if missing := [name for name in objects if name not in kept]:
-        raise ValueError(f"{path}: has no {missing[0]!r} for state; it holds {', '.join(map(repr, kept)) or 'nothing'}")
+        raise ValueError(f"{path}: has no {missing[0]!r} for state; {_held(kept, missing[0])}")
     for name, value in objects.items():
+        where = f"{path}: {name!r}"
         if isinstance(value, nn.Module):
-            _compare(f"{path}: {name!r}", value.state_dict(), kept[name])
+            _compare(where, value.state_dict(), kept[name])
+        elif isinstance(value, Optimizer):
+            _compare_optimizer(where, value, kept[name])
+        elif isinstance(value, LRScheduler):
+            _compare_schedule(where, value, kept[name])
     for name in sorted(objects, key=lambda name: not isinstance(objects[name], nn.Module)):
         try:
             objects[name].load_state_dict(kept[name])
@@ -108,8 +130,9 @@ def seed_step(seed: int, step: int, rank: int = 0, *, generator: torch.Generator
         generator: seeded by (seed, step) alone, alike in all processes: that of :class:`hrda_lib.SelfTraining`,
             which draws boxes, mixed classes, masks and augmentation.
 
-    torch's own generators, of the CPU and of every GPU, are seeded by (seed, step, rank). Samples of
-    :mod:`hrda_lib.data` depend on (seed, their number) alone.
+    torch's own generators, of the CPU and of every GPU, are seeded by (seed, step, rank); numpy's and Python's are left
+    alone. Samples of :mod:`hrda_lib.data` depend on (seed, their number) alone; those of a loader with ``shuffle=True``
+    do not, and need a wrapper, which the how-to of resuming shows.
 
     Raises:
         ValueError: a number is negative.
@@ -134,6 +157,22 @@ def seed_step(seed: int, step: int, rank: int = 0, *, generator: torch.Generator
 
 def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _check_state(state: object, path: object) -> None:
+    if isinstance(path, Mapping):
+        raise ValueError(f"path must be a file, got a dictionary; path comes first, and then state, got {short(state)}")
+    if not isinstance(state, Mapping):
+        way_out = '; give it a name, {"student": module}' if isinstance(state, nn.Module) else ""
+        raise ValueError(f"state must be a dictionary of objects by name, got {type(state).__name__}{way_out}")
+
+
+def _held(kept: Mapping[str, Any], missing: str) -> str:
+    holds = f"it holds {', '.join(map(repr, list(kept)[:5])) or 'nothing'}"
+    if not kept or not all(isinstance(value, Tensor) for value in kept.values()):
+        return holds
+    loading = f"{missing}.load_state_dict(torch.load(path, weights_only=True))"
+    return f"{holds}, tensors, as the state dict of one network: {loading}"
 
 
 def _name(name: object) -> str:
@@ -227,3 +266,47 @@ def _compare(where: str, mine: Mapping[str, Any], theirs: object) -> None:
         if isinstance(value, Tensor) and (not isinstance(other, Tensor) or value.shape != other.shape):
             got = tuple(other.shape) if isinstance(other, Tensor) else short(other)
             raise ValueError(f"{where} is of another network: {name} is {got}, not {tuple(value.shape)}")
+        if name.rpartition(".")[2] == "lora_scale":
+            check_lora_scale(f"{where}: {name}", other, float(value))
+
+
+def _compare_optimizer(where: str, mine: Optimizer, theirs: object) -> None:
+    """Refuse the state of another class, which torch would take with its settings."""
+    groups = theirs.get("param_groups") if isinstance(theirs, Mapping) else None
+    if not groups or not isinstance(groups, list) or not all(isinstance(group, Mapping) for group in groups):
+        raise ValueError(f"{where} must be the state of an optimiser, got {_shown(theirs)}")
+    own, saved = set(mine.param_groups[0]), set(groups[0])
+    others = ((set(mine.defaults) - saved) | (saved - own) & _settings(torch.optim, Optimizer)) - OF_ANY_CLASS
+    decoupled = [x.get("decoupled_weight_decay") for x in (mine.defaults, groups[0])]  # what tells AdamW from Adam
+    if None not in decoupled and decoupled[0] != decoupled[1]:
+        others.add("decoupled_weight_decay")
+    _refuse_class(where, "optimiser", mine, others)
+
+
+def _compare_schedule(where: str, mine: LRScheduler, theirs: object) -> None:
+    if not isinstance(theirs, Mapping):
+        raise ValueError(f"{where} must be the state of a schedule, got {_shown(theirs)}")
+    own, saved = set(mine.state_dict()), set(theirs)
+    others = ((own - saved) | (saved - own) & _settings(lr_scheduler, LRScheduler)) - OF_SOME_TORCH
+    _refuse_class(where, "schedule", mine, {name for name in others if not name.startswith("_")})
+
+
+def _settings(module: object, base: type) -> set[str]:
+    """Of all classes that torch has of a kind: what else a group or a state holds says nothing of its class."""
+    classes = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, base)]
+    return {name for x in classes for name in inspect.signature(x).parameters}
+
+
+def _refuse_class(where: str, kind: str, mine: object, others: set[str]) -> None:
+    if others:
+        raise ValueError(
+            f"{where} is of another {kind} than {type(mine).__name__}: they differ in "
+            f"{', '.join(sorted(others)[:5])}; build the {kind} that was saved, or leave it out of state to begin with "
+            "a new one"
+        )
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, Mapping):
+        return short(value)
+    return f"a dictionary with {', '.join(map(repr, list(value)[:5])) or 'nothing'}"

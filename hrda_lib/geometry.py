@@ -49,8 +49,8 @@ class CropBox(NamedTuple):
 
 def _ratio(factor: float) -> tuple[int, int]:
     """The smallest whole numbers whose quotient is ``factor``."""
-    if isinstance(factor, bool) or not 0 < factor < math.inf:
-        raise ValueError(f"factor must be a positive quotient of whole numbers up to 4096, got {factor}")
+    if isinstance(factor, (bool, str)) or not 0 < factor < math.inf:
+        raise ValueError(f"factor must be a positive quotient of whole numbers up to 4096, got {factor!r}")
     # by hand, because torch.compile of torch 2.4 cannot trace the module fractions
     for down in range(1, 4097):
         up = round(factor * down)

@@ -3,23 +3,28 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrda_lib._checks import check_counts, is_id, is_number, short
+from hrda_lib._checks import check_counts, check_lora_scale, is_id, is_number, short
 
 TARGETS = ("qkv", "q_proj", "k_proj", "v_proj", "fc1", "fc1_g", "fc1_x", "fc2")
 BLOCKS = ("blocks", "layers", "layer")
 
 
 class LoRALinear(nn.Linear):
-    """What :func:`add_lora` makes of a linear layer; entries of its own keep their names in ``state_dict``."""
+    """What :func:`add_lora` makes of a linear layer; entries of its own keep their names in ``state_dict``.
+
+    To load adapters of another ``alpha / rank`` is a ValueError.
+    """
 
     lora_down: Tensor
     lora_up: Tensor
-    lora_scale: float
+    lora_scale: Tensor  # for state_dict, in which no setting is
+    scale: float  # the same, exact in any dtype
 
     # timm's EVA-02 and BEiT call F.linear(x, layer.weight) past forward()
     @property
@@ -30,7 +35,7 @@ class LoRALinear(nn.Linear):
         frozen weight.
         """
         frozen = self._frozen_weight()
-        return frozen + (self.lora_scale * (self.lora_up @ self.lora_down)).to(frozen.dtype)
+        return frozen + (self.scale * (self.lora_up @ self.lora_down)).to(frozen.dtype)
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
@@ -47,7 +52,15 @@ class LoRALinear(nn.Linear):
         """
         down, up = self.lora_down.to(input.dtype), self.lora_up.to(input.dtype)
         frozen = F.linear(input, self._frozen_weight(), self.bias)
-        return frozen + F.linear(F.linear(input, down), up) * self.lora_scale
+        return frozen + F.linear(F.linear(input, down), up) * self.scale
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, rank={len(self.lora_down)}, scale={self.scale:g}"
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        if (name := f"{prefix}lora_scale") in state_dict:
+            check_lora_scale(name, state_dict[name], self.scale)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def _frozen_weight(self) -> Tensor:
         weight = self._parameters["weight"]
@@ -70,11 +83,14 @@ def add_lora(
 
     with W and b frozen, A drawn (torch's default of a linear layer) and B = 0, so that nothing changes at the start
     (LoRA, Hu et al. 2022, arXiv 2106.09685, section 4.1). Only A and B, ``lora_down`` and ``lora_up`` of each layer,
-    require a gradient afterwards; unfreeze whatever else shall train. They are at least float32 where the layer is in
-    lower precision.
+    require a gradient afterwards: a head in the module is frozen too, until ``head.requires_grad_(True)``. Build the
+    optimiser afterwards, for one that is there already holds what no longer learns, and no adapter. They are at least
+    float32 where the layer is in lower precision.
 
-    ``state_dict`` keeps the plain names and adds ``lora_down`` and ``lora_up``. The adapters alone are
-    ``{name: x for name, x in module.state_dict().items() if "lora_" in name}``, loaded with ``strict=False``.
+    ``state_dict`` keeps the plain names and adds ``lora_down``, ``lora_up`` and ``lora_scale``, :math:`\alpha / r`, for
+    each layer. The adapters alone are ``{name: x for name, x in module.state_dict().items() if "lora_" in name}``,
+    loaded with ``strict=False``. Loading refuses another scale than that of the layer; entries without one, as of
+    another library, are taken with ``strict=False``, at the scale of the layer.
 
     An :class:`hrda_lib.EMATeacher` averages A and B; the product of averages is not the average of products.
 
@@ -83,8 +99,9 @@ def add_lora(
             :class:`hrda_lib.models.ViTFeatures`, would get adapters without gradient.
         rank: r, columns of B and rows of A, at least 1.
         alpha: :math:`\alpha`, more than 0; None: r, so that the factor is 1.
-        targets: last parts of the names of the layers; the default has those of attention and MLP in timm's ViTs, of
-            which those are taken that are there. Names of your own must each be there.
+        targets: last parts of the names of the layers; the default has those of queries, keys, values and the MLP in
+            timm's ViTs, not attention's last layer (``proj``), of which those are taken that are there. Names of your
+            own must each be there.
         first_block: blocks before this one, by the number after ``blocks.``, ``layers.`` or ``layer.`` in the name, or
             at its beginning where no name has one, stay without adapters; 0: all get them.
 
@@ -104,6 +121,7 @@ def add_lora(
         ['fc1']
         >>> [name for name, p in network.named_parameters() if p.requires_grad]
         ['fc1.lora_down', 'fc1.lora_up']
+        >>> _ = network["head"].requires_grad_(True)  # a new head learns whole; now build the optimiser
         >>> merge_lora(network)
         >>> [name for name, p in network.named_parameters()]
         ['fc1.weight', 'fc1.bias', 'head.weight', 'head.bias']
@@ -119,7 +137,8 @@ def add_lora(
         assert isinstance(layer, nn.Linear)
         dtype, device = torch.promote_types(layer.weight.dtype, torch.float32), layer.weight.device
         down = nn.Parameter(torch.empty(rank, layer.in_features, dtype=dtype, device=device))
-        layer.lora_down, layer.lora_scale = down, alpha / rank  # type: ignore[assignment]
+        layer.lora_down, layer.scale = down, alpha / rank  # type: ignore[assignment]
+        layer.register_buffer("lora_scale", torch.tensor(alpha / rank, dtype=torch.float32, device=device))
         layer.lora_up = nn.Parameter(torch.zeros(layer.out_features, rank, dtype=dtype, device=device))
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
         layer.__class__ = LoRALinear
@@ -160,9 +179,9 @@ def merge_lora(module: nn.Module) -> None:
     for layer in layers:
         frozen = layer._frozen_weight()
         with torch.autocast(frozen.device.type, enabled=False):
-            merged = frozen + layer.lora_scale * (layer.lora_up @ layer.lora_down)
+            merged = frozen + layer.scale * (layer.lora_up @ layer.lora_down)
         layer._parameters["weight"] = nn.Parameter(merged.to(frozen.dtype), requires_grad=False)
-        del layer.lora_down, layer.lora_up, layer.lora_scale
+        del layer.lora_down, layer.lora_up, layer.lora_scale, layer.scale
         layer.__class__ = nn.Linear  # type: ignore[assignment]
 
 

@@ -52,8 +52,8 @@ def confidence_weighted_ce(
     (DAFormer, arXiv 2111.14887, section 3.1), where Z is one of
 
     - ``"all"``: :math:`B \cdot H \cdot W`, ignored pixels too (DAFormer, HRDA),
-    - ``"valid"``: :math:`|V|`,
-    - ``"weight"``: :math:`\sum_{i \in V} q_i \kappa_{y_i}`.
+    - ``"valid"``: :math:`|V|`, as torch divides without class weights,
+    - ``"weight"``: :math:`\sum_{i \in V} q_i \kappa_{y_i}`, as torch divides with class weights (it has no q).
 
     Args:
         logits: (B, C, h, w) raw, of two classes at least, at most as large as the target: upsampled bilinearly to it.
@@ -73,7 +73,8 @@ def confidence_weighted_ce(
 
     Raises:
         ValueError: shapes or types differ from the above; on the CPU also for a label that is no class, a weight
-            outside [0, 1], and logits or class weights that are nan, infinite or too large for the sum.
+            outside [0, 1], and logits or class weights that are nan, infinite or too large for the sum. Axes in another
+            order, (B, C, w, h) or (B, h, w, C), are told by the sides, from 32 on; squares look alike when transposed.
 
     Example:
         >>> import torch
@@ -405,6 +406,7 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
     check_two_classes("logits", logits.shape[1])
     check_ignore_index(ignore_index, logits.shape[1])
     expect("target", target, (len(logits), "H", "W"), like="logits")
+    _check_axes(logits.shape, target.shape)
     if logits.shape[-2] > target.shape[-2] or logits.shape[-1] > target.shape[-1]:
         raise ValueError(
             f"logits must be at most as large as the target, got {tuple(logits.shape[-2:])} logits "
@@ -416,7 +418,30 @@ def _check(logits: Tensor, target: Tensor, weight: Tensor | None, ignore_index: 
         _check_weight(weight, target.shape, "target")
 
 
+def _check_axes(logits: Sequence[int], target: Sequence[int]) -> None:
+    """Refuse logits whose axes are in another order, where their sides can tell."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if torch.compiler.is_compiling() or tracing:  # sides that are symbols would be fixed by the comparison
+        return
+    (_, channels, rows, columns), (_, height, width) = logits, target
+    if min(height, width) < 32:  # by chance, maps of a few cells may fit in any order
+        return
+    shrinks = (height / rows) / (width / columns)  # 1, or about 1 where the network rounds sides
+    if rows * height == columns * width and shrinks != 1:
+        order, remedy = "(B, C, w, h)", "transpose(-2, -1)"
+    elif channels * width == rows * height and not 0.5 <= shrinks <= 2:
+        order, remedy = "(B, h, w, C)", "permute(0, 3, 1, 2)"
+    else:
+        return
+    raise ValueError(
+        f"logits must be (B, C, h, w) for a target (B, H, W) of {tuple(target)}, got {tuple(logits)}, which fit it as "
+        f"{order}: {remedy}; if they are right, resize them to the target's sides before"
+    )
+
+
 def _check_weight(weight: Tensor, shape: Sequence[int], like: str) -> None:
-    expect("weight", weight, shape, kind="float", like=like)
+    of_classes = isinstance(weight, Tensor) and weight.dim() == 1 and like == "target"
+    hint = "one number a pixel is wanted: one a class is class_weight" if of_classes else ""
+    expect("weight", weight, shape, kind="float", like=like, hint=hint)
     if readable(weight) and not ((weight >= 0) & (weight <= 1)).all():
         raise ValueError(f"weight must be in [0, 1], got values from {weight.min():.4g} to {weight.max():.4g}")

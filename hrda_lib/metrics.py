@@ -77,8 +77,9 @@ class ConfusionMatrix:
         check_tensor("target", target)
         check_tensor("prediction", prediction)
         target, prediction = (x.as_subclass(Tensor) for x in (target, prediction))  # such as MONAI's and torchvision's
-        squeeze = target.dim() == 4 and target.shape[1] == 1 and prediction.dim() == 3
-        labels = "target.squeeze(1)" if squeeze else "pass labels, not logits: logits.argmax(1)"
+        labels = "pass labels, not logits: logits.argmax(1)"
+        if target.dim() == 4 and prediction.dim() == 3:
+            labels = "target.squeeze(1)" if target.shape[1] == 1 else "pass a target of labels, not one-hot: argmax"
         expect("prediction", prediction, target.shape, like="target", hint=labels)
         check_labels("target", target, self.num_classes, self.ignore_index)
         ignored = target.int() == self.ignore_index

@@ -84,7 +84,7 @@ def sample_class_mask(
         return _half_of_each(labels, generator, group)
     if len(classes) != len(labels) or any(isinstance(ids, int) for ids in classes):
         raise ValueError(f"classes must hold one list an image ({len(labels)}), got {classes}")
-    if any(isinstance(label, float | bool) for ids in classes for label in ids):
+    if any(isinstance(label, float | bool | str) for ids in classes for label in ids):
         raise ValueError(f"classes must hold ids, ints that labels may have, got {classes}")
     chosen = [torch.tensor(list(ids), dtype=torch.int64, device=labels.device) for ids in classes]
     return torch.stack([torch.isin(image, ids) for image, ids in zip(labels, chosen, strict=True)])

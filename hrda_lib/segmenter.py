@@ -19,6 +19,7 @@ from hrda_lib._checks import (
     pair,
     plain,
     refuses_sides,
+    seem_last,
     takes,
     tensor_in,
 )
@@ -463,9 +464,9 @@ class MultiResSegmenter(nn.Module):
         expect("images", images, "BKHW", kind="float")
         check_finite("images", images)
         rows, columns = plain(images.shape[-2:])
-        size = check_multiple(
-            "sides of images", (rows, columns), self._sampler.context_multiple, "pad to it, or use predict()"
-        )
+        last = seem_last(images.shape)
+        way_out = f"but {last}" if last else "pad to it, or use predict()"
+        size = check_multiple("sides of images", (rows, columns), self._sampler.context_multiple, way_out)
         # what is traced holds for these sides alone: at others, this is what fails
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         return images.expand(-1, -1, *size) if tracing else images, size

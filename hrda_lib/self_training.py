@@ -18,6 +18,7 @@ from hrda_lib._checks import (
     check_up_to,
     expect,
     readable,
+    seem_last,
     short,
     takes,
     tensor_in,
@@ -576,4 +577,6 @@ def _check_batch(name: str, labels: Tensor, images: Tensor) -> None:
     expect("images", images, "BKHW")
     check_finite("images", images)
     shape = (images.shape[0], *images.shape[-2:])
-    expect(name, labels, shape, kind=LABEL_TYPES, like="its images", hint="convert with .long()")
+    last = isinstance(labels, Tensor) and labels.shape == images.shape[:3] and seem_last(images.shape)
+    hint = last or "convert with .long()"
+    expect(name, labels, shape, kind=LABEL_TYPES, like="its images", hint=hint)

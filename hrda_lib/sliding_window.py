@@ -48,7 +48,9 @@ class SlidingWindowInferer:
     Args:
         window: window size (h, w) in image pixels; cut to the image where it is larger.
         stride: step between windows; None: half a window, rounded up.
-        batch_size: windows x images a call of the predictor; None: all at once. The result does not depend on it.
+        batch_size: windows x images a call of the predictor; None: all at once. The result does not depend on it if the
+            predictor answers of each window alone: call ``.eval()``, for batch norm in training mode looks at the whole
+            call, and dropout draws for it.
         blend: "constant" (g = 1) or "gaussian".
         output: "logits", "probs" (softmax of the averaged logits) or "labels" (their argmax); the latter two of two
             classes at least.

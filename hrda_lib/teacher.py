@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hrda_lib._checks import check_choice
+from hrda_lib._checks import check_choice, is_number, short
 from hrda_lib._modules import check_not_lazy, check_own, copied, unwrap
 
 Buffers = Literal["follow", "keep", "average"]
@@ -51,8 +51,8 @@ class EMATeacher(nn.Module):
             ``share_frozen``); parameters and buffers are set to the student's. None: ``copy.deepcopy`` makes it.
 
     ``eval()`` is pure inference and leaves all buffers alone. Every Dropout and DropPath is always off. Calls run
-    without gradient and return whatever the student returns; ``.module`` is the averaged copy. ``state_dict`` holds
-    tensors only: the module's and the step counter; settings are the constructor's.
+    without gradient and return whatever the student returns; ``.module`` is the averaged copy, ``.step`` the number of
+    updates so far. ``state_dict`` holds tensors only: the module's and the step; settings are the constructor's.
 
     Of the student's forward and backward hooks the copy gets its methods and those that torch, torchvision, timm or
     transformers installed. Any other is left out: it would see the teacher's passes. Plain attributes stay as copied.
@@ -90,8 +90,10 @@ class EMATeacher(nn.Module):
         module: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        if not is_number(decay) or not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {short(decay)}")
+        check_choice("warmup", warmup, (True, False))
+        check_choice("share_frozen", share_frozen, (True, False))
         check_choice("buffers", buffers, get_args(Buffers))
         check_choice("batch_norm", batch_norm, get_args(BatchNormMode))
         self.decay, self.warmup, self.buffer_policy, self.batch_norm = decay, warmup, buffers, batch_norm

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,30 @@ def test_a_file_of_another_kind_is_refused(case: str, tmp_path: Path) -> None:
     assert "weights_only" not in str(refused.value)
 
 
+def test_arguments_in_another_order_or_without_a_name_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "last.pt"
+    for function in (save_checkpoint, load_checkpoint):
+        with pytest.raises(
+            ValueError, match=r"path must be a file, got a dictionary; path comes first, and then state"
+        ):
+            function({"step": 1}, file)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r'objects by name, got Linear; give it a name, {"student": module}'):
+            function(file, nn.Linear(1, 1))  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"state must be a dictionary of objects by name, got list$"):
+            function(file, [1])  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_dict_by_itself_is_named_as_one(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1).state_dict(), tmp_path / "net.pt")
+    text = (
+        "has no 'student' for state; it holds 'weight', 'bias', tensors, as the state dict of one network: "
+        r"student.load_state_dict\(torch.load\(path, weights_only=True\)\)"
+    )
+    with pytest.raises(ValueError, match=text):
+        load_checkpoint(tmp_path / "net.pt", {"student": nn.Linear(1, 1)})
+
+
 @pytest.mark.parametrize(
     ("other", "text"),
     [
@@ -233,6 +258,102 @@ def test_another_optimiser_is_refused(tmp_path: Path) -> None:
     other = torch.optim.SGD([{"params": model.weight}, {"params": model.bias}], lr=1)
     with pytest.raises(ValueError, match=r"'optimizer' does not fit that of state \(ValueError: loaded state dict has"):
         load_checkpoint(tmp_path / "last.pt", {"optimizer": other})
+
+
+MODEL = nn.Linear(4, 3)
+OPTIMISERS: dict[str, Callable[[], Any]] = {
+    "SGD": lambda: torch.optim.SGD(MODEL.parameters(), lr=1, momentum=0.9),
+    "Adam": lambda: torch.optim.Adam(MODEL.parameters()),
+    "AdamW": lambda: torch.optim.AdamW(MODEL.parameters()),
+    "NAdam": lambda: torch.optim.NAdam(MODEL.parameters()),
+    "RAdam": lambda: torch.optim.RAdam(MODEL.parameters()),
+    "RMSprop": lambda: torch.optim.RMSprop(MODEL.parameters()),
+}
+SCHEDULES: dict[str, Callable[[Any], Any]] = {
+    "warmup_poly": lambda optimizer: warmup_poly(optimizer, total=5),
+    "StepLR": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2),
+    "ExponentialLR": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    "CosineAnnealingLR": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5),
+    "PolynomialLR": lambda optimizer: torch.optim.lr_scheduler.PolynomialLR(optimizer, 5),
+    "ReduceLROnPlateau": lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer),
+    "ChainedScheduler": lambda optimizer: torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.ConstantLR(optimizer)]
+    ),
+}
+
+
+@pytest.mark.parametrize("saved", OPTIMISERS)
+@pytest.mark.parametrize("built", OPTIMISERS)
+def test_the_state_of_another_class_of_optimiser_is_refused(saved: str, built: str, tmp_path: Path) -> None:
+    optimizer, other, plain = OPTIMISERS[saved](), OPTIMISERS[built](), nn.Linear(4, 3)
+    MODEL(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    before = plain.weight.clone()
+    warmup_poly(optimizer, total=3)  # which writes into the groups too
+    save_checkpoint(tmp_path / "last.pt", {"optimizer": optimizer, "student": nn.Linear(4, 3)})
+    if saved == built:
+        load_checkpoint(tmp_path / "last.pt", {"optimizer": other})
+        assert other.state_dict().keys() == optimizer.state_dict().keys()
+        return
+    text = (
+        rf"last.pt: 'optimizer' is of another optimiser than {built}: they differ in [a-z_, ]+; build the optimiser "
+        "that was saved, or leave it out of state to begin with a new one"
+    )
+    settings = other.state_dict()["param_groups"]
+    with pytest.raises(ValueError, match=text):
+        load_checkpoint(tmp_path / "last.pt", {"student": plain, "optimizer": other})
+    assert other.state_dict()["param_groups"] == settings
+    assert torch.equal(plain.weight, before)
+
+
+@pytest.mark.parametrize("saved", SCHEDULES)
+@pytest.mark.parametrize("built", SCHEDULES)
+def test_the_state_of_another_class_of_schedule_is_refused(saved: str, built: str, tmp_path: Path) -> None:
+    optimizers = OPTIMISERS["SGD"](), OPTIMISERS["SGD"]()
+    schedule, other = SCHEDULES[saved](optimizers[0]), SCHEDULES[built](optimizers[1])
+    save_checkpoint(tmp_path / "last.pt", {"schedule": schedule})
+    if saved == built:
+        load_checkpoint(tmp_path / "last.pt", {"schedule": other})
+        return
+    text = r"'schedule' is of another schedule than \w+: they differ in [A-Za-z_, ]+; build the schedule that was saved"
+    with pytest.raises(ValueError, match=text):
+        load_checkpoint(tmp_path / "last.pt", {"schedule": other})
+
+
+def test_files_of_other_versions_of_torch_and_settings_of_one_s_own_load(tmp_path: Path) -> None:
+    """Not every torch has each setting; what schedules, or oneself, put into groups says nothing of the class."""
+    optimizer, optimizers = OPTIMISERS["AdamW"](), OPTIMISERS["AdamW"]()
+    for name in ("fused", "foreach", "maximize", "capturable", "differentiable", "decoupled_weight_decay"):
+        for group in optimizer.param_groups:
+            del group[name]
+    optimizer.param_groups[0].update(name="head", lr_factor=2.0)
+    save_checkpoint(tmp_path / "last.pt", {"optimizer": optimizer})
+    load_checkpoint(tmp_path / "last.pt", {"optimizer": optimizers})
+    schedule, other = (SCHEDULES["StepLR"](OPTIMISERS["SGD"]()) for _ in range(2))
+    schedule.verbose, schedule.own = False, 1
+    save_checkpoint(tmp_path / "last.pt", {"schedule": schedule})
+    load_checkpoint(tmp_path / "last.pt", {"schedule": other})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("optimizer", "'optimizer' must be the state of an optimiser, got a dictionary with 'weight', 'bias'"),
+        (
+            "schedule",
+            "'schedule' is of another schedule than LambdaLR: they differ in base_lrs, last_epoch, lr_lambdas",
+        ),
+    ],
+)
+def test_states_under_other_names_are_refused(name: str, text: str, tmp_path: Path) -> None:
+    optimizer = OPTIMISERS["SGD"]()
+    objects = {"optimizer": optimizer, "schedule": warmup_poly(optimizer, total=5)}
+    save_checkpoint(tmp_path / "last.pt", {name: nn.Linear(4, 3)})
+    with pytest.raises(ValueError, match=text):
+        load_checkpoint(tmp_path / "last.pt", {name: objects[name]})
+    save_checkpoint(tmp_path / "last.pt", {name: 1})
+    with pytest.raises(ValueError, match=r"must be the state of an? \w+, got 1"):
+        load_checkpoint(tmp_path / "last.pt", {name: objects[name]})
 
 
 def drawn(seed: int, step: int, rank: int = 0) -> tuple[float, float]:
@@ -282,3 +403,9 @@ def test_state_dicts_are_for_torch_s_distributed_checkpoints_too(tmp_path: Path)
     for name in parts:
         ours, theirs = (flat(run.state[name].state_dict()) for run in (saved, loaded))
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_generator_of_python_is_left_alone() -> None:
+    before = random.getstate()
+    seed_step(0, 0)
+    assert before == random.getstate()

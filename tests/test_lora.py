@@ -152,7 +152,73 @@ def test_adapters_alone_in_a_file(name: str) -> None:
     assert not any("lora_" in name for name in found.missing_keys)
     images = pictures(network)
     assert torch.equal(other(images), network(images))
-    assert sum(x.numel() for x in state.values()) == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    learned = sum(x.numel() for name, x in state.items() if not name.endswith("lora_scale"))
+    assert learned == sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def with_adapters(alpha: float | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.ModuleDict({"fc1": nn.Linear(4, 4), "fc2": nn.Linear(4, 4)})
+    add_lora(network, rank=3, alpha=alpha)
+    return network
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_another_scale_are_refused(strict: bool, dtype: torch.dtype) -> None:
+    state = {name: x.to(dtype) for name, x in drawn(with_adapters(alpha=1)).state_dict().items()}
+    if not strict:
+        state = {name: x for name, x in state.items() if "lora_" in name}
+    assert not with_adapters(alpha=1).load_state_dict(state, strict=strict).unexpected_keys
+    text = (
+        r"fc1.lora_scale must be 1, alpha / rank of the adapters here, got 0.33\d*: those in the state dict would "
+        r"answer differently; load them after add_lora with alpha = 0.33\d* \* rank"
+    )
+    with pytest.raises(ValueError, match=text):
+        with_adapters().load_state_dict(state, strict=strict)
+    teacher = EMATeacher(with_adapters())
+    with pytest.raises(ValueError, match=r"fc1.lora_scale must be 1"):
+        teacher.load_state_dict({f"module.{name}": x for name, x in state.items()}, strict=strict)
+
+
+def test_a_file_with_adapters_of_another_scale_is_refused_before_anything_is_loaded(tmp_path: Any) -> None:
+    save_checkpoint(tmp_path / "last.pt", {"plain": nn.Linear(1, 1), "student": with_adapters(alpha=6)})
+    plain, student = nn.Linear(1, 1), with_adapters(alpha=3)
+    before = plain.weight.clone()
+    with pytest.raises(
+        ValueError, match=r"last.pt: 'student': fc1.lora_scale must be 1, .*, got 2: .*alpha = 2 \* rank"
+    ):
+        load_checkpoint(tmp_path / "last.pt", {"plain": plain, "student": student})
+    assert torch.equal(plain.weight, before)
+    load_checkpoint(tmp_path / "last.pt", {"student": with_adapters(alpha=6)})
+
+
+def test_entries_without_a_scale_are_taken_at_that_of_the_layer_if_not_strict() -> None:
+    network, other = drawn(with_adapters(alpha=6)), with_adapters(alpha=6)
+    state = {name: x for name, x in network.state_dict().items() if not name.endswith("lora_scale")}
+    with pytest.raises(RuntimeError, match=r'Missing key\(s\) in state_dict: "fc1.lora_scale", "fc2.lora_scale"'):
+        other.load_state_dict(state)
+    assert other.load_state_dict(state, strict=False).missing_keys == ["fc1.lora_scale", "fc2.lora_scale"]
+    assert torch.equal(other["fc1"].weight, network["fc1"].weight)
+
+
+def test_the_scale_stays_exact_in_any_dtype() -> None:
+    network = with_adapters(alpha=1).to(torch.bfloat16)
+    assert network["fc1"].scale == 1 / 3
+    assert repr(network["fc1"]) == "LoRALinear(in_features=4, out_features=4, bias=True, rank=3, scale=0.333333)"
+    network.load_state_dict(network.state_dict())
+    assert network["fc1"].scale == 1 / 3
+    x = torch.rand(2, 4, dtype=torch.bfloat16)
+    layer = drawn(network)["fc1"]
+    assert torch.equal(torch.func.functional_call(layer, layer.state_dict(), (x,)), layer(x))
+
+
+def test_what_learns_after_it_was_added() -> None:
+    """The default leaves attention's last layer alone, and a head is frozen until its owner says otherwise."""
+    network = timm.create_model("vit_tiny_patch16_224", **{**NETWORKS["vit_tiny_patch16_224"], "num_classes": 5})
+    names = add_lora(network, rank=2)
+    assert {name.rpartition(".")[2] for name in names} == {"qkv", "fc1", "fc2"}
+    assert not any(p.requires_grad for p in network.head.parameters())
 
 
 def test_weights_of_the_plain_network_load_into_one_with_adapters() -> None:
@@ -425,7 +491,7 @@ def test_a_copy_has_adapters_of_its_own() -> None:
     network = built("vit_tiny_patch16_224")
     names = add_lora(network, rank=4, alpha=2)
     other = drawn(copy.deepcopy(network))
-    assert [layer.lora_scale for layer in other.modules() if hasattr(layer, "lora_scale")] == [0.5] * len(names)
+    assert [layer.scale for layer in other.modules() if hasattr(layer, "lora_up")] == [0.5] * len(names)
     assert all((network.get_submodule(name).lora_up == 0).all() for name in names)
     file = io.BytesIO()
     torch.save(other, file)

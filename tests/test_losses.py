@@ -358,3 +358,49 @@ def test_entropy_is_linear_in_the_weight_and_blind_to_an_offset(seed: int, facto
 def test_entropy_refuses(logits: Tensor, weight: Tensor | None, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         entropy(logits, weight)
+
+
+ORDERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], str]] = {
+    "transposed": ((5, 96, 160), (96, 160), "transpose"),
+    "transposed, at a stride": ((5, 24, 40), (96, 160), "transpose"),
+    "channels last": ((5, 96, 160), (96, 160), "permute"),
+    "channels last, at a stride": ((5, 24, 40), (96, 160), "permute"),
+    "channels last, of squares": ((19, 128, 128), (128, 128), "permute"),
+    "channels last, of squares, at a stride": ((19, 64, 64), (256, 256), "permute"),
+}
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_axes_in_another_order_are_refused(case: str) -> None:
+    right, size, how = ORDERS[case]
+    logits, target = torch.zeros(2, *right), torch.zeros(2, *size, dtype=torch.int64)
+    confidence_weighted_ce(logits, target)
+    wrong = logits.transpose(-2, -1) if how == "transpose" else logits.permute(0, 2, 3, 1)
+    order, remedy = {
+        "transpose": ("(B, C, w, h)", "transpose(-2, -1)"),
+        "permute": ("(B, h, w, C)", "permute(0, 3, 1, 2)"),
+    }[how]
+    message = (
+        f"logits must be (B, C, h, w) for a target (B, H, W) of {tuple(target.shape)}, got {tuple(wrong.shape)}, which "
+        f"fit it as {order}: {remedy}; if they are right, resize them to the target's sides before"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        confidence_weighted_ce(wrong, target)
+
+
+@pytest.mark.parametrize(
+    ("cells", "size"),
+    [
+        ((33, 65), (257, 513)),
+        ((37, 74), (512, 1024)),
+        ((19, 20), (76, 76)),
+        ((20, 21), (76, 80)),
+        ((64, 64), (64, 128)),
+    ],
+    ids=str,
+)
+def test_sides_that_a_network_rounds_or_shrinks_unlike_are_taken(cells: tuple[int, int], size: tuple[int, int]) -> None:
+    logits, target = torch.zeros(1, 19, *cells), torch.zeros(1, *size, dtype=torch.int64)
+    assert confidence_weighted_ce(logits, target).item() == pytest.approx(math.log(19))
+    logits = torch.zeros(1, 2, *(-(-side // 14) for side in size))
+    assert confidence_weighted_ce(logits, target).item() == pytest.approx(math.log(2))

@@ -38,6 +38,7 @@ from hrda_lib.data import Concatenated, Folders, SourceCrops, TargetCrops
 from hrda_lib.models import DAFormerHead, DeepLabV2Head
 
 LOGITS, LABELS = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+ONE_HOT = torch.nn.functional.one_hot(LABELS, 4).permute(0, 3, 1, 2)
 IMAGES, MAPS = torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.int64)
 PLAIN = nn.Conv2d(3, 4, 1)
 AUGMENT = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -202,6 +203,72 @@ REMEDIES: dict[str, tuple[Callable[[], Any], str]] = {
     "truth with a channel": (
         lambda: ConfusionMatrix(4).update(LABELS, LABELS[:, None]),
         "prediction must be (1, 1, 8, 8) like target, got (1, 8, 8); target.squeeze(1)",
+    ),
+    "one-hot labels": (
+        lambda: confidence_weighted_ce(LOGITS, ONE_HOT),
+        "target must be (1, H, W) like logits, got (1, 4, 8, 8); one class id a pixel is wanted: of one-hot labels, "
+        "argmax over the classes",
+    ),
+    "one-hot labels, channels last": (
+        lambda: confidence_weighted_ce(LOGITS, ONE_HOT.permute(0, 2, 3, 1)),
+        "got (1, 8, 8, 4); one class id a pixel is wanted: of one-hot labels, argmax over the classes",
+    ),
+    "one-hot labels in the step": (
+        lambda: SelfTraining(PLAIN, PLAIN).source(IMAGES, torch.zeros(1, 4, 32, 32)),
+        "labels must be uint8 or int64 (1, 32, 32) like its images, got torch.float32 (1, 4, 32, 32); one class id a "
+        "pixel is wanted: of one-hot labels, argmax over the classes",
+    ),
+    "one-hot labels to mix": (
+        lambda: sample_class_mask(ONE_HOT),
+        "got torch.int64 (1, 4, 8, 8); one class id a pixel is wanted",
+    ),
+    "one-hot truth": (
+        lambda: ConfusionMatrix(4).update(LABELS, ONE_HOT),
+        "prediction must be (1, 4, 8, 8) like target, got (1, 8, 8); pass a target of labels, not one-hot: argmax",
+    ),
+    "torch's ignored label": (
+        lambda: confidence_weighted_ce(LOGITS, LABELS - 100),
+        "target holds the label -100, outside [0, 4) and not the ignore_index 255; that is what torch ignores: choose "
+        "ignore_index=-100, or write the other in its place",
+    ),
+    "torch's ignored label, measured": (
+        lambda: ConfusionMatrix(4).update(LABELS, LABELS - 100),
+        "target holds the label -100, outside [0, 4) and not the ignore_index 255; that is what torch ignores: choose",
+    ),
+    "a class weight as weight": (
+        lambda: confidence_weighted_ce(LOGITS, LABELS, torch.ones(4)),
+        "weight must be float (1, 8, 8) like target, got torch.float32 (4,); one number a pixel is wanted: one a class "
+        "is class_weight",
+    ),
+    "images channels last": (
+        lambda: segmenter()(IMAGES.permute(0, 2, 3, 1)),
+        "got (32, 3); take (32, 8), but these look like channels last: permute(0, 3, 1, 2)",
+    ),
+    "images channels last in the step": (
+        lambda: SelfTraining(PLAIN, PLAIN).source(IMAGES.permute(0, 2, 3, 1), MAPS),
+        "labels must be uint8 or int64 (1, 32, 3) like its images, got torch.int64 (1, 32, 32); these look like "
+        "channels last: permute(0, 3, 1, 2)",
+    ),
+    "images channels last to augment": (
+        lambda: StrongAugment(**AUGMENT)(IMAGES.permute(0, 2, 3, 1)),  # type: ignore[arg-type]
+        "images must be float (B, 3, H, W), got torch.float32 (1, 32, 32, 3); these look like channels last: permute(0",
+    ),
+    "an image without a batch": (
+        lambda: segmenter().predict(IMAGES[0]),
+        "images must be float (B, K, H, W), got torch.float32 (3, 32, 32); a batch of one is image[None]",
+    ),
+    "an image as cameras give it": (
+        lambda: SlidingWindowInferer(8)(IMAGES[0].permute(1, 2, 0), PLAIN),
+        "image must be (B, K, H, W), got (32, 32, 3); a batch of one is image.permute(2, 0, 1)[None]",
+    ),
+    "bytes as images": (
+        lambda: segmenter()(IMAGES.byte()),
+        "images must be float (B, K, H, W), got torch.uint8 (1, 3, 32, 32); convert with .float() / 255 and normalise, "
+        "as hrda_lib.data.normalize does",
+    ),
+    "bytes as images to augment": (
+        lambda: StrongAugment(**AUGMENT)(IMAGES.byte()),  # type: ignore[arg-type]
+        "got torch.uint8 (1, 3, 32, 32); convert with .float() / 255 and normalise, as hrda_lib.data.normalize does",
     ),
     "labels with a channel in the distance": (
         lambda: FeatureDistance(PLAIN, classes=None, num_classes=4)(PLAIN(IMAGES) + 1, IMAGES, MAPS[:, None]),

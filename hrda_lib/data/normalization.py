@@ -42,9 +42,9 @@ def normalize(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequen
         raise ValueError(
             f"mean and std must have a number for each of the {channels} channels, got {len(mean)} and {len(std)}"
         )
-    if not all(value > 0 for value in std):
+    if any(isinstance(value, str) or not value > 0 for value in std):
         raise ValueError(f"std must be positive, got {tuple(std)}; give a constant channel 1")
-    if not all(math.isfinite(value) and not isinstance(value, bool) for value in (*mean, *std)):
+    if any(isinstance(value, (bool, str)) or not math.isfinite(value) for value in (*mean, *std)):
         raise ValueError(f"mean and std must be finite numbers, got {tuple(mean)} and {tuple(std)}")
     values = _in_range(images, torch.float32)
     shift, scale = (torch.tensor(x, dtype=values.dtype, device=values.device).view(-1, 1, 1) for x in (mean, std))

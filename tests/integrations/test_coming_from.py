@@ -1,17 +1,19 @@
 """The rows of docs/coming_from.md that state an equality; kornia's single steps are in tests/test_augment.py."""
 
+import copy
 import inspect
 import re
 from typing import Any
 
 import pytest
 import torch
-from documents import DOCS
+from documents import DOCS, python_blocks
 from torch import Tensor, nn
 
 import hrda_lib
 import hrda_lib.augment
 from hrda_lib import (
+    ConfidenceWeightedCE,
     ConfusionMatrix,
     EMATeacher,
     FeatureDistance,
@@ -24,10 +26,56 @@ from hrda_lib import (
 )
 from hrda_lib.augment import color_jitter
 from hrda_lib.data import RareClasses
+from hrda_lib.lora import add_lora, merge_lora
 from hrda_lib.models import hrda
 from hrda_lib.optim import parameter_groups, warmup_poly
 
 PAGE = (DOCS / "coming_from.md").read_text(encoding="utf-8")
+
+
+def test_cross_entropy_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 6, generator=generator)
+    labels = torch.randint(3, (2, 8, 12), generator=generator)
+    labels[:, :3] = -100
+    weight, kappa = torch.rand(2, 8, 12, generator=generator), torch.tensor([0.5, 1.0, 2.0])
+    upsampled = nn.functional.interpolate(logits, (8, 12), mode="bilinear")
+    plain, classes = nn.CrossEntropyLoss()(upsampled, labels), nn.CrossEntropyLoss(kappa)(upsampled, labels)
+    pixels = (nn.CrossEntropyLoss(reduction="none")(upsampled, labels) * weight).mean()
+    valid = ConfidenceWeightedCE(ignore_index=-100, normalize="valid")
+    torch.testing.assert_close(valid(logits, labels), plain)
+    of_classes = ConfidenceWeightedCE(ignore_index=-100, class_weight=kappa, normalize="weight")
+    torch.testing.assert_close(of_classes(logits, labels), classes)
+    torch.testing.assert_close(ConfidenceWeightedCE(ignore_index=-100)(logits, labels, weight), pixels)
+    nothing = torch.full_like(labels, -100)
+    assert nn.CrossEntropyLoss()(upsampled, nothing).isnan()
+    assert valid(logits, nothing) == 0
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_lora_of_peft(rslora: bool) -> None:
+    peft = pytest.importorskip("peft", reason="needs peft, of the extra integrations")
+    torch.manual_seed(0)
+    blocks = nn.ModuleList(nn.ModuleDict({"fc1": nn.Linear(6, 6), "head": nn.Linear(6, 6)}) for _ in range(2))
+    model, x = nn.ModuleDict({"blocks": blocks}), torch.randn(4, 6)
+    config = peft.LoraConfig(
+        r=8, lora_alpha=16, target_modules=["fc1"], use_rslora=rslora, init_lora_weights=False, lora_dropout=0.0
+    )
+    theirs = peft.get_peft_model(copy.deepcopy(model), config)
+    alpha = 16 * 8**0.5 if rslora else 16
+    assert add_lora(model, rank=8, alpha=alpha, targets=["fc1"]) == ["blocks.0.fc1", "blocks.1.fc1"]
+    before = model["blocks"][0]["fc1"](x)
+    adapters = peft.get_peft_model_state_dict(theirs)  # what save_pretrained writes
+    exec(
+        compile(python_blocks(DOCS / "coming_from.md"), "coming_from.md", "exec"),
+        {"adapters": adapters, "model": model},
+    )
+    layers = [network["blocks"][1]["fc1"] for network in (model, theirs.base_model.model)]
+    torch.testing.assert_close(*(layer(x) for layer in layers))
+    assert not torch.allclose(model["blocks"][0]["fc1"](x), before)
+    merge_lora(model)
+    merged = theirs.merge_and_unload()
+    torch.testing.assert_close(model["blocks"][1]["fc1"].weight, merged["blocks"][1]["fc1"].weight)
 
 
 @pytest.mark.parametrize(("overlap", "stride"), [(0.5, 48), (0.25, 72)])
@@ -77,8 +125,8 @@ def test_matrix_of_torchmetrics() -> None:
 
 def test_the_names_on_the_page_exist() -> None:
     arguments: set[str] = set()
-    for name in (*hrda_lib.__all__, *models.__all__):
-        value = getattr(hrda_lib, name, None) or getattr(models, name)
+    values = [getattr(hrda_lib, name, None) or getattr(models, name) for name in (*hrda_lib.__all__, *models.__all__)]
+    for value in (*values, add_lora):
         methods = [part for part in vars(value).values() if inspect.isfunction(part)] if inspect.isclass(value) else []
         parts = [value, *methods]
         for part in parts:

@@ -105,6 +105,37 @@ def test_weights_and_buffers_are_those_of(name: str) -> None:
     assert not torch.equal(theirs["0.weight"], start["0.weight"])
 
 
+@pytest.mark.parametrize("name", ["like_timm", "like_averaged_model"])
+def test_an_old_average_that_was_moved_goes_on(name: str) -> None:
+    (average, update), net = THEIRS[name](), network()
+    for step in range(3):
+        change(net, step)
+        update(net)
+    teachers = [
+        EMATeacher(net, decay=0.9999 if name == "like_timm" else 0.999, warmup=warmup) for warmup in (False, True, True)
+    ]
+    for teacher in teachers:
+        teacher.module.load_state_dict(average.state_dict())
+    teachers[1].step = 20_000
+    for step in range(3, 6):
+        change(net, step)
+        update(net)
+        for teacher in teachers:
+            teacher.update(net)
+    theirs = dict(average.named_parameters())
+    for teacher in teachers[:2]:
+        for key, parameter in teacher.module.named_parameters():
+            torch.testing.assert_close(parameter, theirs[key], rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(teachers[2].module[0].weight, theirs["0.weight"], atol=0.01)  # type: ignore[index]
+
+
+def test_the_page_moves_one_of_torch() -> None:
+    names: dict[str, Any] = {"__name__": "docs"}
+    exec(compile(python_blocks(PAGE), str(PAGE), "exec"), names)
+    assert names["teacher"].step == 3
+    assert torch.equal(names["teacher"].module[0].weight, names["old"].module[0].weight)
+
+
 def test_modes_are_as_the_table_says() -> None:
     assert not timm()[0].training
     assert AveragedModel(network().train()).module.training
