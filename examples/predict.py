@@ -30,9 +30,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hrda_lib import MultiResSegmenter
-from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
+from hrda_lib.data import CITYSCAPES, image_files
 from support.command_line import ALONE, add_device, add_max_pixels, one_of, options_of, read_running
-from support.data_file import read_data_file
+from support.data_file import add_read_as, open_as_trained
 from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
 from support.plots import Picture, display, paint, palette
@@ -161,8 +161,6 @@ def check(options: argparse.Namespace, model: Network, spec: NetworkSpec) -> Non
         )
     if options.save_attention and not isinstance(model, MultiResSegmenter):
         raise ValueError("--save-attention: this network has one scale, and no attention")
-    if not (spec.takes_pictures or options.data):
-        raise ValueError("this run's images are no RGB pictures; give the FILE.py of its training by --data")
     if not 0 <= options.alpha <= 1:
         raise ValueError(f"--alpha must be in [0, 1], got {options.alpha}")
     whole = [name for name in ("ids", "server", "zip", "flip", "save_attention", "contours") if getattr(options, name)]
@@ -177,8 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, spec = load(options.run, options.weights)
     check(options, model, spec)
     files = find(options.inputs, options.out, any_ending=bool(options.data))
-    images = UnlabeledImages(files, max_pixels=options.max_pixels)
-    images = read_data_file(options.data).target.with_files(files) if options.data else images
+    images = open_as_trained(spec, files, options.data, options.max_pixels)
     running = read_running({**ALONE._asdict(), "device": options.device})
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(options.device)
@@ -205,8 +202,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="images, or folders of them")
-    add, text = options_of(parser, "data").add_argument, "read images as the target of this file, as own_data.py does"
-    add("--data", type=Path, metavar="FILE.py", help=f"{text} (default: as RGB pictures)")
+    add_read_as(parser)
     add_max_pixels(parser)
     add = options_of(parser, "network").add_argument
     text = f"weights of the run to use ({one_of(WEIGHTS)}; default: %(default)s)"

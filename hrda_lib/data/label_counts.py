@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def count_labels(
     skipped = Skipped(len(dataset), on_error)
     path = None if cache is None else Path(cache)
     fingerprint = dataset.fingerprint() if path else ""
-    if path and (kept := _load(path, fingerprint, len(dataset))) is not None:
-        return kept
+    if path and (kept := _load(path)) and (kept[0], len(kept[1])) == (fingerprint, len(dataset)):
+        return kept[1]
     counts = _counted(dataset, skipped, progress, workers)
     left_out = len(skipped.indices())
     if left_out:
@@ -79,6 +80,21 @@ def _counted(dataset: LabeledImages, skipped: Skipped, progress: Progress | None
     finally:
         pool.shutdown(cancel_futures=True)
     return torch.stack(rows)
+
+
+def read_counts(file: str | Path) -> Tensor:
+    """Pixels of each label id in each image, (N, 256) int64, that :func:`count_labels` kept; no data set is needed.
+
+    Args:
+        file: its ``cache``, such as the ``label_counts.json`` of a run folder.
+
+    Raises:
+        ValueError: there is no such file, or it is none of this kind.
+    """
+    kept = _load(Path(file))
+    if kept is None:
+        raise ValueError(f"{shown(Path(file))}: is no cache of count_labels, or cannot be read")
+    return kept[1]
 
 
 def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
@@ -162,19 +178,19 @@ def check_classes(dataset: LabeledImages, counts: Tensor, num_classes: int, *, i
         )
 
 
-def _load(path: Path, fingerprint: str, count: int) -> Tensor | None:
-    """Counts of the same files, or None: a missing, older, broken or foreign cache is counted anew."""
+def _load(path: Path) -> tuple[Any, Tensor] | None:
+    """What files a cache is of, and its counts; None: it is missing, older, broken or foreign."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         rows = kept["counts"]
-        if kept["fingerprint"] != fingerprint or not all(map(_is_row, rows)):
+        if not all(map(_is_row, rows)):
             return None
-        counts = torch.zeros(count, 256, dtype=torch.int64)
+        counts = torch.zeros(len(rows), 256, dtype=torch.int64)
         for row, pixels in zip(counts, rows, strict=True):
             row[[int(label) for label in pixels]] = torch.tensor(list(pixels.values()))
+        return kept["fingerprint"], counts
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return counts
 
 
 def _is_row(pixels: dict[str, int]) -> bool:
