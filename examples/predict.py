@@ -5,12 +5,12 @@
     python examples/predict.py RUN INPUT... --out DIR --server dark_zurich --zip    for that of Dark Zurich
 
 RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an image or a folder of images. For each
-image, DIR gets NAME.png (class ids under a palette of their colours, or what --ids says) and NAME_overlay.png. A file
-that cannot be read, or is too large for the memory, is reported, the rest go on, and the exit status is 1. What is too
-large goes in as NAME.npy, an array (H, W, 3) of uint8, which is never whole in memory: it is read, and DIR/NAME.npy of
-class ids is written, by bands of rows, with NAME_overview.png, every so many pixels of it. Images that are no RGB
-pictures are read as the target of the FILE.py that the run was trained with: give it by --data, for a run never says
-what code to execute.
+image, DIR gets NAME.png (class ids under a palette of their colours, or what --ids says) and NAME_overlay.png, whose
+colours legend.png names. A file that cannot be read, or is too large for the memory, is reported, the rest go on, and
+the exit status is 1. What is too large goes in as NAME.npy, an array (H, W, 3) of uint8, which is never whole in
+memory: it is read, and DIR/NAME.npy of class ids is written, by bands of rows, with NAME_overview.png, every so many
+pixels of it. Images that are no RGB pictures are read as the target of the FILE.py that the run was trained with: give
+it by --data, for a run never says what code to execute.
 """
 
 from support.ending import held, printable, reason, run_main  # first: it catches Ctrl-C from here on
@@ -35,7 +35,7 @@ from support.command_line import ALONE, add_device, add_max_pixels, one_of, opti
 from support.data_file import add_read_as, open_as_trained
 from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
-from support.plots import Picture, display, paint, palette
+from support.plots import Picture, display, draw_legend, paint, palette
 from support.processes import together
 from support.progress import bar
 from support.run_folder import WEIGHTS, load
@@ -45,6 +45,7 @@ IDS = {
     "labelIds": np.array([entry.id for entry in CITYSCAPES], np.uint8),
     "color": np.array([entry.colour for entry in CITYSCAPES], np.uint8),
 }
+LEGEND = "legend.png"
 DARK_ZURICH = ("labelTrainIds", "labelTrainIds_invalid", "confidence")
 
 
@@ -77,7 +78,7 @@ def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
     files = [
         file for path in inputs for file in (image_files(path, any_ending=any_ending) if path.is_dir() else [path])
     ]
-    taken = {os.path.realpath(file) for file in files}
+    taken = {os.path.realpath(file) for file in (*files, out / LEGEND)}
     for file in files:
         array = is_array(file, any_ending)
         endings = (".npy", "_overview.png") if array else (".png", "_overlay.png", "_attention.png")
@@ -189,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             tqdm.write(printable(f"predict.py: {file}: {problem(error, file)}"), file=sys.stderr)
     done = sorted(together(done, running.group))
+    if done and not running.rank:
+        draw_legend(options.out / LEGEND, spec.classes)
     if options.zip and not running.rank:
         pack(Path(f"{options.out}.zip"), [file for _, file in done], DARK_ZURICH if options.server else ("",))
     print(f"{options.out}: {len(done)} of {len(files)} images")
