@@ -238,7 +238,8 @@ def _save(figure: Any, file: Path, *, endings: Sequence[str] = (".png",)) -> Non
         place = file.with_suffix(ending)
         part = place.with_name(f"{place.name}.part")
         try:
-            figure.savefig(part, dpi=DPI, format=ending[1:], metadata={"CreationDate": None} if ending == ".pdf" else {})
+            undated = {"CreationDate": None} if ending == ".pdf" else {}
+            figure.savefig(part, dpi=DPI, format=ending[1:], metadata=undated)
             if ending == ".png":
                 with Image.open(part) as image:
                     image.convert("RGB").save(part, format="png", optimize=True)
