@@ -113,7 +113,8 @@ def check(part: Part, out: Path, settings: Settings) -> int:
         if i in dozen:
             shown.append((image, ids))
     print(f"{title}: {len(dataset)} images, {len(problems)} with a problem")
-    print("  sizes (h, w): " + ", ".join(f"{size}: {number}" for size, number in sizes.most_common(5)))
+    common = ", ".join(f"{size}: {number}" for size, number in sizes.most_common(5))
+    print(f"  sizes (h, w): {common}" if sizes else "  none of them can be used: no sizes, no shares and no pictures")
     show(problems)
     show([f"suspicious, not counted as a problem: {name} is one plain colour" for name in suspicious])
     counts = torch.stack(rows) if rows else torch.zeros(1, 256, dtype=torch.int64)

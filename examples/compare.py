@@ -2,7 +2,8 @@
 
     python examples/compare.py IMAGES CONTROL HRDA ...
 
-Each RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, all with the same classes. Printed are:
+Each RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, all with the same classes. Images that are no
+RGB pictures are read as the target of the FILE.py that the runs were trained with: give it by --data. Printed are:
 
     agreement   mean IoU of its prediction and the first run's: how much adaptation changed
     flip, blur  mean IoU of its prediction and that of the mirrored, or of the slightly blurred image: what a network
@@ -27,8 +28,9 @@ import torch
 from torch import Tensor
 
 from hrda_lib import ConfusionMatrix, gaussian_blur
-from hrda_lib.data import Folders
-from support.command_line import ALONE, add_device, options_of, read_running
+from hrda_lib.data import image_files, read_counts
+from support.command_line import ALONE, add_device, add_max_pixels, options_of, read_running
+from support.data_file import add_read_as, open_as_trained
 from support.networks import Network, NetworkSpec
 from support.progress import bar
 from support.run_folder import load
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder with images of the target in images/")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the first is what others are compared with")
+    add_read_as(parser)
+    add_max_pixels(parser)
     add_device(parser)
     text = "write the numbers there, too (default: they are only printed)"
     options_of(parser, "output").add_argument("--json", type=Path, metavar="FILE", help=text)
@@ -57,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run, (_, spec) in zip(options.runs, loaded, strict=True):
         if spec.classes != names:
             raise ValueError(f"{run}: its classes are not those of {options.runs[0]}")
-    images = Folders(options.images).unlabeled()
+    files = image_files(options.images / "images", any_ending=bool(options.data))
+    spec = next((spec for _, spec in loaded if not spec.takes_pictures), loaded[0][1])
+    images = open_as_trained(spec, files, options.data, options.max_pixels)
     found = look(loaded, images, len(names), device)
     print(table(options.runs, found, names))
     if options.json:
@@ -112,9 +118,9 @@ def shares_of_labels(file: Path, classes: int) -> list[float]:
     """What own_data.py counted; nothing where there is no such file."""
     if not file.exists():
         return []
-    rows = json.loads(file.read_text(encoding="utf-8"))["counts"]
-    pixels = [sum(row.get(str(label), 0) for row in rows) for label in range(classes)]
-    return [count / sum(pixels) for count in pixels]
+    pixels = read_counts(file).sum(dim=0)[:classes].double()
+    shares: list[float] = (pixels / pixels.sum()).tolist()
+    return shares
 
 
 if __name__ == "__main__":

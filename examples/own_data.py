@@ -49,7 +49,7 @@ from support.domains import compare_sizes, read_labels
 from support.looking import log_to_tensorboard, looked
 from support.networks import CELL, NetworkSpec, side_multiple
 from support.plots import draw_curves, draw_panel
-from support.run_folder import RunFolder, load_weights, locked, read_metrics, training_state
+from support.run_folder import RunFolder, complete, load_weights, locked, read_metrics
 from support.tables import share_table, unseen
 
 # not for data of one's own
@@ -179,23 +179,22 @@ def adapt(
 @run_main
 def main(arguments: Sequence[str] | None = None) -> int:
     settings, running, options = parse(arguments)
-    out = running.out
-    with locked(out, running.rank):
-        if (out / "last.pt").exists() and not running.overwrite and not training_state(out / "last.pt"):
-            if running.resume:
-                print(f"{out}: this run is complete")
-                return 0
-            raise ValueError(
-                f"{out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
-            )
-        run_on(*open_own_data(options), settings, running, options)
+    with locked(running.out, running.rank):
+        run_on(settings, running, options, over=complete(running))
     return 0
 
 
-def run_on(
-    found: DataFile, ignore: tuple[int, ...], settings: Settings, running: Running, options: Mapping[str, Any]
-) -> None:
-    """Look through the data, train, and draw how it went."""
+def key_of(found: DataFile, settings: Settings, options: Mapping[str, Any], running: Running) -> dict[str, Any]:
+    """What results depend on, beside the network."""
+    given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
+    parts = {name: x for name, x in found._asdict().items() if name != "names" and x}
+    defined = {name: f"{type(x).__name__}, {len(x)} images" for name, x in parts.items()}
+    return {**asdict(settings), **given, "defined": defined, "on_error": running.on_error}
+
+
+def run_on(settings: Settings, running: Running, options: Mapping[str, Any], *, over: bool) -> None:
+    """Look through the data, train, and draw how it went; of a run that is over, compare the settings."""
+    found, ignore = open_own_data(options)
     out, method = running.out, options["method"]
     try_encoder(found, settings, options["init"], running.on_error)
     cache, file = out / "label_counts.json", options["data"]
@@ -207,12 +206,12 @@ def run_on(
         print(f"no label shows {', '.join(missing)}: nothing learns it")
     criterion = ConfidenceWeightedCE(class_weight=class_weights(counts, settings.balance)).to(running.device)
     settings, spec = look(found, names, ignore, settings, running.on_error)
-    student, run = fresh(spec, settings, options["init"], running), RunFolder(out, spec, running)
-    given = {name: options[name] for name in ("source", "target", "data", "classes", "init", "method")}
-    defined = {
-        name: f"{type(x).__name__}, {len(x)} images" for name, x in found._asdict().items() if name != "names" and x
-    }
-    told = {**asdict(settings), **given, "defined": defined, "on_error": running.on_error}
+    told, run = key_of(found, settings, options, running), RunFolder(out, spec, running)
+    if over:
+        run.check_complete(told)
+        print(f"{out}: this run is complete")
+        return
+    student = fresh(spec, settings, options["init"], running)
     run.start({**told, **running._asdict()}, told)
     log_to_tensorboard(run)
     stopped = None

@@ -5,12 +5,12 @@
     python examples/predict.py RUN INPUT... --out DIR --server dark_zurich --zip    for that of Dark Zurich
 
 RUN is a run folder of own_data.py or an arm of gta2cityscapes.py, an INPUT an image or a folder of images. For each
-image, DIR gets NAME.png (class ids under a palette of their colours, or what --ids says) and NAME_overlay.png. A file
-that cannot be read, or is too large for the memory, is reported, the rest go on, and the exit status is 1. What is too
-large goes in as NAME.npy, an array (H, W, 3) of uint8, which is never whole in memory: it is read, and DIR/NAME.npy of
-class ids is written, by bands of rows, with NAME_overview.png, every so many pixels of it. Images that are no RGB
-pictures are read as the target of the FILE.py that the run was trained with: give it by --data, for a run never says
-what code to execute.
+image, DIR gets NAME.png (class ids under a palette of their colours, or what --ids says) and NAME_overlay.png, whose
+colours legend.png names. A file that cannot be read, or is too large for the memory, is reported, the rest go on, and
+the exit status is 1. What is too large goes in as NAME.npy, an array (H, W, 3) of uint8, which is never whole in
+memory: it is read, and DIR/NAME.npy of class ids is written, by bands of rows, with NAME_overview.png, every so many
+pixels of it. Images that are no RGB pictures are read as the target of the FILE.py that the run was trained with: give
+it by --data, for a run never says what code to execute.
 """
 
 from support.ending import held, printable, reason, run_main  # first: it catches Ctrl-C from here on
@@ -30,12 +30,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hrda_lib import MultiResSegmenter
-from hrda_lib.data import CITYSCAPES, UnlabeledImages, image_files
+from hrda_lib.data import CITYSCAPES, image_files
 from support.command_line import ALONE, add_device, add_max_pixels, one_of, options_of, read_running
-from support.data_file import read_data_file
+from support.data_file import add_read_as, open_as_trained
 from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
-from support.plots import Picture, display, paint, palette
+from support.plots import Picture, display, draw_legend, paint, palette
 from support.processes import together
 from support.progress import bar
 from support.run_folder import WEIGHTS, load
@@ -45,6 +45,7 @@ IDS = {
     "labelIds": np.array([entry.id for entry in CITYSCAPES], np.uint8),
     "color": np.array([entry.colour for entry in CITYSCAPES], np.uint8),
 }
+LEGEND = "legend.png"
 DARK_ZURICH = ("labelTrainIds", "labelTrainIds_invalid", "confidence")
 
 
@@ -77,7 +78,7 @@ def find(inputs: Sequence[Path], out: Path, *, any_ending: bool) -> list[Path]:
     files = [
         file for path in inputs for file in (image_files(path, any_ending=any_ending) if path.is_dir() else [path])
     ]
-    taken = {os.path.realpath(file) for file in files}
+    taken = {os.path.realpath(file) for file in (*files, out / LEGEND)}
     for file in files:
         array = is_array(file, any_ending)
         endings = (".npy", "_overview.png") if array else (".png", "_overlay.png", "_attention.png")
@@ -161,8 +162,6 @@ def check(options: argparse.Namespace, model: Network, spec: NetworkSpec) -> Non
         )
     if options.save_attention and not isinstance(model, MultiResSegmenter):
         raise ValueError("--save-attention: this network has one scale, and no attention")
-    if not (spec.takes_pictures or options.data):
-        raise ValueError("this run's images are no RGB pictures; give the FILE.py of its training by --data")
     if not 0 <= options.alpha <= 1:
         raise ValueError(f"--alpha must be in [0, 1], got {options.alpha}")
     whole = [name for name in ("ids", "server", "zip", "flip", "save_attention", "contours") if getattr(options, name)]
@@ -177,8 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model, spec = load(options.run, options.weights)
     check(options, model, spec)
     files = find(options.inputs, options.out, any_ending=bool(options.data))
-    images = UnlabeledImages(files, max_pixels=options.max_pixels)
-    images = read_data_file(options.data).target.with_files(files) if options.data else images
+    images = open_as_trained(spec, files, options.data, options.max_pixels)
     running = read_running({**ALONE._asdict(), "device": options.device})
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(options.device)
@@ -192,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             tqdm.write(printable(f"predict.py: {file}: {problem(error, file)}"), file=sys.stderr)
     done = sorted(together(done, running.group))
+    if done and not running.rank:
+        draw_legend(options.out / LEGEND, spec.classes)
     if options.zip and not running.rank:
         pack(Path(f"{options.out}.zip"), [file for _, file in done], DARK_ZURICH if options.server else ("",))
     print(f"{options.out}: {len(done)} of {len(files)} images")
@@ -205,8 +205,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="images, or folders of them")
-    add, text = options_of(parser, "data").add_argument, "read images as the target of this file, as own_data.py does"
-    add("--data", type=Path, metavar="FILE.py", help=f"{text} (default: as RGB pictures)")
+    add_read_as(parser)
     add_max_pixels(parser)
     add = options_of(parser, "network").add_argument
     text = f"weights of the run to use ({one_of(WEIGHTS)}; default: %(default)s)"

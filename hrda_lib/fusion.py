@@ -71,6 +71,11 @@ def fuse_scales(
     return fused + _surround(crop(share, box) * detail_logits, box, fine)
 
 
+def share_of(attention_logits: Tensor) -> Tensor:
+    """What the detail gets of each cell, in [0, 1], by raw attention logits of any shape."""
+    return attention_logits.sigmoid()
+
+
 class ScaleAttentionFusion(nn.Module):
     """:func:`fuse_scales` for raw attention logits and a box in image pixels.
 
@@ -116,7 +121,7 @@ class ScaleAttentionFusion(nn.Module):
         Raises:
             ValueError: as :func:`fuse_scales`, or the box does not lie on whole cells.
         """
-        attention = attention_logits.sigmoid() if isinstance(attention_logits, Tensor) else attention_logits
+        attention = share_of(attention_logits) if isinstance(attention_logits, Tensor) else attention_logits
         cells = None if box is None else as_box("box", box).scaled(1 / self.output_stride)
         return fuse_scales(context_logits, detail_logits, attention, box=cells, scale=self.scale)
 

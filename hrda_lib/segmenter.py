@@ -25,7 +25,7 @@ from hrda_lib._checks import (
 )
 from hrda_lib._modules import in_eval_mode, written_out
 from hrda_lib.crops import MultiResCropSampler, as_fraction, check_multiple, downscale
-from hrda_lib.fusion import fuse_scales
+from hrda_lib.fusion import fuse_scales, share_of
 from hrda_lib.geometry import CropBox, as_box, crop, resize, window_grid
 from hrda_lib.sliding_window import Call, Output, Progress, SlidingWindowInferer
 
@@ -425,7 +425,7 @@ class MultiResSegmenter(nn.Module):
         if not isinstance(attention, Tensor) or attention.dim() != 4:
             got = tuple(attention.shape) if isinstance(attention, Tensor) else type(attention).__name__
             raise ValueError(f"attention must return logits (B, C or 1, h, w), got {got}{tensor_in(attention)}")
-        share = attention.sigmoid()
+        share = share_of(attention)
         return share if self.output_stride is None else resize(share, logits.shape[-2:])
 
     def _fuse(

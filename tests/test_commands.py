@@ -13,7 +13,12 @@ def test_every_script_with_options_is_on_the_page() -> None:
     page = (DOCS / "commands.md").read_text("utf-8")
     takes = {file.stem for file in EXAMPLES.glob("*.py") if "argparse" in file.read_text("utf-8")}
     assert takes == set(SCRIPTS)
-    assert all(f"generated/{name}.txt" in page for name in SCRIPTS)
+    assert all(page.count(f"generated/{name}.txt") == 1 for name in SCRIPTS)
+
+
+def test_every_script_is_shown_once() -> None:
+    page = (DOCS / "examples.md").read_text("utf-8")
+    assert all(page.count(f"{{literalinclude}} ../examples/{file.name}\n") == 1 for file in EXAMPLES.glob("*.py"))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -99,6 +99,13 @@ def test_the_index_of_the_api_points_to_every_picture() -> None:
     assert named == {name.replace("_", "-") for name in PICTURES}
 
 
+def test_the_table_of_changes_names_every_picture() -> None:
+    table = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| to change |")[2]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n\n")[0].splitlines()[2:]]
+    named = {name for row in rows for name in row[5].split(", ") if name}
+    assert named == {*PICTURES, "its name"}
+
+
 def test_captions_are_sentences_and_alternatives_say_what_is_seen() -> None:
     for name, picture in PICTURES.items():
         assert picture.caption.endswith("."), name

@@ -5,8 +5,10 @@ be a ValueError that names the argument. What is fine must come out finite; what
 which nobody can take for an answer.
 """
 
+import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +16,15 @@ import torch
 from tiny_models import TINY
 from torch import Tensor, nn
 
+import hrda_lib
+import hrda_lib.augment
+import hrda_lib.checkpointing
+import hrda_lib.data
+import hrda_lib.distributed
+import hrda_lib.lora
+import hrda_lib.losses
+import hrda_lib.models
+import hrda_lib.optim
 from hrda_lib import (
     ConfidenceWeightedCE,
     ConfusionMatrix,
@@ -41,7 +52,17 @@ from hrda_lib import (
     window_grid,
 )
 from hrda_lib.augment import fourier_style
-from hrda_lib.data import RareClasses, channel_statistics, normalize
+from hrda_lib.checkpointing import seed_step
+from hrda_lib.data import (
+    RareClasses,
+    Resized,
+    ResizedImages,
+    Sample,
+    SourceCrops,
+    TargetCrops,
+    channel_statistics,
+    normalize,
+)
 from hrda_lib.lora import add_lora
 from hrda_lib.losses import entropy
 from hrda_lib.models import (
@@ -161,6 +182,27 @@ def augmented(**settings: Any) -> Tensor:
     return StrongAugment(**{**AUGMENT, **settings})(IMAGES, torch.Generator().manual_seed(0))
 
 
+class Pictures:
+    """Two labelled images without files."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(torch.zeros(3, 24, 32, dtype=torch.uint8), self.label(index), str(index))
+
+    def label(self, index: int) -> Tensor:
+        return torch.full((24, 32), index, dtype=torch.uint8)
+
+
+def source_crops(**settings: Any) -> Tensor:
+    return SourceCrops(Pictures(), **{"size": 16, **settings})[0].image  # type: ignore[arg-type]
+
+
+def predicted(**settings: Any) -> Tensor:
+    return EncoderDecoder(ENCODER, nn.Conv2d(8, 4, 1)).predict(IMAGES, **{"window": 16, **settings})
+
+
 def pixel_weight(logits: Tensor) -> Tensor:
     """nan where a pixel without a best class would be trusted."""
     weight = pseudo_labels(logits, threshold=0.0, per="pixel")[1]
@@ -212,6 +254,9 @@ CASES: dict[str, Case] = {
         lambda v: ScaleAttentionFusion(scale=v)(LOGITS, LOGITS, LOGITS), "scale|detail_logits"
     ),
     "ScaleAttentionFusion output_stride": Case(lambda v: ScaleAttentionFusion(output_stride=v), "output_stride"),
+    "ScaleAttentionFusion.forward attention_logits": Case(
+        lambda v: ScaleAttentionFusion()(LOGITS, resize(LOGITS, 16), v), "attention", ("0",)
+    ),
     "ScaleAttentionFusion attention_logits": Case(
         lambda v: ScaleAttentionFusion()(LOGITS, resize(LOGITS, 16), spoiled(LOGITS, v)),
         "attention",
@@ -299,6 +344,7 @@ CASES: dict[str, Case] = {
     "ConfusionMatrix prediction": Case(
         lambda v: confusion().update(spoiled(LABELS, v), LABELS), "prediction", ("0",), wholes=True
     ),
+    "ConfusionMatrix.iou absent": Case(lambda v: confusion().iou(absent=v), "absent", ("nan", "0")),
     "ConfusionMatrix.mean_iou classes": Case(lambda v: confusion().mean_iou([v]), "classes", ("0",)),
     "ConfusionMatrix.mean_iou absent": Case(lambda v: confusion().mean_iou(absent=v), "absent", ("nan", "0")),
     # mixing and augmentation
@@ -393,6 +439,13 @@ CASES: dict[str, Case] = {
     "MultiResSegmenter.predict window": Case(lambda v: segmenter().predict(IMAGES, window=v), "window"),
     "MultiResSegmenter.predict stride": Case(lambda v: segmenter().predict(IMAGES, stride=v), "stride"),
     "MultiResSegmenter.predict batch_size": Case(lambda v: segmenter().predict(IMAGES, batch_size=v), "batch_size"),
+    "MultiResSegmenter.predict confident": Case(
+        lambda v: segmenter().predict(IMAGES, confident=v), "confident", ("0",)
+    ),
+    "MultiResSegmenter.predict_scales stride": Case(lambda v: segmenter().predict_scales(IMAGES, stride=v), "stride"),
+    "MultiResSegmenter.predict_scales batch_size": Case(
+        lambda v: segmenter().predict_scales(IMAGES, batch_size=v), "batch_size"
+    ),
     "MultiResSegmenter.predict_scales window": Case(lambda v: segmenter().predict_scales(IMAGES, window=v), "window"),
     "SelfTraining detail_weight": Case(
         lambda v: training(detail_weight=v).source(IMAGES, MAPS)[0], "detail_weight", ("0",)
@@ -406,6 +459,15 @@ CASES: dict[str, Case] = {
     ),
     "SelfTraining.source labels": Case(
         lambda v: training().source(IMAGES, spoiled(MAPS, v))[0], "target", ("0",), wholes=True
+    ),
+    "SelfTraining.mix classes": Case(
+        lambda v: training().mix(IMAGES, MAPS, IMAGES, MAPS, IMAGES[:, 0], classes=[[v]]).images, "classes", ("-1", "0")
+    ),
+    "SelfTraining.mixed classes": Case(
+        lambda v: training().mixed(IMAGES, MAPS, IMAGES, MAPS, IMAGES[:, 0], classes=[[v]])[0], "classes", ("-1", "0")
+    ),
+    "SelfTraining.losses mixed_classes": Case(
+        lambda v: [x for _, x in training().losses(IMAGES, MAPS, IMAGES, mixed_classes=[[v]])], "classes", ("-1", "0")
     ),
     "SelfTraining.mixed weight": Case(
         lambda v: training().mixed(IMAGES, MAPS, IMAGES, MAPS, spoiled(IMAGES[:, 0], v), classes=[[]])[0],
@@ -474,6 +536,26 @@ CASES: dict[str, Case] = {
         lambda v: MixTransformer(TINY, checkpoint_stages=[v]).training, "checkpoint_stages", ("0",)
     ),
     "TimmEncoder in_channels": Case(lambda v: TimmEncoder("resnet10t", in_channels=v), "in_channels"),
+    "EncoderDecoder.predict window": Case(lambda v: predicted(window=v), "window"),
+    "EncoderDecoder.predict stride": Case(lambda v: predicted(stride=v), "stride"),
+    "EncoderDecoder.predict batch_size": Case(lambda v: predicted(batch_size=v), "batch_size"),
+    "DAFormerHead num_classes": Case(lambda v: DAFormerHead([8], v), "num_classes"),
+    "DAFormerHead embed_dims": Case(lambda v: DAFormerHead([8], 5, embed_dims=v), "embed_dims"),
+    "DAFormerHead dropout": Case(lambda v: DAFormerHead([8], 5, dropout=v).training, "dropout", ("0",)),
+    "DeepLabV2Head num_classes": Case(lambda v: DeepLabV2Head(8, v), "num_classes"),
+    "MixTransformer drop_path": Case(lambda v: MixTransformer(TINY, drop_path=v).training, "drop_path", ("0",)),
+    # data
+    "SourceCrops size": Case(lambda v: source_crops(size=(16, v)), "size"),
+    "SourceCrops min_crop_pixels": Case(lambda v: source_crops(min_crop_pixels=v), "min_crop_pixels", ("1e38", "0")),
+    "SourceCrops max_class_share": Case(lambda v: source_crops(max_class_share=v), "max_class_share"),
+    "SourceCrops tries": Case(lambda v: source_crops(tries=v), "tries"),
+    "TargetCrops size": Case(lambda v: TargetCrops(Pictures(), (16, v)), "size"),  # type: ignore[arg-type]
+    "Resized size": Case(lambda v: Resized(Pictures(), (v, 9)), "size"),  # type: ignore[arg-type]
+    "ResizedImages size": Case(lambda v: ResizedImages(Pictures(), (v, 9)), "size"),  # type: ignore[arg-type]
+    # a step's place
+    "seed_step seed": Case(lambda v: seed_step(v, 0), "seed", ("0",)),
+    "seed_step step": Case(lambda v: seed_step(0, v), "step", ("0",)),
+    "seed_step rank": Case(lambda v: seed_step(0, 0, v), "rank", ("0",)),
     # statistics of data
     "RareClasses counts": Case(
         lambda v: RareClasses(spoiled(COUNTS.float(), v), min_pixels=1).probabilities,
@@ -495,6 +577,71 @@ CASES: dict[str, Case] = {
     "normalize mean": Case(lambda v: normalize(IMAGES, mean=(v, 0, 0), std=(1, 1, 1)), "mean", ("1e38", "-1", "0")),
     "normalize std": Case(lambda v: normalize(IMAGES, mean=(0, 0, 0), std=(1, v, 1)), "std", ("1e38",)),
 }
+
+
+ROOMS = (
+    *(hrda_lib, hrda_lib.augment, hrda_lib.checkpointing, hrda_lib.data, hrda_lib.distributed, hrda_lib.lora),
+    *(hrda_lib.losses, hrda_lib.models, hrda_lib.optim),
+)
+SAMPLE = "of a sample: an IndexError beyond the last, as of a list"
+WHOLE = "a whole number, of which Python itself refuses others by a TypeError; its range is in tests/data"
+ELSEWHERE = {
+    "Adapted (input|output)": "a place in a sequence, or a key, tests/test_adapted.py",
+    "CropBox (top|left|height|width)": "where it is used: crop box",
+    "(SegmenterOutput|MixTransformerSize|LabelClass) .*": "a record",
+    "FeatureDistance level": "a place in a sequence, or a key, tests/test_feature_distance.py",
+    "SlidingWindowInferer.stream size": "sides as of an image, tests/test_sliding_window.py",
+    ".* max_pixels": "one check of all data sets, tests/data/test_pictures.py",
+    ".* index": SAMPLE,
+    ".*Crops.name k": SAMPLE,
+    ".* within": "a size that the caller has checked: Resized size",
+    ".* progress": "a function",
+    "(Folders|ListFile) ignore": "ids of labels, tests/data/test_folders.py",
+    "Relabeled ids": "tests/data/test_relabeled.py",
+    "StoredColours colours": "tests/data/test_stored_colours.py",
+    "(Source|Target)Crops (length|seed)": WHOLE,
+    "TargetCrops margins": WHOLE,
+    "StepBatches .*": WHOLE,
+    "check_classes .*": WHOLE,
+    "count_labels workers": WHOLE,
+    "ViTFeatures out_indices": "blocks of a network, tests/models/test_vit.py",
+    "(daformer|hrda) checkpoint_stages": "handed on: MixTransformer checkpoint_stages",
+    "deeplab_v2 .*": "handed on: DeepLabV2Head",
+    "LoRALinear .*": "as torch's Linear",
+    "color_jitter order": "a permutation, tests/test_augment.py",
+    "save_checkpoint keep": "tests/test_checkpointing.py",
+    "mean value": "any number, for it is averaged",
+}
+
+
+def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Public functions, classes and methods by the names that cases have."""
+    for room in ROOMS:
+        own = [name for name, x in vars(room).items() if getattr(x, "__module__", "") == room.__name__]
+        for name in getattr(room, "__all__", own):
+            found = getattr(room, name)
+            if callable(found) and not name.startswith("_"):
+                yield name, found
+                methods = vars(found).items() if inspect.isclass(found) else ()
+                yield from ((f"{name}.{key}", x) for key, x in methods if inspect.isfunction(x) and key[0] != "_")
+
+
+def numbers() -> Iterator[str]:
+    """``CALLABLE ARGUMENT`` of each argument that may be a number."""
+    for name, found in callables():
+        try:
+            arguments = inspect.signature(found).parameters.values()
+        except (TypeError, ValueError):  # of a type alias
+            continue
+        yield from (f"{name} {x.name}" for x in arguments if re.search(r"\b(int|float)\b", str(x.annotation)))
+
+
+def test_every_number_has_a_case_or_a_reason() -> None:
+    """An argument that is new is found by its annotation."""
+    cases = {" ".join(name.replace(",", "").split()[:2]) for name in CASES}
+    lacking = set(numbers()) - cases
+    assert not {name for name in lacking if not any(re.fullmatch(pattern, name) for pattern in ELSEWHERE)}
+    assert not {pattern for pattern in ELSEWHERE if not any(re.fullmatch(pattern, name) for name in lacking)}
 
 
 def finite(answer: Any) -> bool:

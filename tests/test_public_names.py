@@ -158,6 +158,7 @@ SIGNATURES = {
     "data.Concatenated": "(datasets)",
     "data.count_labels": "(dataset, *, cache=None, progress=None, workers=None, on_error='raise', group=None)",
     "data.LabeledFiles.count": "(self, index)",
+    "data.read_counts": "(file)",
     "data.read_published_counts": "(file, names)",
     "data.check_classes": "(dataset, counts, num_classes, *, ignore_index=255)",
     "data.check_sizes": "(dataset, progress=None)",

@@ -15,6 +15,7 @@ from support.networks import Network
 
 GIB, TERA = 2**30, 10**12
 FRAME = (1024, 2048)  # a prediction is one of Cityscapes' images
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by a setting's precision
 MASTER = 4  # bytes of a number that is trained
 
 
@@ -35,7 +36,7 @@ class Cost:
     adapters: int
     """Of these, those of LoRA."""
     kept: float
-    """Bytes of activations that a term keeps for its backward pass, in bfloat16, with fused attention."""
+    """Bytes of activations that a term keeps for backward, in the precision of the settings, with fused attention."""
     plain: float
     """Bytes that plain attention keeps beside them: its matrices of tokens by tokens."""
 
@@ -67,8 +68,9 @@ def cost(spec: VitSpec, settings: Any) -> Cost:
     Raises:
         ValueError: there is no such network, or its sizes do not fit.
     """
-    student = on_meta(spec, settings.rank)
-    images = torch.empty(1, spec.channels, *settings.crop, device="meta", dtype=torch.bfloat16)
+    dtype = DTYPES[settings.precision]
+    student = on_meta(spec, settings.rank, dtype)
+    images = torch.empty(1, spec.channels, *settings.crop, device="meta", dtype=dtype)
     tokens = tokens_of(student, images)
     with FlopCounterMode(display=False) as counter:
         with counting(student, tokens) as kept:
@@ -92,12 +94,12 @@ def cost(spec: VitSpec, settings: Any) -> Cost:
     )
 
 
-def on_meta(spec: VitSpec, rank: int) -> Network:
-    """The network without memory, in bfloat16."""
+def on_meta(spec: VitSpec, rank: int, dtype: torch.dtype = torch.bfloat16) -> Network:
+    """The network without memory, in the numbers that it computes with."""
     with torch.device("meta"):
         student = spec.build()
         adapt_by_lora(student, rank)
-    return student.to(torch.bfloat16).train()
+    return student.to(dtype).train()
 
 
 def tokens_of(student: Network, images: Tensor) -> set[int]:
@@ -163,7 +165,8 @@ def report(spec: VitSpec, settings: Any) -> str:
     rows += ["", f"| {'GiB':<38} | {'':>8} |", f"| {'-' * 38} | {'-' * 7}: |"]
     rows += [f"| {name:<38} | {x / GIB:>8.2f} |" for name, x in found.bytes(batch).items()]
     rows.append(f"| {'all':<38} | {found.total(batch) / GIB:>8.2f} |")
-    rows += ["", "Activations: in bfloat16, of the largest term, with fused attention (scaled_dot_product_attention);"]
+    kind = str(DTYPES[settings.precision]).removeprefix("torch.")
+    rows += ["", f"Activations: in {kind}, of the largest term, with fused attention (scaled_dot_product_attention);"]
     rows.append(
         f"plain attention keeps {batch * found.plain / GIB:.2f} GiB more. Weights, gradients and AdamW: float32."
     )

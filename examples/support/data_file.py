@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from hrda_lib.data import Concatenated, Folders, LabeledImages, UnlabeledImages
 from support.command_line import add_max_pixels, options_of
 from support.ending import printable
+from support.networks import NetworkSpec
 
 VOID = {"void", "ignore", "ignored", "unlabeled", "unlabelled"}
 
@@ -63,6 +64,27 @@ def read_data_file(file: Path) -> DataFile:
         if not hasattr(getattr(module, wanted, module.source), "label_file"):
             raise ValueError(f"{file}: {wanted} must be labelled images, such as Folders(...)")
     return DataFile(module.source, module.target, tuple(map(printable, names)), getattr(module, "validation", None))
+
+
+def open_as_trained(
+    spec: NetworkSpec, files: Sequence[Path], file: Path | None, max_pixels: int | None = None
+) -> UnlabeledImages:
+    """Images for the network of a run: pictures, or read as the target of :func:`add_read_as`'s file.
+
+    Raises:
+        ValueError: the run's images were no pictures, and there is no such file.
+    """
+    if file:
+        return read_data_file(file).target.with_files(files)
+    if not spec.takes_pictures:
+        raise ValueError("this run's images are no RGB pictures; give the FILE.py of its training by --data")
+    return UnlabeledImages(files, max_pixels=max_pixels)
+
+
+def add_read_as(parser: argparse.ArgumentParser) -> None:
+    """The option that says how images without labels are read."""
+    text = "read images as the target of this file, as own_data.py does (default: as RGB pictures)"
+    options_of(parser, "data").add_argument("--data", type=Path, metavar="FILE.py", help=text)
 
 
 def add_own_data(parser: argparse.ArgumentParser) -> None:

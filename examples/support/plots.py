@@ -53,6 +53,7 @@ CURVES = {
     "gradient norm": {"gradient": ""},
     "learning rate": {"lr": ""},
 }
+DPI = 90
 COSTS = ("step", "seconds", "memory")  # no curves
 ATTENTION, WEIGHT = "attention to detail", "weight"  # of a pixel, in [0, 1]
 STYLES = ("-", "--", ":", "-.")
@@ -220,13 +221,25 @@ def draw_grid(
     _save(figure, file)
 
 
+def draw_legend(file: Path, names: Sequence[str]) -> None:
+    """The name of each class beside its colour."""
+    handles = [Patch(color=colour, label=name) for name, colour in zip(names, palette(names) / 255, strict=False)]
+    figure = plt.figure(dpi=DPI)
+    legend = figure.legend(handles=handles, loc="center", ncols=math.ceil(len(names) / 20), frameon=False)
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    figure.set_size_inches(math.ceil(box.width) / DPI, math.ceil(box.height) / DPI)
+    _save(figure, file)
+
+
 def _save(figure: Any, file: Path, *, endings: Sequence[str] = (".png",)) -> None:
     """Each file gets its name when it is complete; a PNG has the colours that were drawn, none is rounded."""
     for ending in endings:
         place = file.with_suffix(ending)
         part = place.with_name(f"{place.name}.part")
         try:
-            figure.savefig(part, dpi=90, format=ending[1:], metadata={"CreationDate": None} if ending == ".pdf" else {})
+            undated = {"CreationDate": None} if ending == ".pdf" else {}
+            figure.savefig(part, dpi=DPI, format=ending[1:], metadata=undated)
             if ending == ".png":
                 with Image.open(part) as image:
                     image.convert("RGB").save(part, format="png", optimize=True)

@@ -62,9 +62,7 @@ class RunFolder:
         Raises:
             ValueError: the folder holds a run that is neither to go on nor to be replaced, or one of other settings.
         """
-        self.key = json.dumps(
-            {**(settings if key is None else key), "network": asdict(self.spec)}, sort_keys=True, default=str
-        )
+        self.key = self._key(settings if key is None else key)
         if self._goes_on() or self.rank:
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -98,12 +96,30 @@ class RunFolder:
                 f"{self.path}: holds a run that stopped at step {kept['step']}; --resume goes on with it, --overwrite "
                 "replaces it"
             )
-        if kept["key"] != self.key:
-            raise ValueError(
-                f"{self.path}: --resume needs the settings that it began with, {differences(kept['key'], self.key)}"
-            )
+        self._compare(kept["key"], self.key)
         self.phase, self.steps = kept["phase"], kept["step"]
         return True
+
+    def check_complete(self, key: Mapping[str, Any]) -> None:
+        """Refuse to take a complete run for one of these settings if it is of others; ``key`` as in :meth:`start`.
+
+        Raises:
+            ValueError: it is, or its ``config.json`` cannot be read.
+        """
+        file, now = self.path / "config.json", self._key(key)
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+            before = {name: config[name] for name in json.loads(now)}
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise ValueError(f"{file}: does not say the run's settings; choose another --out, or --overwrite") from None
+        self._compare(json.dumps(before, sort_keys=True), now)
+
+    def _key(self, settings: Mapping[str, Any]) -> str:
+        return json.dumps({**settings, "network": asdict(self.spec)}, sort_keys=True, default=str)
+
+    def _compare(self, before: str, now: str) -> None:
+        if before != now:
+            raise ValueError(f"{self.path}: --resume needs the settings that it began with, {differences(before, now)}")
 
     @contextmanager
     def kept(self, state: Mapping[str, Any], phase: int = 0) -> Iterator[Callable[[Batches], Iterator[Batch]]]:
@@ -271,6 +287,22 @@ def training_state(file: Path) -> dict[str, Any] | None:
         way_out = "a former checkpoint, last.1.pt of --keep, can take its place, or --overwrite begins anew"
         raise ValueError(f"{error}; {way_out}") from None
     return kept if {"optimizer", "key", "phase"} <= kept.keys() else None
+
+
+def complete(running: Running) -> bool:
+    """Whether ``--resume`` meets a run that is over.
+
+    Raises:
+        ValueError: there is one, and neither ``--resume`` nor ``--overwrite`` says what to do about it.
+    """
+    file = running.out / "last.pt"
+    if running.overwrite or not file.exists() or training_state(file):
+        return False
+    if not running.resume:
+        raise ValueError(
+            f"{running.out}: already holds a run; choose another --out (--init starts from it), or --overwrite"
+        )
+    return True
 
 
 def differences(before: str, now: str) -> str:

@@ -2,7 +2,7 @@
 
 from hrda_lib.data.concatenated import Concatenated
 from hrda_lib.data.folders import Folders, image_files
-from hrda_lib.data.label_counts import check_classes, count_labels, read_published_counts
+from hrda_lib.data.label_counts import check_classes, count_labels, read_counts, read_published_counts
 from hrda_lib.data.labeled_files import LabeledFiles
 from hrda_lib.data.list_file import ListFile
 from hrda_lib.data.normalization import IMAGENET_MEAN, IMAGENET_STD, channel_statistics, normalize
@@ -74,5 +74,6 @@ __all__ = [
     "normalize",
     "open_dataset",
     "open_labeled_splits",
+    "read_counts",
     "read_published_counts",
 ]

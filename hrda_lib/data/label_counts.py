@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -51,15 +51,13 @@ def count_labels(
         raise ValueError(f"dataset and workers must be at least one, got {len(dataset)} images and {workers} workers")
     skipped, path = Skipped(len(dataset), on_error), None if cache is None else Path(cache)
     rank, world = (0, 1) if group is None else (group.rank(), group.size())
-    fingerprint, counts = "", None
-    if path and not rank:
-        fingerprint = dataset.fingerprint()
-        counts = _load(path, fingerprint, len(dataset))
-    kept = _any(counts is not None, group)
+    fingerprint = dataset.fingerprint() if path and not rank else ""
+    of, counts = (None if path is None or rank else _load(path)) or ("", torch.zeros(0, 256, dtype=torch.int64))
+    kept = _any(of == fingerprint and len(counts) == len(dataset), group)
     if not kept:
         mine = range(rank, len(dataset), world)
         counts = all_or_none(lambda: _counted(dataset, mine, skipped, progress, workers), group)
-    elif counts is None:
+    elif rank:
         counts = torch.zeros(len(dataset), 256, dtype=torch.int64)
     counts = counts if group is None else reduced(counts, group)
     left_out = int((counts.sum(dim=1) == 0).sum())
@@ -104,6 +102,21 @@ def _counted(
     finally:
         pool.shutdown(cancel_futures=True)
     return counts
+
+
+def read_counts(file: str | Path) -> Tensor:
+    """Pixels of each label id in each image, (N, 256) int64, that :func:`count_labels` kept; no data set is needed.
+
+    Args:
+        file: its ``cache``, such as the ``label_counts.json`` of a run folder.
+
+    Raises:
+        ValueError: there is no such file, or it is none of this kind.
+    """
+    kept = _load(Path(file))
+    if kept is None:
+        raise ValueError(f"{shown(Path(file))}: is no cache of count_labels, or cannot be read")
+    return kept[1]
 
 
 def read_published_counts(file: str | Path, names: Sequence[str]) -> Tensor:
@@ -187,19 +200,19 @@ def check_classes(dataset: LabeledImages, counts: Tensor, num_classes: int, *, i
         )
 
 
-def _load(path: Path, fingerprint: str, count: int) -> Tensor | None:
-    """Counts of the same files, or None: a missing, older, broken or foreign cache is counted anew."""
+def _load(path: Path) -> tuple[Any, Tensor] | None:
+    """What files a cache is of, and its counts; None: it is missing, older, broken or foreign."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         rows = kept["counts"]
-        if kept["fingerprint"] != fingerprint or not all(map(_is_row, rows)):
+        if not all(map(_is_row, rows)):
             return None
-        counts = torch.zeros(count, 256, dtype=torch.int64)
+        counts = torch.zeros(len(rows), 256, dtype=torch.int64)
         for row, pixels in zip(counts, rows, strict=True):
             row[[int(label) for label in pixels]] = torch.tensor(list(pixels.values()))
+        return kept["fingerprint"], counts
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return counts
 
 
 def _is_row(pixels: dict[str, int]) -> bool:

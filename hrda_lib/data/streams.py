@@ -1,5 +1,6 @@
 """Endless, resumable streams of training crops from a source and a target."""
 
+import math
 from collections.abc import Sized
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
 
-from hrda_lib._checks import pair
+from hrda_lib._checks import check_up_to, is_count, is_number, pair
 from hrda_lib.data.layout import shown
 from hrda_lib.data.rare_class import RareClasses
 from hrda_lib.data.samples import LabeledImages, Sample, UnlabeledSample
@@ -117,7 +118,7 @@ class SourceCrops(Dataset[SourceCrop]):
         tries: int = 10,
         on_error: OnError = "raise",
     ) -> None:
-        if not 0 < max_class_share <= 1 or tries < 1:
+        if not is_number(max_class_share) or not 0 < max_class_share <= 1 or not is_count(tries):
             raise ValueError(f"max_class_share must be in (0, 1] and tries positive, got {max_class_share}, {tries}")
         self.dataset, self.size = dataset, pair("size", size)
         self._stream, self._skipped = Stream(seed, length, 0), Skipped(len(dataset), on_error)
@@ -128,6 +129,7 @@ class SourceCrops(Dataset[SourceCrop]):
         self.rare_classes, self.max_class_share, self.tries = rare_classes, max_class_share, tries
         half = rare_classes.min_pixels // 2 if rare_classes else 0
         self.min_crop_pixels = half if min_crop_pixels is None else min_crop_pixels
+        check_up_to(math.inf, min_crop_pixels=self.min_crop_pixels)
 
     def __len__(self) -> int:
         return len(self._stream)

@@ -20,6 +20,7 @@ from hrda_lib.data import (
     StoredColours,
     check_classes,
     count_labels,
+    read_counts,
     read_published_counts,
 )
 from hrda_lib.data.stored_ids import StoredIds, ignoring
@@ -94,6 +95,18 @@ def test_a_cache_that_is_none(tmp_path: Path, content: bytes) -> None:
     cache.unlink()
     cache.mkdir()
     assert count_labels(folders, cache=cache).sum() == 3 * 768
+
+
+def test_counts_are_read_without_their_data(tmp_path: Path) -> None:
+    cache = tmp_path / "counts.json"
+    counts = count_labels(Folders(write(tmp_path / "data")), cache=cache)
+    assert torch.equal(read_counts(str(cache)), counts)
+    for broken in ('{"counts": [{"0": 768}]}', '{"fingerprint": "", "counts": [{"0": -1}]}', "["):
+        cache.write_text(broken)
+        with pytest.raises(ValueError, match=rf"^{cache}: is no cache of count_labels, or cannot be read"):
+            read_counts(cache)
+    with pytest.raises(ValueError, match="is no cache of count_labels"):
+        read_counts(tmp_path / "none.json")
 
 
 def test_one_class_beside_255_is_refused(tmp_path: Path) -> None:

@@ -78,6 +78,15 @@ def test_every_problem_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert re.search(text, printed)
 
 
+def test_where_nothing_can_be_used_that_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = gta(tmp_path / "data", 2)
+    for file in (root / "images").iterdir():
+        file.write_bytes(b"")
+    assert check_data.main([str(root), "--out", str(tmp_path / "out")]) == 1
+    text = "gta: 2 images, 2 with a problem\n  none of them can be used: no sizes, no shares and no pictures\n"
+    assert text in capsys.readouterr().out
+
+
 def test_a_target_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cityscapes(tmp_path / "data", labels=False)
     arguments = [str(tmp_path / "data"), "--out", str(tmp_path / "out")]

@@ -67,7 +67,7 @@ def test_a_table_with_the_labels_that_were_counted(
         (tmp_path / name).mkdir()
         RunFolder(tmp_path / name, SPEC).finish(SPEC.build(), None)
     rows = [{"0": 3, "255": 9}, {"1": 1}]
-    (tmp_path / "first" / "label_counts.json").write_text(json.dumps({"counts": rows}))
+    (tmp_path / "first" / "label_counts.json").write_text(json.dumps({"fingerprint": "", "counts": rows}))
     runs = tmp_path / "first", tmp_path / "second"
     assert main("compare.py", images, *runs, "--json", tmp_path / "found.json", "--device", "cpu") == 0
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line]

@@ -98,6 +98,16 @@ def test_recomputing_keeps_less() -> None:
     assert cost(spec(less), less).kept < cost(spec(TINY), TINY).kept
 
 
+def test_activations_are_of_the_precision_of_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    half = replace(TINY, precision="bf16")
+    in_half, in_full = cost(spec(half), half), cost(spec(TINY), TINY)
+    assert 1.8 < in_full.kept / in_half.kept < 2  # some of it is float32 in both, as all of plain attention
+    assert (in_full.plain, in_full.step) == (in_half.plain, in_half.step)
+    assert main("vfm_uda.py", "--cost", "--precision", "bf16") == 0
+    assert "Activations: in bfloat16" in capsys.readouterr().out
+    assert "Activations: in float32" in report(spec(TINY), TINY)
+
+
 def test_equal_flops() -> None:
     changes, length = same_flops(spec(TINY), TINY)
     assert changes == {"scales": 1}

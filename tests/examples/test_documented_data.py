@@ -1,4 +1,4 @@
-"""The files of docs/data_files, each on small images of its kind: check, adapt, predict, evaluate."""
+"""The files of docs/data_files, each on small images of its kind: check, adapt, predict, compare, evaluate."""
 
 import json
 import shutil
@@ -157,6 +157,9 @@ def test_a_file_serves_every_script(
     assert main("predict.py", "run", images, "--out", "again") == (0 if pictures else 2)
     if pictures:
         assert all(np.array_equal(*(picture(Path(f"{out}/{i}.png")) for out in ("labels", "again"))) for i in range(3))
+
+    assert main("compare.py", "data/target", "run", "run", "--data", file) == 0
+    assert main("compare.py", "data/target", "run") == (0 if pictures else 2)
 
     capsys.readouterr()
     measured = "validation" in text

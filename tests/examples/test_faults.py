@@ -581,7 +581,7 @@ def test_an_image_too_large_for_the_memory_does_not_end_the_others(
 
     monkeypatch.setattr(predict, "predict", first_two)
     assert main("predict.py", run_of(tmp_path / "run"), folders[3] / "images", "--out", tmp_path / "out") == 1
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"2.png", "2_overlay.png"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"2.png", "2_overlay.png", "legend.png"}
     text = "0.png: too large for the memory; make it smaller, or cut it"
     assert text in capsys.readouterr().err
 

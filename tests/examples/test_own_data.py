@@ -753,8 +753,25 @@ def test_a_complete_run_has_nothing_to_go_on_with(plain: Path, capsys: pytest.Ca
     folders = ["--source", *options["source"], "--target", options["target"], "--out", plain, *FAST]
     before = (plain / "last.pt").stat().st_mtime_ns
     assert main("own_data.py", *folders, "--resume") == 0
-    assert capsys.readouterr().out == f"{plain}: this run is complete\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"{plain}: this run is complete"
+    assert main("own_data.py", *folders, "--resume", "--lr", 0.5, "--method", "source") == 2
+    message = "--resume needs the settings that it began with, augment_source 1, not 0, lr 0.003, not 0.5, method"
+    assert capsys.readouterr().err == f"own_data.py: {plain}: {message} 'hrda', not 'source'\n"
     assert (plain / "last.pt").stat().st_mtime_ns == before
+
+
+def test_a_complete_run_that_does_not_say_its_settings_is_taken_for_none(
+    folders: tuple[Path, Path], plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "last.pt").write_bytes((plain / "last.pt").read_bytes())
+    arguments = ["--source", folders[0], "--target", folders[1], "--out", out, *FAST, "--resume"]
+    for content in ("", '{"lr": 1}', "[]"):
+        (out / "config.json").write_text(content)
+        assert main("own_data.py", *arguments) == 2
+        message = "config.json: does not say the run's settings; choose another --out, or --overwrite"
+        assert capsys.readouterr().err == f"own_data.py: {out}/{message}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -23,6 +23,7 @@ from support.plots import (
     draw_classes,
     draw_curves,
     draw_grid,
+    draw_legend,
     draw_panel,
     draw_shares,
     paint,
@@ -368,3 +369,15 @@ def test_curves_and_bars_are_vectors_too(tmp_path: Path) -> None:
     first = (tmp_path / "classes.pdf").read_bytes()
     draw_classes(tmp_path / "classes.png", {"uda": [result(0.5)]})
     assert (tmp_path / "classes.pdf").read_bytes() == first  # no date
+
+
+def test_a_legend_names_the_colours_of_the_classes(figures: list[Any], tmp_path: Path) -> None:
+    names = ("road", "a class with a long name", "car")
+    draw_legend(tmp_path / "legend.png", names)
+    (legend,) = figures[0].legends
+    assert tuple(text.get_text() for text in legend.get_texts()) == names
+    colours = [np.round(255 * np.array(patch.get_facecolor()[:3])) for patch in legend.get_patches()]
+    assert np.array_equal(colours, palette(names)[:3])
+    figures[0].draw_without_rendering()
+    frame, page = legend.get_window_extent(), figures[0].bbox
+    assert (frame.width, frame.height) == pytest.approx((page.width, page.height), abs=1)  # nothing cut, nothing empty

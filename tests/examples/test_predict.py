@@ -83,7 +83,8 @@ def test_any_size_and_on_after_a_bad_file(
     assert f"{out}: 4 of 6 images" in printed
     endings = ("", "_overlay", "_attention")[: 2 + len(attention)]
     assert {file.name for file in out.iterdir()} == {
-        f"{stem}{ending}.png" for stem in (*SIZES, "alone") for ending in endings
+        "legend.png",
+        *(f"{stem}{ending}.png" for stem in (*SIZES, "alone") for ending in endings),
     }
     for name, (height, width) in SIZES.items():
         label = picture(out / f"{name}.png")
@@ -240,9 +241,10 @@ def test_no_input_is_overwritten(images: Path, tmp_path: Path, capsys: pytest.Ca
     saved(tmp_path / "a" / "0.png", pixels(0))
     saved(tmp_path / "b" / "0.png", pixels(1))
     saved(tmp_path / "c" / "0_overlay.png", pixels(1))
+    saved(tmp_path / "d" / "legend.png", pixels(1))
     (tmp_path / "link").symlink_to(tmp_path / "a")
     before = (tmp_path / "a" / "0.png").read_bytes()
-    for inputs, out in (("a", "a"), ("a", "link"), ("ab", "out"), ("ac", "out"), ("ac", "c")):
+    for inputs, out in (("a", "a"), ("a", "link"), ("ab", "out"), ("ac", "out"), ("ac", "c"), ("d", "out")):
         assert main("predict.py", folder, *(tmp_path / name for name in inputs), "--out", tmp_path / out) == 2
         message = "its results would overwrite an input or another result; choose another --out"
         assert message in capsys.readouterr().err
@@ -295,7 +297,7 @@ def test_an_array_is_predicted_as_the_picture_is(size: tuple[int, int], tmp_path
     Image.fromarray(array).save(tmp_path / "b.png")
     out = tmp_path / "out"
     assert main("predict.py", folder, tmp_path / "a.npy", tmp_path / "b.png", "--out", out) == 0
-    assert {file.name for file in out.iterdir()} == {"a.npy", "a_overview.png", "b.png", "b_overlay.png"}
+    assert {file.name for file in out.iterdir()} == {"a.npy", "a_overview.png", "b.png", "b_overlay.png", "legend.png"}
     labels = np.load(out / "a.npy")
     assert (labels.dtype, labels.shape) == (np.uint8, size)
     assert np.array_equal(labels, picture(out / "b.png"))
@@ -344,7 +346,7 @@ def test_arrays_that_are_no_images_are_reported(
     printed, errors = capsys.readouterr()
     assert f"predict.py: {bad}: {message}" in errors
     assert "1 of 2 images" in printed
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"good.npy", "good_overview.png"}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"good.npy", "good_overview.png", "legend.png"}
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])

@@ -1,5 +1,6 @@
 """TimmEncoder against timm itself."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_weights_of_a_file(name: str, ending: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     timm.create_model(name, features_only=True)
     assert torch.equal(after, torch.rand(1))  # what is drawn next does not depend on where weights come from
+
+
+def test_a_file_with_a_classifier_is_worth_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(timm.create_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
+    TimmEncoder("tf_efficientnet_lite0", weights=tmp_path / "weights.pth")
+    assert not caplog.records
+    logging.getLogger("timm.models._builder").warning("Unexpected keys: what others load is theirs")
+    assert len(caplog.records) == 1
 
 
 def test_two_scales_around_it() -> None:
