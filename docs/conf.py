@@ -10,6 +10,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(2, str(Path(__file__).resolve().parent))
 
 from command_help import write as write_help
+from folding import fold
 from notebooks import write as write_tutorials
 from offline import check_offline, copy_mathjax
 from pictures import draw_all, stale, substitutions
@@ -130,5 +131,6 @@ def setup(app: Any) -> None:
     app.connect("missing-reference", name_as_documented, priority=400)
     app.connect("missing-reference", resolve_short_name)
     app.connect("autodoc-process-docstring", drop_field_numbers)
+    app.connect("html-page-context", fold)
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", check_offline)
