@@ -9,7 +9,7 @@ import pictures
 import pytest
 from documents import DOCS
 from matplotlib import pyplot as plt
-from pictures import PICTURES, THEMES, markdown, names_of_the_gallery, style
+from pictures import PICTURES, THEMES, markdown, names_of_the_gallery, style, thumbnails
 from PIL import Image
 from step_diagram import step_diagram
 
@@ -97,6 +97,16 @@ def test_the_index_of_the_api_points_to_every_picture() -> None:
     index = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
     named = set(re.findall(r"\(#gallery-([\w-]+)\) \|$", index, re.MULTILINE))
     assert named == {name.replace("_", "-") for name in PICTURES}
+
+
+def test_the_gallery_begins_with_every_picture_small() -> None:
+    cards = thumbnails().split(":::{grid-item-card}")[1:]
+    gallery = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    assert gallery.index("{{ thumbnails }}") < gallery.index("{{ crops_here }}")
+    assert len(cards) == len(PICTURES)
+    for name in PICTURES:
+        (card,) = (card for card in cards if f"gallery-{name.replace('_', '-')}\n" in card)
+        assert all(f"/_pictures/{pictures.files(name)[theme].name}" in card for theme in THEMES)
 
 
 def test_captions_are_sentences_and_alternatives_say_what_is_seen() -> None:
