@@ -43,6 +43,8 @@ CASES = (
     "mix_transformer",
     "import_time",
 )
+BESIDE = "| | ours | beside | theirs | ours / theirs | target |\n| --- | ---: | --- | ---: | ---: | --- |"
+ALONE = "| | ours |\n| --- | ---: |"
 PEERS = ("monai", "timm", "torchmetrics", "kornia", "transformers")
 
 
@@ -148,8 +150,9 @@ def page(folder: Path) -> str:
         parts.append(f"**{case['what'].rstrip('.')}**\n")
         place = f"`benchmarks/{name}.py`, {case['date']}, {case['processor']}, threads: {case['threads']}"
         parts.append(f"{place}; {versions}.\n")
-        parts.append("| | ours | beside | theirs | ours / theirs | target |\n| --- | ---: | --- | ---: | ---: | --- |")
-        parts += ["\n".join(_table_lines(row)) for row in case["rows"]]
+        alone = all(set(row.values) == {OURS} for row in case["rows"])
+        parts.append(ALONE if alone else BESIDE)
+        parts += ["\n".join(_table_lines(row, alone)) for row in case["rows"]]
         notes = [f"{row.title}: {row.note}" for row in case["rows"] if row.note]
         parts.append("\n" + "\n".join(f"- {note}" for note in notes) + "\n" if notes else "")
     return "\n".join(parts).rstrip() + "\n"
@@ -180,16 +183,23 @@ def draw(folder: Path, file: Path) -> None:
     plt.close(figure)
 
 
-def _table_lines(row: Row) -> list[str]:
+def _figure(value: float) -> str:
+    """Four digits, and no powers of ten."""
+    return f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
+
+
+def _table_lines(row: Row, alone: bool) -> list[str]:
     ours = quartiles(row.values[OURS])[0] if OURS in row.values else None
-    said = "" if ours is None else f"{ours:.4g} {row.unit}"
+    said = "" if ours is None else f"{_figure(ours)} {row.unit}"
+    if alone:
+        return [f"| {row.title} | {said} |"]
     out = []
     for peer, values in row.values.items():
         if peer == OURS:
             continue
         ratio = "" if ours is None else "{:.2f} ({:.2f} to {:.2f})".format(*ratios(row, peer))
         goal = verdict(row, peer).removeprefix("; target ")
-        out.append(f"| {row.title} | {said} | {peer} | {quartiles(values)[0]:.4g} {row.unit} | {ratio} | {goal} |")
+        out.append(f"| {row.title} | {said} | {peer} | {_figure(quartiles(values)[0])} {row.unit} | {ratio} | {goal} |")
     return out or [f"| {row.title} | {said} | | | | |"]
 
 

@@ -9,10 +9,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "examples"))
 sys.path.insert(2, str(Path(__file__).resolve().parent))
 
+from archive import write_archive
 from command_help import write as write_help
+from folding import fold
 from notebooks import write as write_tutorials
 from offline import check_offline, copy_mathjax
 from pictures import draw_all, stale, substitutions
+from plain_text import write_plain_text
 from sphinx.deprecation import RemovedInSphinx10Warning
 
 import hrda_lib
@@ -124,11 +127,14 @@ def draw_pictures(app: Any) -> None:
 
 def setup(app: Any) -> None:
     write_help(Path(app.srcdir) / "generated")
+    write_archive(Path(app.srcdir) / "generated" / "examples.zip")
     write_tutorials(Path(app.srcdir) / "generated" / "tutorials")
     app.connect("builder-inited", draw_pictures)
     # before intersphinx looks it up
     app.connect("missing-reference", name_as_documented, priority=400)
     app.connect("missing-reference", resolve_short_name)
     app.connect("autodoc-process-docstring", drop_field_numbers)
+    app.connect("html-page-context", fold)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", write_plain_text)
     app.connect("build-finished", check_offline)

@@ -627,9 +627,26 @@ def markdown(name: str, picture: Picture, *, linked: bool) -> str:
     return "\n".join([*lines, f"*{picture.caption}*{link}"])
 
 
+def thumbnails() -> str:
+    """Every picture small, with a link to its section, in the order of the page."""
+    text = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^\(gallery-([\w-]+)\)=\n## (.*)$", text, re.MULTILINE)
+    cards = [thumbnail(slug, title) for slug, title in sections]
+    return "\n".join(["::::{grid} 2 3 4 4", ":gutter: 2", "", *cards, "::::"])
+
+
+def thumbnail(slug: str, title: str) -> str:
+    card = [f":::{{grid-item-card}}\n:link: gallery-{slug}\n:link-type: ref\n"]
+    for theme, file in files(slug.replace("-", "_")).items():
+        address = f"/{file.relative_to(DOCS).as_posix()}"
+        looks = f":alt: {title}\n:class: thumbnail only-{theme}"
+        card.append(f"```{{image}} {address}\n{looks}\n```\n")
+    return "\n".join([*card, title, ":::"])
+
+
 def substitutions() -> dict[str, str]:
     """``{{ crops }}`` for any page, ``{{ crops_here }}`` for the gallery."""
-    return {
+    return {"thumbnails": thumbnails()} | {
         name + ending: markdown(name, picture, linked=linked)
         for name, picture in PICTURES.items()
         for ending, linked in (("", True), ("_here", False))

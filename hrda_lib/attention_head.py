@@ -77,7 +77,7 @@ class ScaleAttentionHead(nn.Module):
             features: a list or tuple of (B, C_i, h_i, w_i), one for each of ``in_channels``, fine to coarse.
 
         Returns:
-            (B, out_channels, h_0, w_0) raw: before the sigmoid.
+            (B, out_channels, h_0, w_0) raw, before the sigmoid.
 
         Raises:
             ValueError: there are more or fewer features, or they have other channels.

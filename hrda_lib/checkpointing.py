@@ -92,7 +92,7 @@ def load_checkpoint(path: str | os.PathLike[str], state: State) -> dict[str, Any
             left alone.
 
     Returns:
-        Everything else that the file holds: plain values, and the states of objects that ``state`` does not name.
+        Plain values, and the states of objects that ``state`` does not name: all else that the file holds.
 
     Raises:
         ValueError: the file is missing, damaged or holds more than data, lacks an object of ``state``, or is of

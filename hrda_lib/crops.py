@@ -15,9 +15,9 @@ class MultiResCrops(NamedTuple):
     """What :class:`MultiResCropSampler` returns."""
 
     context: Tensor
-    """The context crop, downscaled: (B, K, h/s, w/s)."""
+    """The context crop, downscaled, (B, K, h/s, w/s)."""
     detail: Tensor
-    """The detail crop at full resolution: (B, K, dh, dw)."""
+    """The detail crop at full resolution, (B, K, dh, dw)."""
     context_box: CropBox
     """Where the context lies, in image pixels."""
     detail_box: CropBox

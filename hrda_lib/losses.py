@@ -47,7 +47,7 @@ def confidence_weighted_ce(
 
     .. math::
         L = \frac{1}{Z} \sum_{i \in V} q_i\, \kappa_{y_i} \left(-\log \mathrm{softmax}(\hat y_i)_{y_i}\right),
-        \qquad V = \{i : y_i \ne \text{ignore\_index}\}
+        \qquad V = \{i : y_i \ne \text{ignore_index}\}
 
     (DAFormer, arXiv 2111.14887, section 3.1), where Z is one of
 

@@ -29,7 +29,7 @@ def patch_mask(
         generator: random generator; the mask is on its device. None: torch's default, on the CPU.
 
     Returns:
-        (B, 1, H, W) bool, True = kept. Multiply the images by it: hidden pixels get the mean colour.
+        (B, 1, H, W) bool, True = kept. Images times it have the mean colour where they are hidden.
 
     Raises:
         ValueError: a setting is out of its range.

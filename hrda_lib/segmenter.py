@@ -61,7 +61,7 @@ class ScalePredictions(NamedTuple):
     """What each scale of :class:`MultiResSegmenter` says of B whole images of (H, W), at pixel resolution."""
 
     fused: Tensor
-    """Logits of both scales, (B, C, H, W): those of ``predict``."""
+    """Logits of both scales, (B, C, H, W), those of ``predict``."""
     context: Tensor
     """Logits of the context alone, (B, C, H, W)."""
     detail: Tensor
@@ -218,8 +218,8 @@ class MultiResSegmenter(nn.Module):
         With ``confident``, :math:`\tau`, of the detail windows d of a context window those run that are in
 
         .. math::
-            R = \Big\{ d : \frac{1}{|d|} \sum_{q \in d}
-            \big[ \max_k \mathrm{softmax}(\hat y_c)_k(q) \ge 0.968 \big] < \tau \Big\}
+            R = \Big\{ d : \frac{1}{|d|} \sum_{q \in d} \big[ \max_k p_k(q) \ge 0.968 \big] < \tau \Big\}, \qquad
+            p = \mathrm{softmax}(\hat y_c)
 
         (gated as in DGVFM, over the cells q of the context logits that d touches). The detail logits of a cell are the
         average of those of R that hold it, and the attention is 0 in context cells that none of R holds. Each context

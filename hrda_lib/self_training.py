@@ -50,9 +50,9 @@ class MixedBatch(NamedTuple):
     images: Tensor
     """(B, K, H, W), augmented where :class:`SelfTraining` has an ``augment``."""
     labels: Tensor
-    """(B, H, W) int64: the source's where it was pasted, else the teacher's."""
+    """(B, H, W) int64, the source's where it was pasted, else the teacher's."""
     weight: Tensor
-    """(B, H, W): 1 where the source was pasted, else the teacher's confidence."""
+    """(B, H, W), 1 where the source was pasted, else the teacher's confidence."""
 
 
 class SelfTraining:

@@ -25,8 +25,8 @@ class TokenDistillation(nn.Module):
     r"""Distance between the student's features, projected, and the tokens of a frozen foundation model.
 
     .. math::
-        L = \lambda\, \frac{1}{N} \sum_{j} \Bigl( 0.9\, (1 - \cos(P(F)_j, T_j)) + 0.1\, \frac{1}{D}
-            \sum_{d} \mathrm{smooth}_{L_1}(P(F)_{jd} - T_{jd}) \Bigr)
+        L = \lambda\, \frac{1}{N} \sum_{j} \left( 0.9\, (1 - c_j) + 0.1\, s_j \right), \qquad
+        c_j = \cos(P(F)_j, T_j), \qquad s_j = \frac{1}{D} \sum_{d} \mathrm{smooth}_{L_1}(P(F)_{jd} - T_{jd})
 
     with T the last tokens of the reference on the image resized to ``size``, and P two 1x1 convolutions with layer norm
     and GELU between them, four times as wide as F, bilinearly resized to the grid of T (VFM-UDA++, arXiv 2503.10685,

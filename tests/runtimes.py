@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,13 +86,24 @@ def onnx_any_sides(model: nn.Module, images: Tensor) -> Run:
 def onnxruntime_of(model: nn.Module, images: Tensor, dynamic: dict[int, object]) -> Run:
     import onnxruntime
 
-    with deprecated():
-        program = torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=(dynamic,), verbose=False)
     file = io.BytesIO()
-    program.save(file)
+    onnx_program(model, images, dynamic).save(file)
     session = onnxruntime.InferenceSession(file.getvalue())
     (name,) = (one.name for one in session.get_inputs())
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def onnx_program(model: nn.Module, images: Tensor, dynamic: dict[int, object]) -> Any:
+    with deprecated():
+        return torch.onnx.export(model, (images,), dynamo=True, dynamic_shapes=(dynamic,), verbose=False)
+
+
+def operators(network: str) -> str:
+    """Line of a table: the opset of ONNX, and which of its operators the network needs, for any batch."""
+    program = onnx_program(NETWORKS[network]().eval(), torch.zeros(2, 3, SIDE, SIDE), {0: batch()})
+    (opset,) = program.model.opset_imports.values()
+    names = sorted({node.op_type for node in program.model.graph})
+    return f"| {network} | {opset} | {', '.join(names)} |"
 
 
 def batch() -> Dim:

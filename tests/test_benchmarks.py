@@ -65,6 +65,13 @@ def test_page_shows_every_row_with_its_verdict(tmp_path: Path) -> None:
     assert "- one: bound by memory" in page
 
 
+def test_large_figures_are_written_out_and_rows_without_a_peer_have_two_columns(tmp_path: Path) -> None:
+    written(tmp_path, Row("one", "ms", {OURS: [12345.6], "peer": [10.0]}))
+    assert "| one | 12,346 ms | peer | 10 ms |" in run.page(tmp_path)
+    written(tmp_path, Row("one", "ms", {OURS: [1.0]}))
+    assert "| | ours |\n| --- | ---: |\n| one | 1 ms |\n" in run.page(tmp_path)
+
+
 def test_docs_are_what_the_results_say() -> None:
     assert run.PAGE.read_text() == run.page(run.RESULTS), "run: python benchmarks/run.py --page"
 

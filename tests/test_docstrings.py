@@ -8,6 +8,7 @@ import itertools
 import pkgutil
 import re
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -159,6 +160,28 @@ def test_every_field_is_described(name: str) -> None:
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
     }
     assert said == set(TUPLES[name]._fields)
+
+
+def _fields(module: ModuleType) -> Iterator[str]:
+    """What stands below a name in a module, or in a class of it."""
+    body = ast.parse(inspect.getsource(module)).body
+    for part in (body, *(node.body for node in body if isinstance(node, ast.ClassDef))):
+        for field, text in itertools.pairwise(part):
+            if isinstance(field, ast.AnnAssign | ast.Assign) and isinstance(text, ast.Expr):
+                yield ast.unparse(text.value)
+
+
+def _taken_for_types() -> Iterator[str]:
+    """Sentences before whose colon the docs build would see a type: of results, and of fields."""
+    for name, (_, docstring) in CALLABLES.items():
+        for section in re.findall(r"^(?:Returns|Yields):\n {4}(.*)", docstring, re.MULTILINE):
+            yield from ([name] if re.match("[^`]*: ", section) else [])
+    for name in sorted(found.name for found in pkgutil.walk_packages(hrda_lib.__path__, "hrda_lib.")):
+        yield from (f"{name}: {said}" for said in _fields(importlib.import_module(name)) if re.match("[^`]*: ", said))
+
+
+def test_no_sentence_is_taken_for_a_type() -> None:
+    assert list(_taken_for_types()) == []
 
 
 def test_what_is_left_out_is_found() -> None:

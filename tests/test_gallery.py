@@ -9,7 +9,7 @@ import pictures
 import pytest
 from documents import DOCS
 from matplotlib import pyplot as plt
-from pictures import PICTURES, THEMES, markdown, names_of_the_gallery, style
+from pictures import PICTURES, THEMES, markdown, names_of_the_gallery, style, thumbnails
 from PIL import Image
 from step_diagram import step_diagram
 
@@ -104,6 +104,16 @@ def test_the_table_of_changes_names_every_picture() -> None:
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n\n")[0].splitlines()[2:]]
     named = {name for row in rows for name in row[5].split(", ") if name}
     assert named == {*PICTURES, "its name"}
+
+
+def test_the_gallery_begins_with_every_picture_small() -> None:
+    cards = thumbnails().split(":::{grid-item-card}")[1:]
+    gallery = (DOCS / "gallery.md").read_text(encoding="utf-8")
+    assert gallery.index("{{ thumbnails }}") < gallery.index("{{ crops_here }}")
+    assert len(cards) == len(PICTURES)
+    for name in PICTURES:
+        (card,) = (card for card in cards if f"gallery-{name.replace('_', '-')}\n" in card)
+        assert all(f"/_pictures/{pictures.files(name)[theme].name}" in card for theme in THEMES)
 
 
 def test_captions_are_sentences_and_alternatives_say_what_is_seen() -> None:

@@ -5,6 +5,7 @@ import re
 import pytest
 import runtimes
 import torch
+from documents import DOCS
 from torch import nn
 
 from hrda_lib import SlidingWindowInferer
@@ -34,6 +35,13 @@ def test_as_in_eager_mode(network: str, way: str) -> None:
         pytest.importorskip("onnxruntime", reason="needs the extra onnx")
         pytest.importorskip("onnxscript", reason="needs the extra onnx")
     assert runtimes.error(network, way) < 1e-5
+
+
+def test_operators_of_the_page_are_those_of_the_export() -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra onnx")
+    _, _, *rows = (DOCS / "tables" / "operators.md").read_text("utf-8").splitlines()
+    assert [row.split("|")[1].strip() for row in rows] == list(runtimes.NETWORKS)
+    assert runtimes.operators(SMALL[1]) == rows[list(runtimes.NETWORKS).index(SMALL[1])]
 
 
 @pytest.mark.parametrize("network", [SMALL[0], "`hrda`, windows"])

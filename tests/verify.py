@@ -2,7 +2,8 @@
 
 Writes docs/tables/verified.md: each proof returns what it compared, our largest error, and the bound, which is the
 error of the plain float32 computation, or a number that the row names. Writes docs/tables/parity.md from parity.py and
-docs/tables/runtimes.md from runtimes.py, and docs/tables/killed.md from killed.py, after some ten minutes.
+docs/tables/runtimes.md and operators.md from runtimes.py, and docs/tables/killed.md from killed.py, in a quarter of an
+hour.
 """
 
 import os
@@ -296,6 +297,8 @@ def write_runtimes() -> int:
         )
         print(lines[-1], flush=True)
     write("runtimes.md", lines)
+    heads = ["| network | opset | operators |", "| --- | --- | --- |"]
+    write("operators.md", [*heads, *(runtimes.operators(network) for network in runtimes.NETWORKS)])
     return missed
 
 

@@ -88,7 +88,7 @@ def source():
 
 
 history = train(student, 20, 10, source)
-print(measure(student))
+print(round(measure(student), 3))
 
 # %% [markdown]
 # The control has the few as well: compare with a run without self-training on the same

@@ -104,7 +104,7 @@ training = SelfTraining(
 )
 labels, weight = training.pseudo_label(scenes(2, 0.2)[0])
 largest = labels.flatten().bincount().max().item() / labels.numel()
-print("trusted", float(weight.mean()), "largest class", largest)
+print(f"trusted {weight.mean():.2f}, largest class {largest:.2f}")
 
 # %% [markdown]
 # - **One class in nearly all pseudo labels** is a collapse:

@@ -90,7 +90,7 @@ import copy
 control = copy.deepcopy(student)
 train(control, 40, 0, lambda: scenes(2, 0.0))
 history = train(student, 20, 20, lambda: scenes(2, 0.0))
-print("control", measure(control), "adapted", measure(student))
+print(f"control {measure(control):.3f}, adapted {measure(student):.3f}")
 
 # %% [markdown]
 # Look at pictures as well as at the mean: where both are wrong, and where one is.

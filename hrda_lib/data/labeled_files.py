@@ -46,7 +46,7 @@ class LabeledFiles:
     """The classes that labels name by their train id, or () where the data set does not know them."""
 
     has_labels: bool = True
-    """False where the data set has no published labels for this split: its images are a target."""
+    """False where the data set has no published labels for this split, whose images are a target."""
 
     conditions: list[str]
     """The condition of each image, such as "night", where the data set knows it; else an empty list."""

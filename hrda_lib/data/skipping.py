@@ -9,7 +9,7 @@ from torch import Tensor
 from hrda_lib.data.layout import log, plain
 
 OnError = Literal["raise", "skip"]
-"""What a file does that cannot be read: it is an error, or it is left out and logged."""
+"""Whether a file that cannot be read is an error, or left out and logged."""
 
 TRIES = 100
 

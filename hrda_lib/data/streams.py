@@ -35,7 +35,7 @@ class TargetCrop(NamedTuple):
     image: Tensor
     """As in :class:`SourceCrop`."""
     valid: Tensor
-    """(h, w) bool: False in margins and padding."""
+    """(h, w) bool, False in margins and padding."""
 
 
 class Stream:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import hrda_lib
 import hrda_lib.augment
 from hrda_lib import (
+    Adapted,
     ConfidenceWeightedCE,
     ConfusionMatrix,
     EMATeacher,
@@ -21,6 +22,7 @@ from hrda_lib import (
     SelfTraining,
     SlidingWindowInferer,
     StrongAugment,
+    data,
     models,
     patch_mask,
 )
@@ -92,6 +94,34 @@ def test_windows_of_monai(overlap: float, stride: int, mode: Any) -> None:
     assert (labels != expected.argmax(1)).sum() <= 1  # a tie within rounding
 
 
+def test_arguments_of_monai() -> None:
+    theirs = pytest.importorskip("monai.inferers", reason="needs the extra integrations").sliding_window_inference
+    defaults = {name: parameter.default for name, parameter in inspect.signature(theirs).parameters.items()}
+    expected = {"overlap": 0.25, "mode": "constant", "sigma_scale": 0.125, "progress": False}
+    assert {name: str(defaults[name]) for name in expected} == {name: str(value) for name, value in expected.items()}
+
+    def net(windows: Tensor) -> dict[str, Tensor]:
+        seen.append(len(windows))
+        return {"out": windows[:, :1], "aux": windows[:, 1:]}
+
+    seen: list[int] = []
+    image = torch.randn(2, 3, 96, 128)
+    answer = theirs(image, (64, 64), 4, net, overlap=0.5)
+    batches, seen = seen, []
+    logits = SlidingWindowInferer((64, 64), batch_size=4)(image, Adapted(Named(net), output="out"))
+    torch.testing.assert_close(logits, answer["out"])
+    assert seen == batches == [4, 4, 4]  # windows times images
+
+
+class Named(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
 def test_a_small_image_in_monai_is_padded_on_all_sides() -> None:
     theirs = pytest.importorskip("monai.inferers", reason="needs the extra integrations").sliding_window_inference
     image = torch.ones(1, 1, 4, 8)
@@ -114,6 +144,19 @@ def test_jaccard_of_torchmetrics() -> None:
     assert confusion.mean_iou() == pytest.approx(macro.item())
 
 
+def test_logits_for_torchmetrics_are_labels_here() -> None:
+    jaccard = pytest.importorskip("torchmetrics", reason="needs torchmetrics").JaccardIndex
+    logits, target = torch.randn(2, 4, 8, 9), torch.randint(4, (2, 8, 9))
+    theirs = jaccard(task="multiclass", num_classes=4, average="none")
+    theirs.update(logits, target)
+    ours = ConfusionMatrix(4)
+    ours.update(logits.argmax(1), target)
+    torch.testing.assert_close(ours.iou(), theirs.compute())
+    theirs.reset()
+    ours.reset()
+    assert int(theirs.confmat.sum()) == int(ours.matrix.sum()) == 0
+
+
 def test_matrix_of_torchmetrics() -> None:
     theirs = pytest.importorskip("torchmetrics", reason="needs torchmetrics").ConfusionMatrix
     prediction, target = torch.tensor([[0, 1, 1, 2]]), torch.tensor([[0, 0, 1, 255]])
@@ -125,7 +168,7 @@ def test_matrix_of_torchmetrics() -> None:
 
 def test_the_names_on_the_page_exist() -> None:
     arguments: set[str] = set()
-    values = [getattr(hrda_lib, name, None) or getattr(models, name) for name in (*hrda_lib.__all__, *models.__all__)]
+    values = [getattr(module, name) for module in (hrda_lib, models, data) for name in module.__all__]
     for value in (*values, add_lora):
         methods = [part for part in vars(value).values() if inspect.isfunction(part)] if inspect.isclass(value) else []
         parts = [value, *methods]
@@ -157,6 +200,41 @@ def test_colours_of_kornia(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = theirs(images, params={**params, "order": torch.tensor(order), "batch_prob": torch.ones(3)})
     assert (result - expected).abs().max() < 2e-6
     assert (result - images).abs().max() > 0.05
+
+
+def test_who_decides_and_draws_in_kornia() -> None:
+    augmentation = pytest.importorskip("kornia.augmentation", reason="needs kornia")
+    images = torch.rand(16, 3, 8, 8)
+
+    def changed(answer: Tensor) -> int:
+        return int(((answer - images).abs().amax(dim=(1, 2, 3)) > 1e-3).sum())
+
+    theirs = augmentation.ColorJiggle(0.2, 0.2, 0.2, 0.2, p=0.5)
+    torch.manual_seed(0)
+    first = theirs(images)
+    torch.manual_seed(0)
+    assert torch.equal(theirs(images), first)  # torch's own generator
+    assert 0 < changed(first) < 16  # each image decides
+
+    ours = StrongAugment(mean=(0, 0, 0), std=(1, 1, 1), jitter=0.5, blur=0)
+    assert {changed(ours(images, torch.Generator().manual_seed(seed))) for seed in range(8)} == {0, 16}
+    kernel = inspect.signature(augmentation.RandomGaussianBlur).parameters["kernel_size"]
+    assert kernel.default is inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("name", ["ModelEma", "ModelEmaV2", "ModelEmaV3"])
+def test_timm_has_the_names(name: str) -> None:
+    assert hasattr(pytest.importorskip("timm.utils", reason="needs timm"), name)
+    assert f"`{name}`" in PAGE
+
+
+def test_keys_of_the_configuration_are_those_of_the_released_files() -> None:
+    """The page of the released code has them all, each with what it means here."""
+    there = [row.split("|")[1] for row in PAGE.partition("## mmseg")[2].splitlines() if row.startswith("| `")]
+    keys = {key for cell in there for key in re.findall(r"[`(, ](\w+)(?==|`)", cell)}
+    released = (DOCS / "reproducing.md").read_text(encoding="utf-8")
+    assert len(keys) > 30
+    assert sorted(key for key in keys if not re.search(rf"\b{key}\b", released)) == []
 
 
 RELEASED: list[tuple[Any, dict[str, Any]]] = [
