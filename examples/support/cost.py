@@ -36,7 +36,7 @@ class Cost:
     adapters: int
     """Of these, those of LoRA."""
     kept: float
-    """Bytes of activations that a term keeps for its backward pass, in the settings' precision, with fused attention."""
+    """Bytes of activations that a term keeps for its backward pass, in the precision set, with fused attention."""
     plain: float
     """Bytes that plain attention keeps beside them: its matrices of tokens by tokens."""
 

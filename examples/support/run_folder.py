@@ -119,9 +119,7 @@ class RunFolder:
 
     def _compare(self, before: str, now: str) -> None:
         if before != now:
-            raise ValueError(
-                f"{self.path}: --resume needs the settings that it began with, {differences(before, now)}"
-            )
+            raise ValueError(f"{self.path}: --resume needs the settings that it began with, {differences(before, now)}")
 
     @contextmanager
     def kept(self, state: Mapping[str, Any], phase: int = 0) -> Iterator[Callable[[Batches], Iterator[Batch]]]:
@@ -146,7 +144,8 @@ class RunFolder:
         except Stopped:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            self.save(state)
+            if self.steps:  # or a start that failed would be a run to go on with
+                self.save(state)
             text = f"stopped at step {self.steps}: {reason(error)}"
             raise Stopped(f"{text}; --resume goes on" if self.steps else text) from error
 
