@@ -171,7 +171,7 @@ def terms(
     with autocast:
         pseudo_labels, weight = training.pseudo_label(target, valid=valid, micro_batch=settings.micro_batch or None)
     said = {"confidence": weight.mean().item(), "largest_class": largest(pseudo_labels)}
-    pasted = boxes(settings, training.generator, labels, run.group)
+    pasted = boxes(settings.mix, training.generator, labels, run.group)
     mixed = training.mix(images, labels, target, pseudo_labels, weight, mask=pasted)
     for x, y, q in parts(*mixed):
         with autocast:

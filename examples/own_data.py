@@ -171,7 +171,7 @@ def adapt(
         adapts = phase == 1 and method == "hrda"
         batches = Batches(found.source, counts, found.target, now, running, adapts=adapts)
         run.later = settings.steps if phase == 0 else 0
-        look = partial(looked, run, student, val=found.validation)
+        look = partial(looked, run, student, val=found.validation, mix=now.mix)
         teacher = train(student, batches, now, run, phase=phase, criterion=criterion, look=look)
     run.finish(student, teacher.module if method == "hrda" else None)
 

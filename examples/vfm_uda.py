@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "equal_flops" in settings.arms:
         changes, length = same_flops(vit_spec(settings), settings)
         arms["equal_flops"] = arms["equal_flops"]._replace(changes=changes, length=length)
-    return run_arms(train, assemble, arms, settings, running, folders, stats=options["class_stats"])
+    return run_arms(train, assemble, arms, settings, running, folders, stats=options["class_stats"], network=vit_spec)
 
 
 if __name__ == "__main__":

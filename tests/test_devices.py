@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from far_device import Far, FarMode, register
+from step_tensors import IMAGES, LABELS, LOGITS, TARGET, WEIGHT
 from torch import Tensor, nn
 from torch.utils import backend_registration
 
@@ -44,11 +45,6 @@ from hrda_lib.lora import add_lora, merge_lora
 from hrda_lib.losses import entropy
 from hrda_lib.optim import parameter_groups
 
-IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-TARGET = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-LABELS = torch.randint(4, (2, 32, 32), generator=torch.Generator().manual_seed(2))
-LOGITS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-WEIGHT = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(4))
 SIGMA = torch.tensor([0.5, 1.1])
 CPU = torch.device("cpu")
 

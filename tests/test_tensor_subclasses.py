@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from step_tensors import IMAGES, LABELS, LOGITS, TARGET, WEIGHT
 from torch import Tensor, nn
 
 from hrda_lib import (
@@ -53,11 +54,6 @@ def torchvision_s(x: Tensor) -> Tensor:
 
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {"written": tagged, "torchvision": torchvision_s}
-IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-TARGET = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-LABELS = torch.randint(4, (2, 32, 32), generator=torch.Generator().manual_seed(2))
-LOGITS = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-WEIGHT = torch.rand(2, 32, 32, generator=torch.Generator().manual_seed(4))
 
 
 def segmenter() -> MultiResSegmenter:

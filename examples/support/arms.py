@@ -17,7 +17,6 @@ from support.batches import Batch, Batches, rare_classes
 from support.command_line import STREETS, Running, one_of, options_of
 from support.domains import KINDS, NAMES, Domains, count_classes, fitted, open_domains
 from support.ending import reason
-from support.foundation import vit_spec
 from support.looking import log_to_tensorboard, looked
 from support.measuring import MEASURED, label_quality, measure
 from support.networks import Network, NetworkSpec
@@ -44,11 +43,9 @@ class Arm(NamedTuple):
     changes: Mapping[str, Any] = {}  # of the settings
 
 
-def network(settings: Any) -> NetworkSpec:
-    """What is trained."""
+def network_spec(settings: Any) -> NetworkSpec:
+    """The network that gta2cityscapes.py's settings ask for."""
     height, width = settings.crop
-    if settings.model == "vit":
-        return vit_spec(settings)
     names = {"model": settings.model, "encoder": settings.encoder, "recompute": bool(settings.recompute)}
     return NetworkSpec(NAMES, (height // 2, width // 2), attention=settings.fixed_attention, **names)
 
@@ -91,6 +88,7 @@ class Experiment(NamedTuple):
     domains: Domains
     folder: Path
     running: Running
+    network: Callable[[Any], NetworkSpec]
 
     def run(self, name: str) -> Result:
         """Train and measure an arm, and before it the arm that it starts from; or read what an earlier call kept."""
@@ -98,7 +96,7 @@ class Experiment(NamedTuple):
         start = arm.start if self.settings.warmup else None
         earlier = self.run(start) if start else {"steps": 0, "seconds": 0}
         settings = replace(self.settings, arms=(name,), **arm.changes)
-        run = RunFolder(place, network(settings), running, self.title(name))
+        run = RunFolder(place, self.network(settings), running, self.title(name))
         chosen = {**asdict(settings), **arm._asdict(), "on_error": running.on_error, "data": self.domains.key}
         with locked(place, running.rank):
             if kept := agreed(run.kept_result(chosen, overwrite=running.overwrite), running.group):
@@ -162,7 +160,8 @@ class Experiment(NamedTuple):
         last, values = batch.step == settings.steps - 1, dict[str, float]()
         if batch.target and (batch.step % 100 == 0 or last):
             values |= label_quality(training, teacher, run.spec, val, images)
-        return values | looked(run, student, training, teacher, batch, val=val, images=images)
+        mix = getattr(settings, "mix", "classes")
+        return values | looked(run, student, training, teacher, batch, val=val, images=images, mix=mix)
 
     def title(self, name: str) -> str:
         """An arm's name, and which of how many it is."""
@@ -199,14 +198,15 @@ def run_arms(
     *,
     stats: Path | None,
     seeds: int = 1,
+    network: Callable[[Any], NetworkSpec] = network_spec,
 ) -> int:
-    """Every arm on every seed; then tables and pictures of them."""
+    """Every arm on every seed; then tables and pictures of them. ``network`` says what settings ask for."""
     began, out = time.monotonic(), running.out
     try_out(network(settings), settings, assemble)
     shown = [name for name in settings.arms if name in SHOWN] or list(settings.arms)
     with locked(out, running.rank):
         results = [
-            run_seed(train, arms, replace(settings, seed=seed), running, folders, stats, shown)
+            run_seed(train, arms, replace(settings, seed=seed), running, folders, stats, shown, network)
             for seed in range(settings.seed, settings.seed + seeds)
         ]
         together = {name: [of_seed[name] for of_seed in results] for name in settings.arms}
@@ -231,6 +231,7 @@ def run_seed(
     folders: Mapping[str, Path],
     stats: Path | None,
     shown: Sequence[str],
+    network: Callable[[Any], NetworkSpec],
 ) -> dict[str, Result]:
     """Every arm on one seed, and pictures of those that are shown."""
     out, folder = running.out, running.out / f"seed{settings.seed}"
@@ -245,7 +246,7 @@ def run_seed(
         print(share_table(NAMES, domains.counts, rare.probabilities if rare else None))
         if missing := unseen([NAMES[i] for i in measured], domains.counts[:, measured]):
             print(f"no label of {settings.source} shows {', '.join(missing)}: only the oracle can learn it")
-    experiment = Experiment(train, arms, settings, domains, folder, running)
+    experiment = Experiment(train, arms, settings, domains, folder, running, network)
     results = {name: experiment.run(name) for name in settings.arms}
     if running.rank:
         return results

@@ -14,6 +14,7 @@ from support.measuring import every_head, measure
 from support.networks import Network
 from support.plots import draw_step
 from support.run_folder import RunFolder
+from support.training import boxes
 
 SHOWN = 20  # images that mean IoU over time is measured on, at most
 
@@ -27,8 +28,12 @@ def looked(
     *,
     val: LabeledImages | None,
     images: UnlabeledImages | None = None,
+    mix: str = "classes",
 ) -> dict[str, float]:
-    """Numbers for the log, and a picture, every ``--val-every`` and ``--panel-every`` steps; they change nothing."""
+    """Numbers for the log, and a picture, every ``--val-every`` and ``--panel-every`` steps; they change nothing.
+
+    ``mix``: what is pasted in the picture, as in the step.
+    """
     values, done = dict[str, float](), batch.step + 1
     if val is not None and run.running.val_every and done % run.running.val_every == 0:
         indices = range(0, len(val), max(len(val) // SHOWN, 1))[:SHOWN]
@@ -40,7 +45,8 @@ def looked(
         file = run.path / "panels" / f"{run.steps:06d}.png"
         file.parent.mkdir(exist_ok=True)
         seed_step(0, batch.step, generator=training.generator)
-        draw_step(file, student, teacher, training, run.spec, batch)
+        pasted = boxes(mix, training.generator, batch.source[1], None)
+        draw_step(file, student, teacher, training, run.spec, batch, mask=pasted)
         for picture in run.pictures:
             picture(run.steps, file)
     return values

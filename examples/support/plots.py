@@ -124,9 +124,19 @@ def draw_panel(
 
 @torch.no_grad()
 def draw_step(
-    file: Path, student: Network, teacher: EMATeacher, training: SelfTraining, spec: NetworkSpec, batch: Batch
+    file: Path,
+    student: Network,
+    teacher: EMATeacher,
+    training: SelfTraining,
+    spec: NetworkSpec,
+    batch: Batch,
+    *,
+    mask: Tensor | None = None,
 ) -> None:
-    """A row an image of a step: source, target, pseudo label, weight, mix, and what the student says of it."""
+    """A row an image of a step: source, target, pseudo label, weight, mix, and what the student says of it.
+
+    ``mask``: where the source is pasted (B, H, W); None: by classes.
+    """
     device, modes = next(student.parameters()).device, (student.training, teacher.training)
     images, labels = spec.feed(batch.source[0], device), batch.source[1].to(device)
     shown: list[list[Any]] = [[display(image)] for image in batch.source[0]]
@@ -136,7 +146,8 @@ def draw_step(
     if batch.target:
         target, valid = spec.feed(batch.target[0], device), batch.target[1].to(device)
         guess, weight = training.pseudo_label(target, valid=valid)
-        seen = training.mix(images, labels, target, guess, weight).images
+        pasted = None if mask is None else mask.to(device)
+        seen = training.mix(images, labels, target, guess, weight, mask=pasted).images
         for row, image, label, trust, mixed in zip(shown, batch.target[0], guess, weight, seen, strict=True):
             row += [display(image), label.cpu(), trust.cpu(), display(mixed.cpu())]
         titles += ["target", "pseudo label", WEIGHT, "mix"]

@@ -144,7 +144,8 @@ class RunFolder:
         except Stopped:
             raise
         except (Exception, KeyboardInterrupt) as error:
-            self.save(state)
+            if self.steps:  # or a start that failed would be a run to go on with
+                self.save(state)
             text = f"stopped at step {self.steps}: {reason(error)}"
             raise Stopped(f"{text}; --resume goes on" if self.steps else text) from error
 

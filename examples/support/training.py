@@ -109,9 +109,9 @@ def parts_of(size: int, generator: torch.Generator | None, *batch: Tensor) -> It
         yield [x[start : start + (size or count)] for x in batch]
 
 
-def boxes(settings: Any, generator: torch.Generator | None, labels: Tensor, group: Any) -> Tensor | None:
+def boxes(mix: str, generator: torch.Generator | None, labels: Tensor, group: Any) -> Tensor | None:
     """Where the source is pasted, if it is in boxes; None: by classes."""
-    if settings.mix == "classes":
+    if mix == "classes":
         return None
     height, width = labels.shape[-2:]
     return sample_box_mask((height, width), generator, batch=len(labels), group=group).to(labels.device)

@@ -218,7 +218,9 @@ class TargetCrops(Dataset[TargetCrop]):
         on_error: OnError = "raise",
     ) -> None:
         if len(margins) != 4 or min(margins) < 0:
-            raise ValueError(f"margins must be four numbers of pixels (top, bottom, left, right), got {margins}")
+            raise ValueError(
+                f"margins must be four numbers of pixels (top, bottom, left, right), 0 for none, got {margins}"
+            )
         self.dataset, self.size = dataset, pair("size", size)
         self._stream, self._skipped = Stream(seed, length, 1), Skipped(len(dataset), on_error)
         self.margins = margins
@@ -263,7 +265,8 @@ class TargetCrops(Dataset[TargetCrop]):
         height, width = image.shape[1:]
         if top + bottom >= height or left + right >= width:
             raise ValueError(
-                f"margins {self.margins} leave nothing of {shown(name)}, which has {(height, width)} pixels"
+                f"margins {self.margins} leave nothing of {shown(name)}, which has {(height, width)} pixels; take "
+                "smaller ones (top, bottom, left, right), or leave the image out"
             )
         valid = torch.zeros(height, width, dtype=torch.bool)
         valid[top : height - bottom, left : width - right] = True

@@ -92,11 +92,12 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "margins": (
         lambda p: TargetCrops(Folders(write(p)).unlabeled(), 8, length=1, margins=(1, 1, 1, -1)),
-        "margins must be four numbers of pixels (top, bottom, left, right), got (1, 1, 1, -1)",
+        "margins must be four numbers of pixels (top, bottom, left, right), 0 for none, got (1, 1, 1, -1)",
     ),
     "margins of the whole image": (
         lambda p: TargetCrops(Folders(write(p, 1)).unlabeled(), 8, length=1, margins=(14, 10, 0, 0))[0],
-        "margins (14, 10, 0, 0) leave nothing of 0, which has (24, 32) pixels",
+        "margins (14, 10, 0, 0) leave nothing of 0, which has (24, 32) pixels; take smaller ones (top, bottom, left, "
+        "right), or leave the image out",
     ),
 }
 

@@ -21,6 +21,7 @@ from scripts import EXAMPLES, FAST, main, metrics, picture, run, run_together, w
 from torch import Tensor
 
 import own_data
+import support.looking
 from gta2cityscapes import Settings
 from hrda_lib import SelfTraining
 from hrda_lib.data import UnlabeledImages
@@ -760,6 +761,16 @@ def test_a_complete_run_has_nothing_to_go_on_with(plain: Path, capsys: pytest.Ca
     assert (plain / "last.pt").stat().st_mtime_ns == before
 
 
+def test_a_start_that_fails_is_no_run_to_go_on_with(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / "run", *FAST, "--warmup", 0]
+    assert main("own_data.py", *arguments, "--margins", 48, 0, 0, 0) == 1
+    assert "stopped at step 0: margins (48, 0, 0, 0) leave nothing of" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last.pt").exists()
+    assert main("own_data.py", *arguments) == 0
+
+
 def test_a_complete_run_that_does_not_say_its_settings_is_taken_for_none(
     folders: tuple[Path, Path], plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -897,3 +908,19 @@ def test_two_processes_adapt_as_one(folders: tuple[Path, Path], tmp_path: Path) 
     one, two = (losses(tmp_path / count) for count in "12")
     assert two == pytest.approx(one, rel=0.02)  # the attention head's batch norm sees each process's images
     load(tmp_path / "2")
+
+
+@pytest.mark.parametrize("mix", ["classes", "boxes"])
+def test_the_picture_of_a_step_is_mixed_as_the_step_is(
+    mix: str, folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = list[Any]()
+    monkeypatch.setattr(support.looking, "draw_step", lambda *_, mask: masks.append(mask))
+    arguments = ["--source", folders[0], "--target", folders[1], "--out", tmp_path / "run", *FAST, "--warmup", 0]
+    assert main("own_data.py", *arguments, "--steps", 1, "--panel-every", 1, "--mix", mix) == 0
+    (mask,) = masks
+    if mix == "classes":
+        assert mask is None
+    else:
+        rows, columns = mask[0].any(dim=1).sum(), mask[0].any(dim=0).sum()
+        assert mask[0].sum() == rows * columns < mask[0].numel()  # one box
