@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 SENTENCES = 90  # letters a row, from which a table of three columns or more folds
+LONG = 21  # letters of a name, from which it may break
 Found = re.Match[str]
 
 
@@ -27,7 +28,7 @@ def words(part: str) -> str:
 
 def table(found: Found) -> str:
     text = re.sub(
-        r"(?<=<code)([^>]*>)(.*?)(?=</code>)", breakable, found[0], flags=re.DOTALL
+        rf'(<span class="pre">)([^<]{{{LONG},}})(?=</span>)', breakable, found[0]
     )
     heads = [words(head) for head in re.findall(r"<th\b.*?</th>", text, re.DOTALL)]
     rows = re.findall(r"<tr\b.*?</tr>", text.partition("<tbody>")[2], re.DOTALL)
@@ -50,12 +51,10 @@ def labelled(row: str, heads: list[str]) -> str:
 
 
 def breakable(found: Found) -> str:
-    """A break is allowed between spans, inside of which nothing breaks."""
-    if 'class="pre"' not in found[2]:
-        return found[0]
-    mark, not_in_a_tag = r"(?<=[\w\"')])([/_.=(]+|,)(?=[\w\"'*(\[])", r"(?![^<]*>)"
+    """A long name may break between spans, inside of which nothing breaks."""
     between = r'\1</span><wbr><span class="pre">'
-    return found[1] + re.sub(mark + not_in_a_tag, between, found[2])
+    mark = r"(?<=[\w\"')])([/_.=(]+|,)(?=[\w\"'*(\[])"
+    return found[1] + re.sub(mark, between, found[2])
 
 
 def equation(found: Found) -> str:

@@ -29,11 +29,13 @@ def test_short_tables_and_those_of_numbers_stay_as_they_are(whole: str) -> None:
     assert foldable(whole) == whole
 
 
-def test_names_in_tables_may_break_and_others_do_not() -> None:
-    code = '<code class="literal"><span class="pre">tests/test_a.py</span></code>'
+def test_long_names_in_tables_may_break_and_others_do_not() -> None:
+    code = '<code class="literal"><span class="pre">tests/models/test_model_a.py</span></code>'
+    short = code.replace("tests/models/", "")
     assert foldable(code) == code
+    assert foldable(table(short, "b")) == table(short, "b")
     broken = foldable(table(code, "b"))
-    assert broken.count("<wbr>") == 3
+    assert broken.count("<wbr>") == 5
     assert "".join(broken.split('</span><wbr><span class="pre">')) == table(code, "b")
 
 
