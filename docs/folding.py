@@ -34,7 +34,7 @@ def table(found: Found) -> str:
     rows = re.findall(r"<tr\b.*?</tr>", text.partition("<tbody>")[2], re.DOTALL)
     if len(heads) < 3 or mean(len(words(row)) for row in rows) < SENTENCES:
         return text
-    if text.count('class="text-right"') > len(rows) * len(heads) / 2:  # numbers
+    if text.count('class="text-right"') >= len(rows) * len(heads) / 2:  # numbers
         return text
     for row in rows:
         text = text.replace(row, labelled(row, heads))

@@ -127,12 +127,12 @@ def deprecated() -> Iterator[None]:
 FIXED, BATCHES = [(2, SIDE, SIDE)], [(2, SIDE, SIDE), (1, SIDE, SIDE), (3, SIDE, SIDE)]
 SIDES = [*BATCHES, (2, SIDE + STEP, SIDE + 2 * STEP)]
 WAYS: dict[str, tuple[Callable[[nn.Module, Tensor], Run], list[tuple[int, int, int]]]] = {
-    "`torch.compile`, aot_eager": (compiled, FIXED),
-    "`torch.compile`, inductor": (inductor, FIXED),
-    "`torch.export`": (exported, FIXED),
-    "`torch.export`, any batch": (exported_any_batch, BATCHES),
-    "`torch.export`, any sides": (exported_any_sides, SIDES),
-    "`torch.jit.trace`, any batch": (traced, BATCHES),
+    "compile, aot_eager": (compiled, FIXED),
+    "compile, inductor": (inductor, FIXED),
+    "export": (exported, FIXED),
+    "export, any batch": (exported_any_batch, BATCHES),
+    "export, any sides": (exported_any_sides, SIDES),
+    "trace, any batch": (traced, BATCHES),
     "ONNX, any batch": (onnx, BATCHES),
     "ONNX, any sides": (onnx_any_sides, SIDES),
 }

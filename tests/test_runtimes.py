@@ -18,10 +18,10 @@ CASES = [
     if runtimes.applies(network, way) and "inductor" not in way
 ]
 LARGE = [
-    ("`hrda`, windows", "`torch.export`, any batch"),
-    ("`hrda`, windows", "`torch.jit.trace`, any batch"),
-    ("`daformer`, one scale", "`torch.export`, any sides"),
-    ("`daformer`, one scale", "`torch.jit.trace`, any batch"),
+    ("`hrda`, windows", "export, any batch"),
+    ("`hrda`, windows", "trace, any batch"),
+    ("`daformer`, one scale", "export, any sides"),
+    ("`daformer`, one scale", "trace, any batch"),
 ]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript"),
@@ -48,7 +48,7 @@ def test_operators_of_the_page_are_those_of_the_export() -> None:
 def test_windows_over_dynamic_sides_are_refused(network: str) -> None:
     message = "sides of images must be fixed where detail windows cover the image, got dynamic ones: export fixed sides"
     with pytest.raises(ValueError, match=re.escape(message)):
-        runtimes.error(network, "`torch.export`, any sides")
+        runtimes.error(network, "export, any sides")
 
 
 def test_windows_alone_over_dynamic_sides_are_refused() -> None:
