@@ -30,7 +30,7 @@ from torch import Tensor
 from hrda_lib import ConfusionMatrix, gaussian_blur
 from hrda_lib.data import image_files, read_counts
 from support.command_line import ALONE, add_device, add_max_pixels, options_of, read_running
-from support.data_file import add_read_as, open_as_trained
+from support.data_file import add_read_as, check_readable, open_as_trained
 from support.networks import Network, NetworkSpec
 from support.progress import bar
 from support.run_folder import load
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run, (_, spec) in zip(options.runs, loaded, strict=True):
         if spec.classes != names:
             raise ValueError(f"{run}: its classes are not those of {options.runs[0]}")
+    check_readable([spec for _, spec in loaded], options.data)
     files = image_files(options.images / "images", any_ending=bool(options.data))
-    spec = next((spec for _, spec in loaded if not spec.takes_pictures), loaded[0][1])
-    images = open_as_trained(spec, files, options.data, options.max_pixels)
+    images = open_as_trained(files, options.data, options.max_pixels)
     found = look(loaded, images, len(names), device)
     print(table(options.runs, found, names))
     if options.json:

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from hrda_lib import MultiResSegmenter
 from hrda_lib.data import CITYSCAPES, image_files
 from support.command_line import ALONE, add_device, add_max_pixels, one_of, options_of, read_running
-from support.data_file import add_read_as, open_as_trained
+from support.data_file import add_read_as, check_readable, open_as_trained
 from support.huge import write_bands
 from support.networks import Network, NetworkSpec, heads
 from support.plots import Picture, display, draw_legend, paint, palette
@@ -175,8 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     model, spec = load(options.run, options.weights)
     check(options, model, spec)
+    check_readable([spec], options.data)
     files = find(options.inputs, options.out, any_ending=bool(options.data))
-    images = open_as_trained(spec, files, options.data, options.max_pixels)
+    images = open_as_trained(files, options.data, options.max_pixels)
     running = read_running({**ALONE._asdict(), "device": options.device})
     options.out.mkdir(parents=True, exist_ok=True)
     model.to(options.device)

@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,19 +66,19 @@ def read_data_file(file: Path) -> DataFile:
     return DataFile(module.source, module.target, tuple(map(printable, names)), getattr(module, "validation", None))
 
 
-def open_as_trained(
-    spec: NetworkSpec, files: Sequence[Path], file: Path | None, max_pixels: int | None = None
-) -> UnlabeledImages:
-    """Images for the network of a run: pictures, or read as the target of :func:`add_read_as`'s file.
+def check_readable(specs: Iterable[NetworkSpec], file: Path | None) -> None:
+    """Refuse to take for pictures what the runs' images were not, before any is looked for.
 
     Raises:
-        ValueError: the run's images were no pictures, and there is no such file.
+        ValueError: the images of a run were no pictures, and there is no file of :func:`add_read_as`.
     """
-    if file:
-        return read_data_file(file).target.with_files(files)
-    if not spec.takes_pictures:
+    if not file and not all(spec.takes_pictures for spec in specs):
         raise ValueError("this run's images are no RGB pictures; give the FILE.py of its training by --data")
-    return UnlabeledImages(files, max_pixels=max_pixels)
+
+
+def open_as_trained(files: Sequence[Path], file: Path | None, max_pixels: int | None = None) -> UnlabeledImages:
+    """Images for the network of a run: pictures, or read as the target of :func:`add_read_as`'s file."""
+    return read_data_file(file).target.with_files(files) if file else UnlabeledImages(files, max_pixels=max_pixels)
 
 
 def add_read_as(parser: argparse.ArgumentParser) -> None:

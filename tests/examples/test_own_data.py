@@ -493,7 +493,7 @@ def test_a_reader_of_8_bit_pictures_changes_nothing(plain: Path, folders: tuple[
     images = folders[1] / "images"
     assert main("predict.py", plain, images, "--out", tmp_path / "plain") == 0
     assert main("predict.py", out, images, "--out", tmp_path / "read", "--data", file) == 0
-    assert len(list((tmp_path / "plain").iterdir())) == 6
+    assert len(list((tmp_path / "plain").iterdir())) == 7  # with the legend
     for written in (tmp_path / "plain").iterdir():
         assert (tmp_path / "read" / written.name).read_bytes() == written.read_bytes()
 
