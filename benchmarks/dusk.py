@@ -23,6 +23,7 @@ from support.run_folder import load
 from support.tables import class_numbers, class_table
 
 LABELS = Path(__file__).parent / "dusk_labels"
+SHOWN = (0, 6, 9, 13)  # of its files, in the picture
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
     labels = sorted(LABELS.glob("*.png"))
     names = [file.name for file in labels]
     photographs = LabeledFiles([options.images / name for name in names], labels, names)
-    results, rows = defaultdict(list), [[photographs.label(i)] for i in (0, 6, 9, 13)]
+    results, rows = defaultdict(list), [[photographs.label(i)] for i in SHOWN]
     for arm, *runs in options.arm:
         for run in runs:
             model, spec = load(Path(run))
@@ -42,7 +43,7 @@ def main() -> int:
             classes = range(len(spec.classes))
             results[arm].append({"classes": class_numbers(confusion, attention, spec.classes, classes)})
             if options.picture and run == runs[0]:
-                for row, i in zip(rows, (0, 6, 9, 13), strict=True):
+                for row, i in zip(rows, SHOWN, strict=True):
                     maps = heads(model, spec.feed(photographs[i].image[None]))
                     row.append(maps["fused"][0].argmax(0))
     print(class_table(results))

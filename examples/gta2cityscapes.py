@@ -33,11 +33,10 @@ from support.batches import Batch, Batches
 from support.command_line import Running, add_running, add_settings, read_running, read_settings, setting
 from support.domains import KINDS
 from support.measuring import MEASURED
-from support.networks import MODELS, Network
+from support.networks import MODELS, PRECISIONS, Network
 from support.run_folder import RunFolder
 from support.training import augmentation, boxes, check_finite, clip, largest, parts_of, to_mask, warn, whole_step
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MASKED, MIXES = ("target", "separate"), ("classes", "boxes")
 Look = Callable[[SelfTraining, EMATeacher, Batch], Mapping[str, float]]  # at what is learned, for numbers to be logged
 

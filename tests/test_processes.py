@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
 from torch import Tensor, nn
+from trees import write
 
 from hrda_lib import ConfusionMatrix, CropBox, EMATeacher, MultiResSegmenter, SelfTraining
 from hrda_lib.data import Folders, count_labels
@@ -102,9 +102,6 @@ def work(rank: int, store: str) -> None:
 
 def test_two_processes(tmp_path: Path) -> None:
     for name in ("data", "broken"):
-        for kind in ("images", "labels"):
-            (tmp_path / name / kind).mkdir(parents=True)
-            for i in range(3):
-                Image.new("L", (16, 8), i).save(tmp_path / name / kind / f"{i}.png")
+        write(tmp_path / name)
     (tmp_path / "broken" / "labels" / "1.png").write_bytes(b"no picture")
     torch.multiprocessing.spawn(work, (str(tmp_path / "store"),), nprocs=2)

@@ -11,11 +11,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from support.foundation import VitSpec, adapt_by_lora
-from support.networks import Network
+from support.networks import PRECISIONS, Network
 
 GIB, TERA = 2**30, 10**12
 FRAME = (1024, 2048)  # a prediction is one of Cityscapes' images
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by a setting's precision
 MASTER = 4  # bytes of a number that is trained
 
 
@@ -68,7 +67,7 @@ def cost(spec: VitSpec, settings: Any) -> Cost:
     Raises:
         ValueError: there is no such network, or its sizes do not fit.
     """
-    dtype = DTYPES[settings.precision]
+    dtype = PRECISIONS[settings.precision]
     student = on_meta(spec, settings.rank, dtype)
     images = torch.empty(1, spec.channels, *settings.crop, device="meta", dtype=dtype)
     tokens = tokens_of(student, images)
@@ -165,7 +164,7 @@ def report(spec: VitSpec, settings: Any) -> str:
     rows += ["", f"| {'GiB':<38} | {'':>8} |", f"| {'-' * 38} | {'-' * 7}: |"]
     rows += [f"| {name:<38} | {x / GIB:>8.2f} |" for name, x in found.bytes(batch).items()]
     rows.append(f"| {'all':<38} | {found.total(batch) / GIB:>8.2f} |")
-    kind = str(DTYPES[settings.precision]).removeprefix("torch.")
+    kind = str(PRECISIONS[settings.precision]).removeprefix("torch.")
     rows += ["", f"Activations: in {kind}, of the largest term, with fused attention (scaled_dot_product_attention);"]
     rows.append(
         f"plain attention keeps {batch * found.plain / GIB:.2f} GiB more. Weights, gradients and AdamW: float32."

@@ -66,7 +66,7 @@ def open_domains(
     key = ""
     if not folders:
         root = out / "data" / f"seed{seed}"
-        with first_alone(0 if group is None else group.rank(), group):
+        with first_alone(group):
             key = str(write_toy_data(root, seed=seed))
         folders = {"gta": root / "gta", "cityscapes": root / "cityscapes"}
     kinds = (source,) if isinstance(source, str) else source

@@ -16,6 +16,7 @@ from hrda_lib.models import EncoderDecoder, TimmEncoder, daformer, deeplab_v2, h
 from support.ending import reason, similar
 
 Network = MultiResSegmenter | EncoderDecoder
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of forward and backward passes
 MODELS = ("small", "hrda", "daformer", "deeplab_v2")
 HEADS = ("fused", "context", "detail", "average")
 CELL = 8  # sides that two scales take are multiples of it, and of more around some encoders: scale 2, output stride 4

@@ -19,12 +19,12 @@ def agreed(value: T, group: Any) -> T:
 
 
 @contextmanager
-def first_alone(rank: int, group: Any) -> Iterator[None]:
+def first_alone(group: Any) -> Iterator[None]:
     """A block that the first process runs before the others: what it writes, they find."""
-    if group is not None and rank:
+    if group is not None and group.rank():
         torch.distributed.barrier(group)
     yield
-    if group is not None and not rank:
+    if group is not None and not group.rank():
         torch.distributed.barrier(group)
 
 
